@@ -1,0 +1,103 @@
+"""The one error that crosses a process border, and its form on the wire: google.rpc.Status with typed details.
+
+Invariant: what one service raises, the caller of another catches, with the same code, reason, fields and retry time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+DOMAIN = "waypost"
+_DETAILS = "grpc-status-details-bin"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class ConfigurationError(Exception):
+    """A setting is missing, unknown or invalid; the message names where it lives and which field it is."""
+
+
+class RpcError(Exception):
+    """A refusal or failure a caller can act on.
+
+    `reason` is a stable word in capitals (`EMAIL_TAKEN`), `fields` maps a request field to what is wrong with it,
+    `retry_after` is in seconds and set when trying again may help.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        reason: str,
+        message: str = "",
+        fields: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message or reason)
+        self.code = code
+        self.reason = reason
+        self.message = message or reason
+        self.fields: Mapping[str, str] = dict(fields or {})
+        self.retry_after = retry_after
+
+    def __repr__(self) -> str:
+        return f"RpcError({self.code.name}, {self.reason!r}, {self.message!r})"
+
+
+def unavailable(reason: str, message: str, retry_after: float) -> RpcError:
+    """What cannot be done now but may work in `retry_after` seconds."""
+    return RpcError(grpc.StatusCode.UNAVAILABLE, reason, message, retry_after=retry_after)
+
+
+def deadline_exceeded(message: str = "the deadline passed") -> RpcError:
+    """The work was given up because its time was over; whether it happened is not known."""
+    return RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", message)
+
+
+def to_status(error: RpcError) -> status_pb2.Status:
+    """The error as google.rpc.Status: ErrorInfo always, BadRequest for fields, RetryInfo for a retry time."""
+    status = status_pb2.Status(code=error.code.value[0], message=error.message)
+    _pack(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    if error.fields:
+        broken = error_details_pb2.BadRequest()
+        for field, problem in error.fields.items():
+            broken.field_violations.add(field=field, description=problem)
+        _pack(status, broken)
+    if error.retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
+        _pack(status, retry)
+    return status
+
+
+def from_status(status: status_pb2.Status) -> RpcError:
+    """The error a google.rpc.Status describes; without ErrorInfo its reason is the name of the code."""
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    info, broken = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    retry, retry_after = error_details_pb2.RetryInfo(), None
+    for detail in status.details:
+        if detail.Is(retry.DESCRIPTOR) and detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+        else:
+            _ = detail.Unpack(info) or detail.Unpack(broken)
+    fields = {violation.field: violation.description for violation in broken.field_violations}
+    return RpcError(code, info.reason or code.name, status.message, fields, retry_after)
+
+
+def from_grpc(error: grpc.aio.AioRpcError) -> RpcError:
+    """The error behind a failed call, from its rich details where the server sent them."""
+    trailing: Any = error.trailing_metadata() or ()
+    for key, value in trailing:
+        if key == _DETAILS and isinstance(value, bytes):
+            return from_status(status_pb2.Status.FromString(value))
+    code = error.code()
+    return RpcError(code, code.name, error.details() or code.name)
+
+
+def _pack(status: status_pb2.Status, detail: Message) -> None:
+    status.details.add().Pack(detail)

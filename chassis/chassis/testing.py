@@ -1,0 +1,99 @@
+"""Fakes for unit tests, beside the real things: a Process that needs no server around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from chassis.consul import ConsulClient
+from chassis.lifecycle import Process
+from chassis.settings import Environment, Knobs, Live
+
+K = TypeVar("K", bound=Knobs)
+
+
+class FakeConsul:
+    """KV and the health of services in memory; change them with `put`, `remove` and `register`."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, bytes] = {}
+        self._services: dict[str, list[dict[str, Any]]] = {}
+        self._changed = asyncio.Event()
+
+    def put(self, key: str, value: str | bytes) -> None:
+        """Write a KV key."""
+        self._keys[key] = value.encode() if isinstance(value, str) else value
+        self._tell()
+
+    def remove(self, key: str) -> None:
+        """Delete a KV key."""
+        self._keys.pop(key, None)
+        self._tell()
+
+    def register(self, service: str, *addresses: str) -> None:
+        """Make exactly these host:port addresses the healthy instances of a service; its id is its address."""
+        self._services[service] = [_node(address) for address in addresses]
+        self._tell()
+
+    async def reachable(self) -> None:
+        """See ConsulClient."""
+
+    async def read_key(self, key: str) -> bytes | None:
+        """See ConsulClient."""
+        return self._keys.get(key)
+
+    async def watch_key(self, key: str) -> AsyncIterator[bytes | None]:
+        """See ConsulClient."""
+        async for value in self._watch(lambda: self._keys.get(key)):
+            yield value
+
+    async def watch_service(
+        self,
+        service: str,
+        on_outage: Callable[[], None] | None = None,  # noqa: ARG002
+    ) -> AsyncIterator[list[dict[str, Any]]]:
+        """See ConsulClient."""
+        async for nodes in self._watch(lambda: self._services.get(service, [])):
+            yield nodes
+
+    async def close(self) -> None:
+        """See ConsulClient."""
+
+    async def _watch(self, look: Callable[[], Any]) -> AsyncIterator[Any]:
+        last: list[Any] = []
+        while True:
+            changed, value = self._changed, look()
+            if last != [value]:
+                last = [value]
+                yield value
+            await changed.wait()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def environment(**changes: Any) -> Environment:
+    """An Environment of a process that is nowhere."""
+    values: dict[str, Any] = {
+        "instance_id": "test",
+        "version": "test",
+        "identity_dir": Path("/nonexistent"),
+        "consul_http_addr": "http://127.0.0.1:1",
+        "vault_addr": "http://127.0.0.1:1",
+        "otel_exporter_otlp_endpoint": "http://127.0.0.1:1",
+        "bind_address": "127.0.0.1:0",
+    }
+    return Environment(**(values | changes))
+
+
+def process(name: str, knobs: K, consul: FakeConsul | None = None, **changes: Any) -> Process[K]:
+    """A Process on a FakeConsul; `changes` replace fields of its environment. Needs a running loop."""
+    return Process(name, environment(**changes), Live(knobs), cast(ConsulClient, consul or FakeConsul()))
+
+
+def _node(address: str) -> dict[str, Any]:
+    host, _, port = address.rpartition(":")
+    return {"Service": {"ID": address, "Address": host, "Port": int(port)}, "Node": {"Address": host}}

@@ -1,0 +1,42 @@
+"""The gateway put together."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from chassis import client, lifecycle
+from chassis.lifecycle import Process
+from gateway import app, serving
+from gateway.access import Backend
+from gateway.health import Dependencies
+from gateway.settings import Settings
+from gateway.tokens import Tokens
+from shop.order.v1.order_pb2_grpc import OrderServiceStub
+from shop.user.v1.user_pb2_grpc import UserServiceStub
+
+
+async def compose(process: Process[Settings]) -> None:
+    knobs = process.knobs
+    users = client.connect(process, "user-service", knobs=lambda: knobs.value.users)
+    orders = client.connect(process, "order-service", knobs=lambda: knobs.value.orders)
+    tokens = Tokens(process.vault, lambda: knobs.value)
+    health = Dependencies(process, {"user-service": users, "order-service": orders})
+    process.supervise("token keys", tokens.follow)
+    process.supervise("dependencies", health.follow)
+    backend = Backend(
+        _stub(UserServiceStub, users), _stub(OrderServiceStub, orders), tokens, health, lambda: knobs.value
+    )
+    await serving.serve(app.create(backend), process)
+
+
+def _stub(kind: type[Any], channel: client.Channel) -> Any:
+    """A generated stub, which needs no more of a channel than `unary_unary` and `unary_stream`."""
+    return kind(cast(Any, channel))
+
+
+def main() -> None:
+    lifecycle.run("gateway", Settings, compose)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The HTTP server around the routes: limits, and for each request a span, a metric and a log line.
+
+Invariant: every answer carries `traceresponse`, also one that no route gave; a request body is never logged. The probes
+that come every second are answered like any request, but leave no span and no line behind.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from typing import Any
+
+import structlog
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    get_current_span,
+    use_span,
+)
+from sanic import Request, Sanic
+from sanic.config import Config
+from sanic.response import BaseHTTPResponse
+
+from chassis import telemetry
+from gateway.problems import Problems
+from gateway.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+_SECURITY = {
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
+}
+_CLIENT_GONE = 499
+_PROBES = {"/livez", "/readyz"}
+_ids = RandomIdGenerator()
+
+
+class Edge(Sanic[Config, Any]):
+    """Sanic with one `exchange` around each request, however it ends."""
+
+    async def handle_request(self, request: Request) -> None:
+        with exchange(request):
+            await super().handle_request(request)
+
+    async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
+        if hasattr(request.ctx, "trace_id"):
+            return await super().handle_exception(request, exception, run_middleware)
+        # Broken before it could be routed: a head too large, a malformed request line.
+        with exchange(request):
+            return await super().handle_exception(request, exception, run_middleware)
+
+
+def make(name: str, knobs: Settings, context: object) -> Edge:
+    """An app without routes, with limits tightened to the knobs; routes find `context` as `app.ctx`."""
+    config = Config(env_prefix=None)
+    config.update(
+        REQUEST_MAX_SIZE=knobs.body_limit_bytes,
+        REQUEST_TIMEOUT=knobs.request_seconds,
+        RESPONSE_TIMEOUT=knobs.response_seconds,
+        KEEP_ALIVE_TIMEOUT=knobs.keep_alive_seconds,
+        ACCESS_LOG=False,
+        MOTD=False,
+    )
+    app = Edge(name, config=config, ctx=context, error_handler=Problems(), configure_logging=False)
+    app.register_middleware(_stamp, "response")
+    return app
+
+
+@contextmanager
+def exchange(request: Request) -> Iterator[None]:
+    """The server span of a request, continuing the caller's trace; metric and access log when it ends."""
+    began = time.perf_counter()
+    with _span(request) as current:
+        context = current.get_span_context()
+        request.ctx.trace_id = f"{context.trace_id:032x}"
+        request.ctx.traceresponse = telemetry.traceparent(current)
+        request.ctx.status = _CLIENT_GONE
+        try:
+            yield
+        finally:
+            status, route = request.ctx.status, _route(request)
+            current.update_name(f"{request.method} {route}" if route else request.method)
+            current.set_attributes(_answered(status, route))
+            if status >= 500:
+                current.set_status(Status(StatusCode.ERROR))
+            if route not in _PROBES:
+                _report(request, status, route, time.perf_counter() - began)
+
+
+def _span(request: Request) -> AbstractContextManager[Span]:
+    parent = telemetry.remote_context(request.headers.get("traceparent", ""))
+    if request.path in _PROBES:
+        trace_id = get_current_span(parent).get_span_context().trace_id or _ids.generate_trace_id()
+        return use_span(NonRecordingSpan(SpanContext(trace_id, _ids.generate_span_id(), is_remote=False)))
+    return telemetry.tracer().start_as_current_span(
+        request.method,
+        context=parent,
+        kind=SpanKind.SERVER,
+        attributes=_asked(request),
+        record_exception=False,
+    )
+
+
+def _stamp(request: Request, response: BaseHTTPResponse) -> None:
+    request.ctx.status = response.status
+    response.headers["traceresponse"] = request.ctx.traceresponse
+    for name, value in _SECURITY.items():
+        response.headers.setdefault(name, value)
+
+
+def _asked(request: Request) -> dict[str, str]:
+    return {
+        "http.request.method": request.method,
+        "url.path": request.path,
+        "url.scheme": request.scheme,
+        "network.protocol.version": request.version,
+        "client.address": request.ip,
+        "user_agent.original": request.headers.get("user-agent", ""),
+    }
+
+
+def _answered(status: int, route: str) -> dict[str, str | int]:
+    attributes: dict[str, str | int] = {"http.response.status_code": status}
+    if route:
+        attributes["http.route"] = route
+    if status >= 500 or status == _CLIENT_GONE:
+        attributes["error.type"] = str(status)
+    return attributes
+
+
+def _route(request: Request) -> str:
+    return _template(request.route.path) if request.route else ""
+
+
+@cache
+def _template(path: str) -> str:
+    """`v1/orders/<id:str>` as `/v1/orders/{id}`."""
+    return "/" + re.sub(r"<(\w+)[^>]*>", r"{\1}", path)
+
+
+@cache
+def _durations() -> Any:
+    return telemetry.meter().create_histogram(
+        "http.server.request.duration", unit="s", description="time from head to last byte of the answer"
+    )
+
+
+def _report(request: Request, status: int, route: str, seconds: float) -> None:
+    labels = {"http.request.method": request.method, "url.scheme": request.scheme}
+    _durations().record(seconds, labels | _answered(status, route))
+    log.info(
+        "request",
+        method=request.method,
+        path=request.path,
+        route=route,
+        status=status,
+        milliseconds=round(seconds * 1000, 1),
+    )

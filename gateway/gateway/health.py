@@ -1,0 +1,89 @@
+"""Routes that say how the process is, and the loop that finds out what it depends on.
+
+Invariant: one service away degrades the gateway and does not make it unready; only its own end does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import httpx
+from sanic import Blueprint, HTTPResponse, Request
+
+from chassis.client import Channel
+from chassis.lifecycle import Process
+from gateway.access import backend
+from gateway.answers import Readiness, answered
+from gateway.settings import Settings
+
+routes = Blueprint("health")
+
+_PROBE_SECONDS = 1.0
+
+
+@routes.get("/livez")
+async def livez(_: Request) -> HTTPResponse:
+    """Tell that the process answers."""
+    return answered({"status": "alive"})
+
+
+@routes.get("/readyz")
+async def readyz(request: Request) -> HTTPResponse:
+    """Tell whether to send requests here, and the state of each dependency."""
+    health = backend(request).health
+    body: Readiness = {
+        "status": "ready",
+        "dependencies": dict(health.dependencies()),
+        "breakers": dict(health.breakers()),
+    }
+    if set(body["dependencies"].values()) != {"ok"} or set(body["breakers"].values()) != {"closed"}:
+        body["status"] = "degraded"
+    if health.draining:
+        body["status"] = "draining"
+    return answered(body, 503 if health.draining else 200)
+
+
+class Dependencies:
+    """The state of what the gateway needs, as of the last look."""
+
+    def __init__(self, process: Process[Settings], channels: Mapping[str, Channel]) -> None:
+        self._process = process
+        self._channels = channels
+        self._endpoints = {name: process.discovery.endpoints(name) for name in channels}
+        self._agents = {"consul": "not looked at yet", "vault": "not looked at yet"}
+
+    @property
+    def draining(self) -> bool:
+        return self._process.stopping.is_set()
+
+    def dependencies(self) -> dict[str, str]:
+        """Each one's state: "ok" or what is wrong."""
+        services = {name: "ok" if e.current else "no healthy instance" for name, e in self._endpoints.items()}
+        return {**self._agents, **services}
+
+    def breakers(self) -> dict[str, str]:
+        """Each called service's breaker: closed, open or half-open."""
+        return {name: channel.breaker.state for name, channel in self._channels.items()}
+
+    async def follow(self) -> None:
+        """Look at the agents again and again, for ever."""
+        where = self._process.environment
+        urls = {
+            "consul": f"{where.consul_http_addr}/v1/status/leader",
+            "vault": f"{where.vault_addr}/v1/sys/health?standbyok=true",
+        }
+        async with httpx.AsyncClient(timeout=_PROBE_SECONDS, trust_env=False) as client:
+            while True:
+                self._agents = {name: await _state(client, url) for name, url in urls.items()}
+                await asyncio.sleep(self._process.knobs.value.probe_seconds)
+
+
+async def _state(client: httpx.AsyncClient, url: str) -> str:
+    try:
+        answer = await client.get(url)
+    except httpx.HTTPError as error:
+        return f"away ({type(error).__name__})"
+    if answer.text.strip() == '""':
+        return "has no leader"
+    return "ok" if answer.is_success else f"answers {answer.status_code}"

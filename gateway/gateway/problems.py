@@ -1,0 +1,166 @@
+"""Everything the gateway answers instead of success: RFC 9457 problems, one type for one reason.
+
+Invariant: a reason of a service, a problem type and its page under /problems/ are one to one; nothing internal leaks.
+"""
+# ruff: noqa: E501 - a kind a line reads as a table
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import grpc
+import structlog
+from sanic import HTTPResponse, Request, exceptions
+from sanic.handlers import ErrorHandler
+
+from chassis.errors import RpcError
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of problem: its reason inside the system, its HTTP status and what it means to a caller."""
+
+    reason: str
+    status: int
+    title: str
+    meaning: str
+
+    @property
+    def name(self) -> str:
+        return self.reason.lower().replace("_", "-")
+
+    @property
+    def type(self) -> str:
+        return f"/problems/{self.name}"
+
+
+_TABLE = (
+    Kind("MALFORMED", 400, "Malformed request", "The request is not valid HTTP, or its body is not valid JSON."),
+    Kind("IDEMPOTENCY_KEY_MISSING", 400, "Idempotency-Key missing", "Send an Idempotency-Key header of 1 to 200 visible ASCII characters, a new one for each new order."),
+    Kind("UNAUTHENTICATED", 401, "Not authenticated", "Send a valid access token: Authorization: Bearer <token>. POST /v1/sessions issues one."),
+    Kind("BAD_CREDENTIALS", 401, "Wrong email or password", "Email and password do not belong together."),
+    Kind("NOT_FOUND", 404, "Not found", "Nothing is at this path."),
+    Kind("USER_UNKNOWN", 404, "Unknown user", "There is no such user."),
+    Kind("ORDER_UNKNOWN", 404, "Unknown order", "You have no such order."),
+    Kind("METHOD_NOT_ALLOWED", 405, "Method not allowed", "The path is there, but not for this method; the Allow header names those it takes."),
+    Kind("REQUEST_TIMEOUT", 408, "Request too slow", "The request did not arrive in time."),
+    Kind("EMAIL_TAKEN", 409, "Email taken", "A user with this email is registered already, perhaps in another case."),
+    Kind("ORDER_CLOSED", 409, "Order closed", "The state of the order does not allow this any more."),
+    Kind("CONFLICT", 409, "Changed meanwhile", "Someone else changed the same thing at the same time; read it again and decide again."),
+    Kind("VERSION_MISMATCH", 412, "Version mismatch", "If-Match does not name the current version of the order; read it again and decide again."),
+    Kind("BODY_TOO_LARGE", 413, "Body too large", "The request body is larger than the gateway takes."),
+    Kind("UNSUPPORTED_MEDIA_TYPE", 415, "Unsupported media type", "Send the body as application/json."),
+    Kind("EXPECTATION_FAILED", 417, "Expectation failed", "The only expectation understood is 100-continue."),
+    Kind("INVALID", 422, "Invalid request", "Some fields do not follow the rules; `errors` names each of them."),
+    Kind("IDEMPOTENCY_KEY_REUSED", 422, "Idempotency-Key reused", "This key was used before with other content; a new order needs a new key."),
+    Kind("HEADERS_TOO_LARGE", 431, "Headers too large", "The head of the request is larger than the gateway takes."),
+    Kind("INTERNAL", 500, "Internal error", "Something is wrong on our side; quote the trace_id when you report it."),
+    Kind("UNAVAILABLE", 503, "Temporarily unavailable", "A part of the system is away for the moment; try again after Retry-After seconds."),
+    Kind("HISTORY_NEWER", 503, "Written by a newer version", "A newer version of the system has written this order than the one that was asked; try again after Retry-After seconds."),
+    Kind("BREAKER_OPEN", 503, "Circuit open", "Calls to a failing part of the system are paused; try again after Retry-After seconds."),
+    Kind("OVERLOADED", 503, "Overloaded", "There is more to do than can be done now; try again after Retry-After seconds."),
+    Kind("DEADLINE_EXCEEDED", 504, "Deadline exceeded", "The answer was not there in time; whether the request took effect is not known."),
+)  # fmt: skip
+KINDS: Mapping[str, Kind] = {kind.reason: kind for kind in _TABLE}
+
+_BY_CODE = {
+    grpc.StatusCode.UNAVAILABLE: "UNAVAILABLE",
+    grpc.StatusCode.CANCELLED: "UNAVAILABLE",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "OVERLOADED",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "DEADLINE_EXCEEDED",
+}
+_BY_SANIC = (
+    (exceptions.NotFound, "NOT_FOUND"),
+    (exceptions.MethodNotAllowed, "METHOD_NOT_ALLOWED"),
+    (exceptions.PayloadTooLarge, "BODY_TOO_LARGE"),
+    (exceptions.RequestTimeout, "REQUEST_TIMEOUT"),
+    (exceptions.ExpectationFailed, "EXPECTATION_FAILED"),
+    (exceptions.ServiceUnavailable, "DEADLINE_EXCEEDED"),
+    (exceptions.BadRequest, "MALFORMED"),
+    (exceptions.BadURL, "MALFORMED"),
+)
+
+
+@dataclass(eq=False)
+class Problem(Exception):  # noqa: N818 - an answer, not a defect
+    """A request that is not done; `errors` maps fields to what is wrong with them, `retry_after` is in seconds."""
+
+    reason: str
+    detail: str = ""
+    errors: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    retry_after: float | None = None
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.reason]
+
+    def answer(self, request: Request) -> HTTPResponse:
+        """The problem as the caller sees it."""
+        body: dict[str, object] = {
+            "type": self.kind.type,
+            "title": self.kind.title,
+            "status": self.kind.status,
+            "detail": self.detail or self.kind.meaning,
+            "instance": request.path,
+            "trace_id": request.ctx.trace_id,
+        }
+        if self.errors:
+            body["errors"] = [{"field": name, "message": text} for name, text in self.errors.items()]
+        text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+        return HTTPResponse(text, self.kind.status, self._headers(), "application/problem+json")
+
+    def _headers(self) -> dict[str, str]:
+        headers = dict(self.headers)
+        if self.kind.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        if self.kind.status == 503:
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after or 1)))
+        return headers
+
+
+class Problems(ErrorHandler):
+    """Turns whatever a request ended with into a problem; what nobody expected is logged and told to nobody."""
+
+    def response(self, request: Request, exception: Exception) -> HTTPResponse:
+        problem = problem_of(request, exception)
+        if problem.reason == "INTERNAL":
+            log.error("request failed", exc_info=exception)
+        return problem.answer(request)
+
+
+def problem_of(request: Request, error: BaseException) -> Problem:
+    """The problem behind an exception."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, RpcError):
+        return _of_call(error)
+    if isinstance(error, TimeoutError):
+        return Problem("DEADLINE_EXCEEDED")
+    if isinstance(error, exceptions.SanicException):
+        return _of_sanic(request, error)
+    return Problem("INTERNAL")
+
+
+def _of_call(error: RpcError) -> Problem:
+    kind = KINDS.get(error.reason)
+    if kind is None:
+        return Problem(_BY_CODE.get(error.code, "INTERNAL"), retry_after=error.retry_after)
+    # Words of a service about a failure may name addresses; words about a refusal are made for the caller.
+    detail = error.message if kind.status < 500 and not error.fields else ""
+    return Problem(kind.reason, detail, error.fields, retry_after=error.retry_after)
+
+
+def _of_sanic(request: Request, error: exceptions.SanicException) -> Problem:
+    reason = next((reason for known, reason in _BY_SANIC if isinstance(error, known)), "INTERNAL")
+    headers = {name: str(value) for name, value in error.headers.items() if name.lower() == "allow"}
+    if reason == "BODY_TOO_LARGE" and request.method == "NONE":
+        reason = "HEADERS_TOO_LARGE"
+    if reason == "DEADLINE_EXCEEDED" and request.stream is not None and request.stream.request_body:
+        reason = "REQUEST_TIMEOUT"
+    return Problem(reason, headers=headers)

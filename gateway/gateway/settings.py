@@ -1,0 +1,24 @@
+"""Every knob of the gateway; the values stand in Consul KV under `config/gateway`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from chassis.client import ClientKnobs
+from chassis.settings import Knobs
+
+
+class Settings(Knobs):
+    """How the gateway behaves. What says "read at start" changes with the next start, all else at once."""
+
+    deadline_seconds: float = Field(gt=0, le=60, description="time for one request, from its last byte")
+    password_deadline_seconds: float = Field(gt=0, le=60, description="the same where a password is hashed")
+    body_limit_bytes: int = Field(ge=1024, le=2**24, description="largest request body; read at start")
+    request_seconds: float = Field(gt=0, le=60, description="time for a request's head to arrive; read at start")
+    response_seconds: float = Field(gt=0, le=300, description="time for body and answer; read at start")
+    keep_alive_seconds: float = Field(gt=0, le=600, description="how long an idle connection stays; read at start")
+    keys_seconds: float = Field(gt=0, le=86400, description="how often the public token keys are read again")
+    unknown_key_seconds: float = Field(gt=0, le=60, description="least time between looks for an unknown key")
+    probe_seconds: float = Field(gt=0, le=60, description="how often the dependencies are looked at for /readyz")
+    users: ClientKnobs = Field(description="calls to user-service")
+    orders: ClientKnobs = Field(description="calls to order-service")

@@ -1,0 +1,57 @@
+# Serves the built zipapps to Nomad over loopback HTTP; every job checks what it fetched against a checksum.
+
+variable "python" { type = string }
+variable "artifacts_dir" { type = string }
+variable "artifacts_port" { type = number }
+
+job "artifacts" {
+  type = "service"
+
+  update {
+    min_healthy_time = "1s"
+    healthy_deadline = "60s"
+  }
+
+  group "artifacts" {
+    network {
+      port "http" { static = var.artifacts_port }
+    }
+
+    restart {
+      interval = "1m"
+      attempts = 20
+      delay    = "1s"
+      mode     = "delay"
+    }
+
+    service {
+      name     = "artifacts"
+      port     = "http"
+      provider = "consul"
+
+      check {
+        type     = "http"
+        path     = "/"
+        interval = "5s"
+        timeout  = "2s"
+      }
+    }
+
+    task "artifacts" {
+      driver = "raw_exec"
+
+      config {
+        command = var.python
+        args = [
+          "-m", "http.server", "${NOMAD_PORT_http}",
+          "--bind", "127.0.0.1", "--directory", var.artifacts_dir,
+        ]
+      }
+
+      resources {
+        cpu    = 50
+        memory = 64
+      }
+    }
+  }
+}

@@ -1,0 +1,108 @@
+# The gateway: REST in, gRPC out. One instance, on the documented port.
+
+variable "python" { type = string }
+variable "artifact_url" { type = string }
+variable "artifact_sha256" { type = string }
+variable "version" { type = string }
+variable "zipapp_cache" { type = string }
+variable "consul_url" { type = string }
+variable "vault_url" { type = string }
+variable "otlp_grpc_url" { type = string }
+variable "gateway_port" { type = number }
+
+job "gateway" {
+  type = "service"
+
+  # One instance at a time, and the next only when the last one answers; back to the old version if it never does.
+  update {
+    max_parallel      = 1
+    min_healthy_time  = "2s"
+    healthy_deadline  = "60s"
+    progress_deadline = "3m"
+    auto_revert       = true
+  }
+
+  group "edge" {
+    network {
+      port "http" { static = var.gateway_port }
+    }
+
+    # A killed instance is started again in place, at once and without end.
+    restart {
+      interval = "1m"
+      attempts = 60
+      delay    = "1s"
+      mode     = "delay"
+    }
+
+    # Out of Consul first, then time for the last callers to notice, then SIGTERM.
+    shutdown_delay = "2s"
+
+    service {
+      name     = "gateway"
+      port     = "http"
+      provider = "consul"
+      tags     = ["http", "version=${var.version}"]
+
+      check {
+        name     = "readiness"
+        type     = "http"
+        path     = "/readyz"
+        interval = "1s"
+        timeout  = "1s"
+      }
+    }
+
+    task "gateway" {
+      driver       = "raw_exec"
+      kill_timeout = "20s"
+
+      artifact {
+        source      = var.artifact_url
+        destination = "local/gateway.pyz"
+        mode        = "file"
+
+        options {
+          checksum = "sha256:${var.artifact_sha256}"
+        }
+      }
+
+      config {
+        command = var.python
+        args    = ["-I", "-S", "local/gateway.pyz"]
+      }
+
+      env {
+        BIND_ADDRESS                = "${NOMAD_ADDR_http}"
+        CONSUL_HTTP_ADDR            = var.consul_url
+        IDENTITY_DIR                = "${NOMAD_SECRETS_DIR}"
+        INSTANCE_ID                 = "${NOMAD_ALLOC_ID}"
+        OTEL_EXPORTER_OTLP_ENDPOINT = var.otlp_grpc_url
+        SHIV_ROOT                   = var.zipapp_cache
+        VAULT_ADDR                  = var.vault_url
+        VERSION                     = var.version
+      }
+
+      identity {
+        name        = "consul"
+        aud         = ["consul.io"]
+        file        = true
+        ttl         = "1h"
+        change_mode = "noop"
+      }
+
+      identity {
+        name        = "vault"
+        aud         = ["vault.io"]
+        file        = true
+        ttl         = "1h"
+        change_mode = "noop"
+      }
+
+      resources {
+        cpu    = 200
+        memory = 256 # enforced when Nomad runs as root; at rest a process takes about 90
+      }
+    }
+  }
+}

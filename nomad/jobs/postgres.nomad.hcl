@@ -1,0 +1,169 @@
+# Postgres for all services: a database, an owner and a schema each. Its files survive the job.
+# Nobody has a password to it but the database engine of Vault, which hands out short-lived logins.
+
+variable "postgres_bin" { type = string }
+variable "postgres_dir" { type = string }
+variable "postgres_port" { type = number }
+# The services that own a database, separated by spaces: user_service order_service
+variable "databases" { type = string }
+
+job "postgres" {
+  type = "service"
+
+  update {
+    min_healthy_time = "1s"
+    healthy_deadline = "60s"
+  }
+
+  group "postgres" {
+    network {
+      port "postgres" { static = var.postgres_port }
+    }
+
+    # The only copy of the data is on this node: start it here again, however often.
+    restart {
+      interval = "1m"
+      attempts = 60
+      delay    = "1s"
+      mode     = "delay"
+    }
+
+    service {
+      name     = "postgres"
+      port     = "postgres"
+      provider = "consul"
+
+      check {
+        type     = "tcp"
+        interval = "2s"
+        timeout  = "1s"
+      }
+    }
+
+    task "postgres" {
+      driver       = "raw_exec"
+      kill_signal  = "SIGINT" # fast shutdown: roll back what is open, write a checkpoint, end
+      kill_timeout = "20s"
+
+      config {
+        command = "/bin/sh"
+        args    = ["local/postgres.sh"]
+      }
+
+      env {
+        PG_BIN  = var.postgres_bin
+        PG_DIR  = var.postgres_dir
+        PG_PORT = "${NOMAD_PORT_postgres}"
+      }
+
+      # Postgres refuses to run as root: root hands over to `nobody`, and shows it the two folders it needs
+      # in a mount namespace of its own, because the path to them may be closed to others (/root is).
+      template {
+        destination = "local/postgres.sh"
+        data        = <<-SH
+          set -eu
+          export RUN="$(cat local/run.sh)"
+          if [ "$(id -u)" != 0 ]; then exec sh -c "$RUN"; fi
+          mkdir -p "$PG_DIR"
+          chown -R 65534:65534 "$PG_DIR"
+          drop="setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all"
+          if unshare --mount true 2>/dev/null; then
+            exec unshare --mount --propagation private sh -eu -c '
+              mount --bind "$PG_DIR" /mnt
+              mount --bind "$PG_BIN/../../.." /opt
+              PG_DIR=/mnt PG_BIN="/opt/$(basename "$(realpath "$PG_BIN/../..")")/$(basename "$(realpath "$PG_BIN/..")")/bin" exec '"$drop"' sh -c "$RUN"'
+          fi
+          exec $drop sh -c "$RUN"
+        SH
+      }
+
+      template {
+        destination = "local/run.sh"
+        data        = <<-SH
+          set -eu
+          umask 077
+          cd "$PG_DIR"
+          mkdir -p run
+          if [ ! -f data/PG_VERSION ]; then
+            rm -rf data.new data
+            "$PG_BIN/initdb" --pgdata=data.new --username=postgres --auth-local=peer --auth-host=scram-sha-256 \
+              --encoding=UTF8 --locale=C --data-checksums >/dev/null
+            # Only the owner of the socket's folder, or root, gets to the socket: whoever comes that way is the superuser.
+            printf 'owner /^(.*)$ postgres\n' >> data.new/pg_ident.conf
+            sed -i 's/^local.*peer$/& map=owner/' data.new/pg_hba.conf
+            mv data.new data
+          fi
+          exec "$PG_BIN/postgres" -D data \
+            -c listen_addresses=127.0.0.1 -c port="$PG_PORT" -c unix_socket_directories="$PG_DIR/run" \
+            -c max_connections=60 -c shared_buffers=64MB -c max_wal_size=256MB -c log_min_messages=warning \
+            -c cluster_name=waypost -c log_error_verbosity=terse
+        SH
+      }
+
+      resources {
+        cpu    = 300
+        memory = 512
+      }
+    }
+
+    # Makes what every service needs before its first login; says nothing where it is there already.
+    task "databases" {
+      driver = "raw_exec"
+
+      lifecycle {
+        hook = "poststart"
+      }
+
+      vault {
+        role = "postgres"
+        env  = false
+      }
+
+      config {
+        command = "/bin/sh"
+        args    = ["local/databases.sh"]
+      }
+
+      env {
+        PG_BIN    = var.postgres_bin
+        PG_DIR    = var.postgres_dir
+        PG_PORT   = "${NOMAD_PORT_postgres}"
+        DATABASES = var.databases
+      }
+
+      template {
+        destination = "secrets/admin.sql"
+        perms       = "0600"
+        change_mode = "noop"
+        data        = <<-SQL
+          {{ with secret "secret/data/postgres" }}ALTER ROLE vault PASSWORD '{{ .Data.data.password }}';{{ end }}
+        SQL
+      }
+
+      template {
+        destination = "local/databases.sh"
+        data        = <<-SH
+          set -eu
+          run() { "$PG_BIN/psql" -qX -v ON_ERROR_STOP=1 -h "$PG_DIR/run" -p "$PG_PORT" -U postgres "$@"; }
+          for _ in $(seq 100); do "$PG_BIN/pg_isready" -q -U postgres -h "$PG_DIR/run" -p "$PG_PORT" && break; sleep 0.1; done
+          once() { [ "$(run -d postgres -Atc "$1")" = 1 ] || run -d "$3" -c "$2"; }
+          once "SELECT 1 FROM pg_roles WHERE rolname = 'vault'" "CREATE ROLE vault LOGIN CREATEROLE" postgres
+          run -d postgres -c "GRANT pg_signal_backend TO vault" -f "$NOMAD_SECRETS_DIR/admin.sql"
+          for name in $DATABASES; do
+            once "SELECT 1 FROM pg_roles WHERE rolname = '$name'" "CREATE ROLE $name NOLOGIN" postgres
+            once "SELECT 1 FROM pg_database WHERE datname = '$name'" "CREATE DATABASE $name OWNER $name" postgres
+            run -d postgres -c "GRANT $name TO vault WITH ADMIN OPTION, INHERIT FALSE, SET FALSE" \
+              -c "REVOKE ALL ON DATABASE $name FROM PUBLIC"
+            run -d "$name" -c "SET client_min_messages = warning" \
+              -c "CREATE SCHEMA IF NOT EXISTS $name AUTHORIZATION $name" -c "REVOKE ALL ON SCHEMA public FROM PUBLIC"
+          done
+        SH
+      }
+
+      resources {
+        cpu    = 50
+        memory = 64
+      }
+    }
+  }
+}

@@ -1,0 +1,42 @@
+"""The Order Service put together: without an argument it serves gRPC, with `worker` it does the work after that."""
+
+from __future__ import annotations
+
+import sys
+
+import grpc
+
+from chassis import lifecycle, server
+from chassis.lifecycle import Process
+from order_service import worker
+from order_service.commands import Commands
+from order_service.keys import PostgresKeys
+from order_service.queries import PostgresTable, Queries
+from order_service.rpc import SERVICE, OrderRpc
+from order_service.settings import Settings
+from order_service.storage import open_storage
+from shop.order.v1.order_pb2_grpc import add_OrderServiceServicer_to_server
+
+
+async def compose(process: Process[Settings]) -> None:
+    database, store = await open_storage(process)
+    commands = Commands(store, PostgresKeys(database), lambda: process.knobs.value)
+    rpc = OrderRpc(commands, Queries(store, PostgresTable(database)))
+
+    def register(grpc_server: grpc.aio.Server) -> None:
+        add_OrderServiceServicer_to_server(rpc, grpc_server)
+
+    limit = process.knobs.value.calls_at_once
+    await server.serve(process, register, [SERVICE], max_concurrent_rpcs=limit)
+
+
+def main() -> None:
+    entries = {(): compose, ("worker",): worker.compose}
+    entry = entries.get(tuple(sys.argv[1:]))
+    if entry is None:
+        sys.exit("usage: order-service.pyz [worker]")
+    lifecycle.run("order-service", Settings, entry)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Events to tables: what lists read (`orders`) and what is owed to the User Service (`errands`).
+
+Invariant: rows and position of a projection change in one transaction, under a lock: once for each event, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
+
+from chassis.errors import RpcError
+from chassis.eventstore import EventLog, RecordedEvent
+from chassis.telemetry import continued
+from order_service import history
+from order_service.domain import OrderPlaced, Status
+from order_service.errands import KINDS
+from order_service.news import heard
+from order_service.settings import Settings
+from order_service.upcasts import UnknownEvent, upcast
+
+if TYPE_CHECKING:
+    from chassis.database import Database
+
+log = structlog.get_logger(__name__)
+
+Connection = AsyncConnection[DictRow]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A name, under which its position is kept, and what it does with one event."""
+
+    name: str
+    apply: Callable[[Connection, int, RecordedEvent], Awaitable[None]]
+
+
+async def onto_orders(connection: Connection, _: int, event: RecordedEvent) -> None:
+    """Keep the row of the order up to date."""
+    placed = history.recall(event)
+    if isinstance(placed, OrderPlaced):
+        lines = Jsonb(history.plain(placed.lines))
+        at = history.occurred_at(event)
+        row = (event.stream, placed.user_id, Status.PENDING, placed.currency, lines, placed.total, 1, at)
+        await connection.execute(_INSERT, row)
+    else:
+        await connection.execute(_UPDATE, (_STATUS[event.type], event.version, event.stream))
+
+
+async def onto_errands(connection: Connection, position: int, event: RecordedEvent) -> None:
+    """Owe the errand that the event needs."""
+    kind = KINDS.get(event.type)
+    if kind:
+        traceparent = event.meta.get("traceparent", "")
+        await connection.execute(_OWE, (position, event.stream, kind, traceparent))
+
+
+ORDERS = Projection("orders", onto_orders)
+ERRANDS = Projection("errands", onto_errands)
+
+_STATUS = {
+    "OrderConfirmed": Status.CONFIRMED,
+    "OrderRejected": Status.REJECTED,
+    "OrderCancelled": Status.CANCELLED,
+}
+_INSERT = """INSERT INTO orders (id, user_id, status, currency, lines, total, version, placed_at)
+             VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"""
+_UPDATE = "UPDATE orders SET status = %s, version = %s WHERE id = %s"
+_OWE = "INSERT INTO errands (position, order_id, kind, traceparent) VALUES (%s, %s, %s, %s)"
+_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext(current_schema()), hashtext(%s)) AS locked"
+_POSITION = "SELECT position FROM projections WHERE name = %s"
+_ADVANCE = """INSERT INTO projections (name, position) VALUES (%s, %s)
+              ON CONFLICT (name) DO UPDATE SET position = excluded.position"""
+
+
+class Projector:
+    """Brings one projection up to date, again and again. Set `news` when there may be new events.
+
+    It stops before an event that a newer version recorded, and says so: passing it by would lose it for ever.
+    """
+
+    def __init__(
+        self,
+        projection: Projection,
+        store: EventLog,
+        database: Database,
+        settings: Callable[[], Settings],
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._projection = projection
+        self._store = store
+        self._database = database
+        self._settings = settings
+        self._after = after
+        self.news = asyncio.Event()
+        self._stopped_by: UnknownEvent | None = None
+
+    def state(self) -> str:
+        """The event before which it has stopped, or "ok": a readiness probe."""
+        return f"stopped before: {self._stopped_by}" if self._stopped_by else "ok"
+
+    async def follow(self, stopping: asyncio.Event) -> None:
+        """Bring it up to date until told to stop."""
+        while not stopping.is_set():
+            self.news.clear()
+            try:
+                projected = await self.step()
+            except RpcError as error:
+                log.warning("projection waits", projection=self._projection.name, error=str(error))
+                projected = 0
+            except UnknownEvent as error:
+                log.error("projection stopped", projection=self._projection.name, error=str(error))  # noqa: TRY400
+                projected = 0
+            if projected:
+                self._after()
+            else:
+                await heard(self.news, self._settings().poll_seconds)
+
+    async def step(self) -> int:
+        """Project one batch; the number of events, 0 also while another worker is at it. Raises UnknownEvent."""
+        name = self._projection.name
+        async with self._database.connection() as connection:
+            if not await _value(connection, _LOCK, name, "locked"):
+                return 0
+            position = await _value(connection, _POSITION, name, "position") or 0
+            batch = self._known(await self._store.since(position, self._settings().batch_size))
+            for position, event in batch:
+                await self._apply(connection, position, event)
+            if batch:
+                await connection.execute(_ADVANCE, (name, position))
+        return len(batch)
+
+    def _known(self, batch: Sequence[tuple[int, RecordedEvent]]) -> list[tuple[int, RecordedEvent]]:
+        """The events before the first that this version does not know, as they would be recorded today."""
+        known: list[tuple[int, RecordedEvent]] = []
+        self._stopped_by = None
+        for position, event in batch:
+            try:
+                known.append((position, upcast(event)))
+            except UnknownEvent as error:
+                self._stopped_by = error
+                if not known:
+                    raise
+                break
+        return known
+
+    async def _apply(self, connection: Connection, position: int, event: RecordedEvent) -> None:
+        title = f"project {event.type} onto {self._projection.name}"
+        with continued(event.meta.get("traceparent", ""), title, {"event.position": position}):
+            await self._projection.apply(connection, position, event)
+
+
+async def _value(connection: Connection, statement: str, name: str, column: str) -> int | None:
+    row = await (await connection.execute(statement.encode(), (name,))).fetchone()
+    return None if row is None else row[column]

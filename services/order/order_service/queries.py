@@ -1,0 +1,111 @@
+"""What the Order Service tells: single orders from their events, lists from the read table.
+
+Invariant: nobody is told of another user's order, not even that it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
+
+from chassis.eventstore import EventLog, MemoryEventStore, RecordedEvent
+from order_service import history
+from order_service.domain import Order, OrderUnknown, Status
+
+if TYPE_CHECKING:
+    from chassis.database import Database
+
+
+@dataclass(frozen=True)
+class Page:
+    """Orders, newest first; `more` says whether there are older ones."""
+
+    orders: list[Order]
+    more: bool
+
+
+class ReadTable(Protocol):
+    """The orders as the projection has them."""
+
+    async def newest(self, user_id: UUID, status: Status | None, before: UUID | None, limit: int) -> list[Order]:
+        """At most `limit` orders of the user below an id, the highest id first."""
+
+
+class Queries:
+    """The read side."""
+
+    def __init__(self, store: EventLog, table: ReadTable) -> None:
+        self._store = store
+        self._table = table
+
+    async def get_order(self, user_id: UUID, order_id: UUID) -> Order:
+        """The order as of now, with every change already answered; raises OrderUnknown, UnknownEvent."""
+        return _own(user_id, await self._store.read(order_id))
+
+    async def list_order_events(self, user_id: UUID, order_id: UUID) -> list[RecordedEvent]:
+        """The history of the order, oldest first; raises OrderUnknown."""
+        past = await self._store.read(order_id)
+        _own(user_id, past)
+        return past
+
+    async def list_orders(self, user_id: UUID, status: Status | None, before: UUID | None, limit: int) -> Page:
+        """A page of the user's orders below an id."""
+        found = await self._table.newest(user_id, status, before, limit + 1)
+        return Page(found[:limit], len(found) > limit)
+
+
+class PostgresTable:
+    """Table `orders`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def newest(self, user_id: UUID, status: Status | None, before: UUID | None, limit: int) -> list[Order]:
+        """See ReadTable."""
+
+        async def read(connection: Any) -> list[dict[str, Any]]:
+            cursor = await connection.execute(
+                _NEWEST, {"user": user_id, "status": status, "before": before, "limit": limit}
+            )
+            return list(await cursor.fetchall())
+
+        return [_order(row) for row in await self._database.read(read)]
+
+
+_NEWEST = """SELECT id, user_id, status, currency, lines, total, version, placed_at FROM orders
+             WHERE user_id = %(user)s AND (%(status)s::text IS NULL OR status = %(status)s)
+               AND (%(before)s::uuid IS NULL OR id < %(before)s)
+             ORDER BY id DESC LIMIT %(limit)s"""
+
+
+class MemoryTable:
+    """The read table of unit tests: made anew from the events at each look, so it is never behind."""
+
+    def __init__(self, store: MemoryEventStore) -> None:
+        self._store = store
+
+    async def newest(self, user_id: UUID, status: Status | None, before: UUID | None, limit: int) -> list[Order]:
+        """See ReadTable."""
+        streams = {event.stream for _, event in await self._store.since(0, 1_000_000)}
+        orders = [_own_or_none(user_id, await self._store.read(stream)) for stream in sorted(streams, reverse=True)]
+        fitting = [order for order in orders if order and status in (None, order.status)]
+        return [order for order in fitting if before is None or order.id < before][:limit]
+
+
+def _order(row: dict[str, Any]) -> Order:
+    return Order(**{**row, "status": Status(row["status"]), "lines": history.lines(row["lines"])})
+
+
+def _own(user_id: UUID, past: Sequence[RecordedEvent]) -> Order:
+    order = _own_or_none(user_id, past)
+    if order is None:
+        raise OrderUnknown("there is no such order")
+    return order
+
+
+def _own_or_none(user_id: UUID, past: Sequence[RecordedEvent]) -> Order | None:
+    # The first event tells whose it is, so that nobody else learns that a later one cannot be read.
+    first = history.fold(past[:1])
+    return history.fold(past) if first and first.user_id == user_id else None

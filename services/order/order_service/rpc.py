@@ -1,0 +1,164 @@
+"""Wire to domain and back, nothing else: shop.order.v1.OrderService."""
+# ruff: noqa: N802 - the contract gives the methods their names
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+import grpc
+
+from chassis.errors import RpcError
+from chassis.eventstore import RecordedEvent
+from order_service import commands, domain, history
+from order_service.commands import Commands
+from order_service.domain import Line, Order, Status
+from order_service.queries import Queries
+from order_service.upcasts import UnknownEvent
+from shop.order.v1 import order_pb2 as wire
+from shop.order.v1.order_pb2_grpc import OrderServiceServicer
+
+SERVICE = wire.DESCRIPTOR.services_by_name["OrderService"].full_name
+Context = grpc.aio.ServicerContext[object, object]
+PAGE_SIZE, LARGEST_PAGE = 20, 100
+
+_STATUS = {
+    Status.PENDING: wire.ORDER_STATUS_PENDING,
+    Status.CONFIRMED: wire.ORDER_STATUS_CONFIRMED,
+    Status.REJECTED: wire.ORDER_STATUS_REJECTED,
+    Status.CANCELLED: wire.ORDER_STATUS_CANCELLED,
+}
+_ASKED = {number: status for status, number in _STATUS.items()}
+_REASONS: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
+    domain.Invalid: (grpc.StatusCode.INVALID_ARGUMENT, "INVALID"),
+    domain.OrderUnknown: (grpc.StatusCode.NOT_FOUND, "ORDER_UNKNOWN"),
+    domain.OrderClosed: (grpc.StatusCode.FAILED_PRECONDITION, "ORDER_CLOSED"),
+    domain.VersionMismatch: (grpc.StatusCode.ABORTED, "VERSION_MISMATCH"),
+    commands.KeyReused: (grpc.StatusCode.INVALID_ARGUMENT, "IDEMPOTENCY_KEY_REUSED"),
+    commands.Contended: (grpc.StatusCode.ABORTED, "CONFLICT"),
+}
+
+
+class OrderRpc(OrderServiceServicer):
+    """The service as a gRPC server wants it."""
+
+    def __init__(self, commands: Commands, queries: Queries) -> None:
+        self._commands = commands
+        self._queries = queries
+
+    async def PlaceOrder(self, request: wire.PlaceOrderRequest, _: Context) -> wire.PlaceOrderResponse:
+        if not request.idempotency_key or len(request.idempotency_key) > 200:
+            raise RpcError(grpc.StatusCode.INVALID_ARGUMENT, "IDEMPOTENCY_KEY_MISSING")
+        lines = [Line(line.sku, line.quantity, line.unit_price) for line in request.lines]
+        with _refusals():
+            user_id = _id("user_id", request.user_id)
+            order = await self._commands.place_order(
+                user_id, request.idempotency_key, request.currency, lines, request.credit_currency
+            )
+        return wire.PlaceOrderResponse(order=order_message(order))
+
+    async def GetOrder(self, request: wire.GetOrderRequest, _: Context) -> wire.GetOrderResponse:
+        with _refusals():
+            order = await self._queries.get_order(*_whose(request))
+        return wire.GetOrderResponse(order=order_message(order))
+
+    async def ListOrders(self, request: wire.ListOrdersRequest, _: Context) -> wire.ListOrdersResponse:
+        size = request.page_size or PAGE_SIZE
+        with _refusals():
+            if not 1 <= size <= LARGEST_PAGE:
+                raise domain.Invalid({"page_size": f"must be 1 to {LARGEST_PAGE}"})
+            user_id, before = _id("user_id", request.user_id), _below(request.page_token)
+            page = await self._queries.list_orders(user_id, _ASKED.get(request.status), before, size)
+        token = _token(page.orders[-1].id) if page.more else ""
+        return wire.ListOrdersResponse(orders=map(order_message, page.orders), next_page_token=token)
+
+    async def CancelOrder(self, request: wire.CancelOrderRequest, _: Context) -> wire.CancelOrderResponse:
+        with _refusals():
+            user_id, order_id = _whose(request)
+            order = await self._commands.cancel_order(user_id, order_id, request.expected_versions)
+        return wire.CancelOrderResponse(order=order_message(order))
+
+    async def ListOrderEvents(self, request: wire.ListOrderEventsRequest, _: Context) -> wire.ListOrderEventsResponse:
+        with _refusals():
+            past = await self._queries.list_order_events(*_whose(request))
+            return wire.ListOrderEventsResponse(events=map(event_message, past))
+
+
+def order_message(order: Order) -> wire.Order:
+    """The order on the wire."""
+    message = wire.Order(
+        id=str(order.id),
+        user_id=str(order.user_id),
+        status=_STATUS[order.status],
+        currency=order.currency,
+        lines=_lines(order.lines),
+        total=order.total,
+        version=order.version,
+    )
+    message.placed_at.FromDatetime(order.placed_at)
+    return message
+
+
+def event_message(recorded: RecordedEvent) -> wire.OrderEvent:
+    """The event on the wire."""
+    message = wire.OrderEvent(version=recorded.version)
+    message.occurred_at.FromDatetime(history.occurred_at(recorded))
+    event = history.recall(recorded)
+    if isinstance(event, domain.OrderPlaced):
+        message.placed.user_id, message.placed.currency = str(event.user_id), event.currency
+        message.placed.lines.extend(_lines(event.lines))
+        message.placed.total = event.total
+    elif isinstance(event, domain.OrderConfirmed):
+        message.confirmed.SetInParent()
+    elif isinstance(event, domain.OrderRejected):
+        message.rejected.reason = event.reason
+        message.rejected.SetInParent()
+    else:
+        message.cancelled.reason = event.reason
+        message.cancelled.SetInParent()
+    return message
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except domain.Refusal as refusal:
+        code, reason = _REASONS[type(refusal)]
+        fields = refusal.fields if isinstance(refusal, domain.Invalid) else None
+        raise RpcError(code, reason, str(refusal), fields) from None
+    except UnknownEvent as error:
+        # Not UNAVAILABLE: one such order must not open the breaker for all others.
+        raise RpcError(grpc.StatusCode.UNIMPLEMENTED, "HISTORY_NEWER", str(error)) from None
+
+
+def _whose(
+    request: wire.GetOrderRequest | wire.CancelOrderRequest | wire.ListOrderEventsRequest,
+) -> tuple[UUID, UUID]:
+    return _id("user_id", request.user_id), _id("order_id", request.order_id)
+
+
+def _id(field: str, text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise domain.Invalid({field: "must be a UUID"}) from None
+
+
+def _token(last: UUID) -> str:
+    return urlsafe_b64encode(last.bytes).decode().rstrip("=")
+
+
+def _below(token: str) -> UUID | None:
+    if not token:
+        return None
+    try:
+        return UUID(bytes=urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    except ValueError:
+        raise domain.Invalid({"page_token": "must be next_page_token of an earlier answer"}) from None
+
+
+def _lines(lines: tuple[Line, ...]) -> list[wire.OrderLine]:
+    return [wire.OrderLine(sku=x.sku, quantity=x.quantity, unit_price=x.unit_price) for x in lines]

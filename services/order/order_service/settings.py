@@ -1,0 +1,22 @@
+"""Every knob of the Order Service; the values stand in Consul KV under `config/order-service`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from chassis.client import ClientKnobs
+from chassis.settings import Knobs
+
+
+class Settings(Knobs):
+    """How the Order Service and its worker behave; a change is followed while they run."""
+
+    calls_at_once: int = Field(ge=1, le=100_000, description="calls beyond are refused; read at start")
+    idempotency_ttl_seconds: float = Field(ge=60, description="how long a repeat finds the first answer")
+    batch_size: int = Field(ge=1, le=10_000, description="events a projection takes in one transaction")
+    poll_seconds: float = Field(gt=0, le=60, description="longest sleep of the worker when nothing wakes it")
+    errands_at_once: int = Field(ge=1, le=1_000, description="errands to the User Service at one time")
+    errand_seconds: float = Field(gt=0, le=300, description="one try of an errand; later another worker may try")
+    retry_first_seconds: float = Field(gt=0, le=60, description="pause after the first failed try of an errand")
+    retry_longest_seconds: float = Field(gt=0, le=3600, description="longest pause between two tries")
+    users: ClientKnobs = Field(description="calls to user-service")

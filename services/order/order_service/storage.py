@@ -1,0 +1,17 @@
+"""The database and the event store in it, opened the same way by both entries."""
+
+from __future__ import annotations
+
+from chassis.database import Database
+from chassis.eventstore import EventStore
+from chassis.lifecycle import Process
+from order_service import keys
+from order_service.settings import Settings
+
+
+async def open_storage(process: Process[Settings]) -> tuple[Database, EventStore]:
+    """Both, with every table in place."""
+    database = await Database.open(process, name="order_service")
+    await database.migrate("chassis")
+    await database.migrate("order_service")
+    return database, await EventStore.open(database, within=keys.keep)

@@ -1,0 +1,67 @@
+"""The worker put together: projections and the process manager, side by side and each restarted alone.
+
+Invariant: any number of workers may run; locks and claims in the database keep them apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from chassis import client, server
+from chassis.errors import RpcError
+from chassis.eventstore import EventLog
+from chassis.lifecycle import Process
+from order_service.commands import Commands
+from order_service.errands import PostgresErrands
+from order_service.fulfilment import Fulfilment
+from order_service.keys import Keys, PostgresKeys
+from order_service.projections import ERRANDS, ORDERS, Projector
+from order_service.settings import Settings
+from order_service.storage import open_storage
+from order_service.users import GrpcUsers
+
+log = structlog.get_logger(__name__)
+
+_PURGE_SECONDS = 600
+
+
+async def compose(process: Process[Settings]) -> None:
+    knobs: Callable[[], Settings] = lambda: process.knobs.value  # noqa: E731 - read at each use
+    database, store = await open_storage(process)
+    keys = PostgresKeys(database)
+    channel = client.connect(process, "user-service", knobs=lambda: knobs().users)
+    commands = Commands(store, keys, knobs)
+    fulfilment = Fulfilment(PostgresErrands(database), store, commands, GrpcUsers(channel), knobs)
+    orders = Projector(ORDERS, store, database, knobs)
+    errands = Projector(ERRANDS, store, database, knobs, after=fulfilment.news.set)
+    for name, projector in {"projection orders": orders, "projection errands": errands}.items():
+        process.add_readiness(name, projector.state)
+    loops = [
+        process.supervise("projection orders", lambda: orders.follow(process.stopping)),
+        process.supervise("projection errands", lambda: errands.follow(process.stopping)),
+        process.supervise("fulfilment", lambda: fulfilment.follow(process.stopping)),
+    ]
+    wake = process.supervise("wake", lambda: _wake(store, orders.news, errands.news))
+    process.supervise("purge keys", lambda: _purge(keys))
+    await server.serve(process, lambda _: None, [])
+    wake.cancel()
+    await asyncio.wait(loops, timeout=process.knobs.value.grace_seconds)
+
+
+async def _wake(store: EventLog, *sleepers: asyncio.Event) -> None:
+    async for _ in store.subscribe(await store.head()):
+        for sleeper in sleepers:
+            sleeper.set()
+
+
+async def _purge(keys: Keys) -> None:
+    while True:
+        try:
+            if purged := await keys.purge():
+                log.info("expired keys are forgotten", keys=purged)
+        except RpcError as error:
+            log.warning("expired keys stay for now", error=str(error))
+        await asyncio.sleep(_PURGE_SECONDS)

@@ -1,0 +1,41 @@
+"""The User Service put together."""
+
+from __future__ import annotations
+
+import grpc
+
+from chassis import lifecycle, server
+from chassis.database import Database
+from chassis.lifecycle import Process
+from shop.user.v1.user_pb2_grpc import add_UserServiceServicer_to_server
+from user_service.accounts import PostgresAccounts
+from user_service.commands import Commands
+from user_service.passwords import Passwords
+from user_service.queries import Queries
+from user_service.rpc import SERVICE, UserRpc
+from user_service.settings import Settings
+from user_service.tokens import Tokens
+
+
+async def compose(process: Process[Settings]) -> None:
+    database = await Database.open(process, name="user_service")
+    await database.migrate("user_service")
+    accounts = PostgresAccounts(database)
+    secret = await process.vault.read_secret("user-service")
+    passwords = Passwords(lambda: process.knobs.value, secret["password_pepper"].encode())
+    commands = Commands(accounts, passwords, Tokens(process.vault), lambda: process.knobs.value)
+    rpc = UserRpc(commands, Queries(accounts))
+
+    def register(grpc_server: grpc.aio.Server) -> None:
+        add_UserServiceServicer_to_server(rpc, grpc_server)
+
+    limit = process.knobs.value.calls_at_once
+    await server.serve(process, register, [SERVICE], max_concurrent_rpcs=limit)
+
+
+def main() -> None:
+    lifecycle.run("user-service", Settings, compose)
+
+
+if __name__ == "__main__":
+    main()

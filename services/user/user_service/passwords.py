@@ -1,0 +1,71 @@
+"""Passwords as peppered Argon2id hashes, worked out in threads: a few at once, a few wait, the rest is refused.
+
+Invariant: checking an unknown user costs as much as checking a known one. The pepper is a key in Vault, so that
+hashes stolen with the database cannot be guessed at (NIST SP 800-63B, 5.1.1.2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error, InvalidHashError
+
+from user_service.settings import Settings
+
+T = TypeVar("T")
+
+
+class TooBusy(Exception):  # noqa: N818 - an answer, not a defect
+    """More passwords wait than may; trying again in a moment may help."""
+
+
+class Passwords:
+    """Hashes and checks with one pepper; `settings` gives the knobs of the moment."""
+
+    def __init__(self, settings: Callable[[], Settings], pepper: bytes) -> None:
+        self._settings = settings
+        self._pepper = pepper
+        self._threads = ThreadPoolExecutor(settings().password_concurrency, thread_name_prefix="passwords")
+        self._accepted = 0
+        self._nobody = self._hasher().hash("nobody")
+
+    async def hash(self, password: str) -> str:
+        """The encoded hash with a salt of its own; raises TooBusy."""
+        return await self._work(lambda: self._hasher().hash(self._peppered(password)))
+
+    async def matches(self, password: str, known: str | None) -> bool:
+        """Whether the password belongs to the hash; None (an unknown user) takes as long and is False."""
+        return await self._work(lambda: _matches(known or self._nobody, self._peppered(password))) and known is not None
+
+    async def _work(self, work: Callable[[], T]) -> T:
+        knobs = self._settings()
+        if self._accepted >= knobs.password_concurrency + knobs.password_waiting:
+            raise TooBusy("too many passwords are being checked")
+        self._accepted += 1
+        loop = asyncio.get_running_loop()
+        future = self._threads.submit(work)
+        # Counted until the thread is free again, also when the caller went away before.
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._finished))
+        return await asyncio.wrap_future(future)
+
+    def _peppered(self, password: str) -> bytes:
+        return hmac.digest(self._pepper, password.encode(), "sha256")
+
+    def _finished(self) -> None:
+        self._accepted -= 1
+
+    def _hasher(self) -> PasswordHasher:
+        knobs = self._settings()
+        return PasswordHasher(knobs.password_passes, knobs.password_memory_kib, parallelism=1)
+
+
+def _matches(known: str, password: bytes) -> bool:
+    try:
+        return PasswordHasher().verify(known, password)
+    except (Argon2Error, InvalidHashError):
+        return False

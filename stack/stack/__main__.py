@@ -1,0 +1,138 @@
+"""The commands behind the Justfile: `python -m stack COMMAND`; a failed step says what, why and what next."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from stack import config
+from stack.console import StackError
+
+
+def main() -> int:
+    _forget_other_clusters()
+    command, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
+    if command not in COMMANDS:
+        print(f"unknown command {command!r}; one of: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 64
+    try:
+        return COMMANDS[command](arguments) or 0
+    except StackError as error:
+        error.show()
+        return 1
+    except _unreachable() as error:
+        StackError(f"{command} met a part that does not answer", _first_line(error), "./justw status").show()
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command takes it up again", file=sys.stderr)
+        return 130
+
+
+def _forget_other_clusters() -> None:
+    """The client libraries prefer a shell's addresses and tokens over what they are told; ours are the stack's own."""
+    for name in list(os.environ):
+        if name.startswith(("NOMAD_", "CONSUL_", "VAULT_", "BAO_")):
+            del os.environ[name]
+    kept = [os.environ[name] for name in ("NO_PROXY", "no_proxy") if os.environ.get(name)]
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join([*kept, "127.0.0.1", "localhost"])
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    """What the clients raise when a server is away or refuses; imported when needed, for `protos` runs before stubs."""
+    import httpx
+    import requests
+    from consul import ConsulException
+    from hvac.exceptions import VaultError
+    from nomad.api.exceptions import BaseNomadException
+
+    return httpx.HTTPError, requests.RequestException, ConsulException, VaultError, BaseNomadException
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}".splitlines()[0]
+
+
+def _deploy(_: list[str]) -> None:
+    from stack.deploy import deploy
+
+    deploy(config.current())
+
+
+def _down(_: list[str]) -> None:
+    from stack.teardown import down
+
+    down(config.current())
+
+
+def _destroy(_: list[str]) -> None:
+    from stack.teardown import destroy
+
+    destroy(config.current())
+
+
+def _plan(_: list[str]) -> int:
+    from stack.plan import plan
+
+    return plan(config.current())
+
+
+def _status(_: list[str]) -> None:
+    from stack.status import status
+
+    status(config.current())
+
+
+def _env(_: list[str]) -> None:
+    from stack.environment import exports
+
+    exports(config.current())
+
+
+def _logs(arguments: list[str]) -> None:
+    from stack.logs import logs
+
+    logs(config.current(), arguments)
+
+
+def _trace(arguments: list[str]) -> None:
+    from stack.trace import trace
+
+    trace(config.current(), arguments)
+
+
+def _build(_: list[str]) -> None:
+    from stack.deploy import build
+
+    build(config.current())
+
+
+def _test(arguments: list[str]) -> int:
+    from stack.suite import test
+
+    return test(arguments)
+
+
+def _protos(_: list[str]) -> None:
+    from stack import protos
+
+    protos.generate()
+
+
+# Each command imports its own parts: `protos` must work before stubs exist, `env` before tools do.
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "deploy": _deploy,
+    "plan": _plan,
+    "status": _status,
+    "env": _env,
+    "logs": _logs,
+    "trace": _trace,
+    "down": _down,
+    "destroy": _destroy,
+    "test": _test,
+    "build": _build,
+    "protos": _protos,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""What a person at the terminal sees: steps, progress and errors that say what, why and what to do next."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StackError(Exception):
+    """A step failed: `what` failed, `why`, and what to do `next`; shown as is, without a traceback."""
+
+    def __init__(self, what: str, why: str, next_step: str) -> None:
+        super().__init__(f"{what}: {why}")
+        self.what, self.why, self.next_step = what, why, next_step
+
+    def show(self) -> None:
+        print(f"\nfailed: {self.what}\n   why: {self.why}\n  next: {self.next_step}", file=sys.stderr)
+
+
+def say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+@contextmanager
+def step(title: str, usually: str = "") -> Iterator[Step]:
+    """One line for a step, rewritten while it runs on a terminal, kept alive every 15 s elsewhere."""
+    current = Step(title, usually)
+    current.start()
+    try:
+        yield current
+    except BaseException:
+        current.finish("failed")
+        raise
+    current.finish(current.result or "done")
+
+
+class Step:
+    """A running step; `detail` is shown while it runs and `result` when it is done."""
+
+    def __init__(self, title: str, usually: str) -> None:
+        self.title, self.usually = title, usually
+        self.detail, self.result = "", ""
+        self._began = time.monotonic()
+        self._stop = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
+
+    def start(self) -> None:
+        self._ticker.start()
+
+    def finish(self, word: str) -> None:
+        self._stop.set()
+        self._ticker.join()
+        clear = "\r\x1b[K" if sys.stdout.isatty() else ""
+        say(f"{clear}  {self.title:<34} {word}  ({self._seconds():.1f} s)")
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def _line(self) -> str:
+        usual = f", usually {self.usually}" if self.usually else ""
+        return f"  {self.title:<34} … {self._seconds():.0f} s{usual} {self.detail}"
+
+    def _tick(self) -> None:
+        terminal = sys.stdout.isatty()
+        while not self._stop.wait(0.5 if terminal else 15):
+            if terminal:
+                sys.stdout.write(f"\r\x1b[K{self._line()[:110]}")
+                sys.stdout.flush()
+            else:
+                say(self._line())

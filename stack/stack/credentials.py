@@ -1,0 +1,40 @@
+"""The operator's keys and tokens of one stack: made once, kept in files that only the owner can read."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from stack.config import Stack
+
+
+class Credentials:
+    """Reads each credential by name and makes it on first use."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.folder = stack.secrets
+
+    def path(self, name: str, make: Callable[[], str]) -> Path:
+        """The file of a credential, which exists afterwards."""
+        file = self.folder / name
+        if not file.exists():
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            partial = file.with_suffix(".part")
+            partial.touch(mode=0o600)
+            partial.write_text(make())
+            partial.rename(file)
+        return file
+
+    def unseal_key(self) -> Path:
+        """The 32 bytes with which OpenBao unseals itself."""
+        return self.path("unseal-key", lambda: base64.b64encode(secrets.token_bytes(32)).decode())
+
+    def operator_password(self) -> Path:
+        return self.path("operator-password", lambda: secrets.token_urlsafe(24))
+
+    def token(self, name: str) -> str:
+        """A token that this stack chose itself (`consul-management`, `consul-nomad-agent`, `nomad-management`)."""
+        return self.path(name, lambda: str(uuid.uuid4())).read_text()

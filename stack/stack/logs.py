@@ -1,0 +1,48 @@
+"""`logs SERVICE`: what the running instances of a job, or an agent, said last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nomad.api.exceptions import BaseNomadException
+
+from stack import nomad
+from stack.agents import daemon, require_running
+from stack.clients import Clients
+from stack.config import Stack
+from stack.console import StackError, say
+
+AGENTS = ("nomad", "consul", "vault")
+LINES = 40
+
+
+def logs(stack: Stack, arguments: Sequence[str]) -> None:
+    """Prints the last lines of each instance, under its name."""
+    if len(arguments) != 1 or arguments[0] not in {*nomad.names(), *AGENTS}:
+        known = ", ".join((*nomad.names(), *AGENTS))
+        raise StackError(
+            "whose logs?", f"got {' '.join(arguments) or 'nothing'!r}", f"./justw logs NAME, one of: {known}"
+        )
+    if arguments[0] in AGENTS:
+        say(daemon(stack, arguments[0]).last_words(LINES))
+        return
+    require_running(stack)
+    clients = Clients(stack)
+    for alloc in clients.nomad.job.get_allocations(arguments[0]):
+        if alloc["ClientStatus"] in {"running", "pending", "failed"}:
+            for task in alloc["TaskStates"] or {}:
+                _task(clients, alloc["ID"], task, alloc["ClientStatus"])
+
+
+def _task(clients: Clients, alloc: str, task: str, state: str) -> None:
+    for stream in ("stdout", "stderr"):
+        try:
+            # Nomad counts the offset of a log in bytes from its end.
+            text = clients.nomad.client.stream_logs.stream(alloc, task, stream, plain=True, origin="end", offset=12_000)
+        except BaseNomadException as error:
+            say(f"--- {task} {alloc[:8]} {stream}: {error}")
+            continue
+        lines = text.splitlines()[-LINES:]
+        if lines:
+            say(f"--- {task} {alloc[:8]} ({state}) {stream}")
+            say("\n".join(lines))

@@ -1,0 +1,211 @@
+"""Plans and runs the jobs in `nomad/jobs`: one file a job, its variables filled with what this stack decides."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nomad.api.exceptions import BadRequestNomadException, BaseNomadException, URLNotFoundNomadException
+
+from stack.changes import Change
+from stack.clients import Clients
+from stack.config import ROOT, Stack
+from stack.console import StackError
+from stack.process import require_free
+from stack.tools import Tools
+from stack.zipapps import Artifact
+
+JOBS = ROOT / "nomad" / "jobs"
+# What others stand on comes first, and goes last.
+FOUNDATION = ("artifacts", "telemetry", "postgres")
+# The ports that a job must have; all others are Nomad's choice.
+PORTS = {
+    "artifacts": ("artifacts",),
+    "telemetry": ("telemetry", "otlp_grpc", "otlp_http"),
+    "postgres": ("postgres",),
+    "gateway": ("gateway",),
+}
+
+
+def names() -> list[str]:
+    """Every job that has a file, in the order in which they start."""
+    found = {file.name.removesuffix(".nomad.hcl") for file in JOBS.glob("*.nomad.hcl")}
+    services = sorted(found - set(FOUNDATION), key=lambda name: (name == "gateway", name == "order-service", name))
+    return [*FOUNDATION, *services]
+
+
+class Nomad:
+    """Compares the running jobs with the files, and says what differs."""
+
+    def __init__(self, stack: Stack, clients: Clients, tools: Tools, artifacts: dict[str, Artifact]) -> None:
+        self.stack, self.api = stack, clients.nomad
+        self._tools, self._artifacts = tools, artifacts
+
+    def bootstrap(self, token: str) -> None:
+        """Makes the management token valid; does nothing where that was done."""
+        try:
+            self.api.acl.request("bootstrap", json={"BootstrapSecret": token}, method="post")
+        except BaseNomadException as error:
+            if "already done" not in str(getattr(error.nomad_resp, "text", error)):
+                raise
+
+    def has_node(self, seconds: float) -> bool:
+        """Whether the client of this agent is registered within that time; the server's memory of it says nothing."""
+        until = time.monotonic() + seconds
+        while self.api.agent.get_agent()["stats"]["client"]["heartbeat_ttl"] == "0s":
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
+        return True
+
+    def change(self, name: str) -> Iterator[Change]:
+        """What would change in one job: nothing, or one change that registers it."""
+        job = self.parse(name)
+        plan = self.api.job.plan_job(name, {"Job": job, "Diff": True})
+        if plan["Diff"]["Type"] != "None":
+            before, after = "\n".join(_old(plan["Diff"])), "\n".join(_new(plan["Diff"]))
+            yield Change(f"nomad job {name}", before, after, lambda: self.api.job.register_job(name, {"Job": job}))
+
+    def require_ports(self, name: str) -> None:
+        """Refuses by name when a job that does not run yet would find its port taken: Nomad itself would only wait."""
+        if not any(alloc["ClientStatus"] == "running" for alloc in self.api.job.get_allocations(name)):
+            for port in PORTS.get(name, ()):
+                require_free(self.stack.port(port), port)
+
+    def parse(self, name: str) -> dict[str, Any]:
+        text = (JOBS / f"{name}.nomad.hcl").read_text()
+        declared = re.findall(r'^variable "(\w+)"', text, re.MULTILINE)
+        values = self._variables(name)
+        missing = [variable for variable in declared if variable not in values]
+        if missing:
+            raise StackError(
+                f"job {name} asks for {', '.join(missing)}",
+                "nothing gives that variable",
+                "see stack/stack/nomad.py",
+            )
+        lines = "".join(f"{variable} = {_hcl(values[variable])}\n" for variable in declared)
+        try:
+            payload = {"JobHCL": text, "Variables": lines, "Canonicalize": True}
+            job: dict[str, Any] = self.api.jobs.request("parse", json=payload, method="post").json()
+        except BadRequestNomadException as error:
+            raise StackError(
+                f"nomad/jobs/{name}.nomad.hcl is refused", error.nomad_resp.text, "mend the file"
+            ) from error
+        return job
+
+    def _variables(self, name: str) -> dict[str, str | int]:
+        stack, tools = self.stack, self._tools
+        values: dict[str, str | int] = {
+            "python": sys.executable if name == "artifacts" else _plain_python(),
+            "consul_url": stack.url("consul"),
+            "vault_url": stack.url("vault"),
+            "otlp_grpc_url": stack.url("otlp_grpc"),
+            "gateway_port": stack.port("gateway"),
+            "zipapp_cache": str(stack.state / "zipapps"),
+            "artifacts_dir": str(stack.artifacts),
+            "artifacts_port": stack.port("artifacts"),
+            "telemetry_bin": str(tools.telemetry),
+            "telemetry_port": stack.port("telemetry"),
+            "otlp_grpc_port": stack.port("otlp_grpc"),
+            "otlp_http_port": stack.port("otlp_http"),
+            "postgres_bin": str(tools.postgres_bin),
+            "postgres_dir": str(stack.state / "postgres"),
+            "postgres_port": stack.port("postgres"),
+            "databases": " ".join(
+                sorted(f"{folder.name}_service" for folder in (ROOT / "services").iterdir() if folder.is_dir())
+            ),
+        }
+        artifact = self._artifacts.get(name)
+        if artifact:
+            values["artifact_url"] = f"{stack.url('artifacts')}/{artifact.path.name}"
+            values["artifact_sha256"] = artifact.sha256
+            values["version"] = artifact.version
+        return values
+
+    def wait_healthy(self, name: str, seconds: float = 180) -> None:
+        """Returns once the newest version of a job runs and its checks pass; refuses with what Nomad says."""
+        until = time.monotonic() + seconds
+        while True:
+            state, why = self._health(name)
+            if state == "healthy":
+                return
+            if state == "failed" or time.monotonic() > until:
+                raise StackError(f"job {name} is not healthy", why, f"./justw logs {name}")
+            time.sleep(0.25)
+
+    def _health(self, name: str) -> tuple[str, str]:
+        try:
+            deployment = self.api.job.get_deployment(name)
+        except URLNotFoundNomadException:
+            return "waiting", "Nomad does not know the job"
+        version = self.api.job.get_job(name)["Version"]
+        if not deployment or deployment["JobVersion"] != version:
+            return ("healthy", "") if self._runs(name, version) else ("waiting", self.last_events(name))
+        states = {"successful": "healthy", "failed": "failed", "cancelled": "failed"}
+        state = states.get(deployment["Status"], "waiting")
+        if state == "healthy" and not self._runs(name, version):
+            state = "waiting"
+        return state, f"{deployment['StatusDescription']}; {self.last_events(name)}"
+
+    def _runs(self, name: str, version: int) -> bool:
+        wanted = sum(group["Count"] for group in self.api.job.get_job(name)["TaskGroups"])
+        running = [
+            alloc
+            for alloc in self.api.job.get_allocations(name)
+            if alloc["ClientStatus"] == "running" and alloc["JobVersion"] == version
+        ]
+        return len(running) >= int(wanted)
+
+    def last_events(self, name: str) -> str:
+        """The newest thing that Nomad says about each task that does not run."""
+        words = []
+        for alloc in self.api.job.get_allocations(name):
+            for task, state in (alloc["TaskStates"] or {}).items():
+                if state["State"] != "running" and state["Events"] and alloc["DesiredStatus"] == "run":
+                    words.append(f"{task}: {state['Events'][-1]['DisplayMessage']}")
+        return "; ".join(words) or "no task has said anything"
+
+
+def stop(clients: Clients, name: str, seconds: float = 60) -> None:
+    """Ends a job and waits until its last task is gone: an agent that ends earlier would leave it running."""
+    job = clients.nomad.job
+    try:
+        job.deregister_job(name)
+    except URLNotFoundNomadException:
+        return
+    until = time.monotonic() + seconds
+    while any(alloc["ClientStatus"] in {"running", "pending"} for alloc in job.get_allocations(name)):
+        if time.monotonic() > until:
+            raise StackError(f"job {name} does not end", f"waited {seconds:.0f} s", f"./justw logs {name}")
+        time.sleep(0.2)
+
+
+def _plain_python() -> str:
+    """The interpreter under this virtual environment: a zipapp brings everything else itself."""
+    return str(Path(sys.executable).resolve())
+
+
+def _hcl(value: str | int) -> str:
+    return str(value) if isinstance(value, int) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _fields(diff: dict[str, Any], side: str, path: str = "") -> Iterator[str]:
+    for field in diff.get("Fields") or []:
+        if field["Type"] != "None":
+            yield f"{path}{field['Name']} = {field[side]}"
+    for part in ("Objects", "TaskGroups", "Tasks"):
+        for child in diff.get(part) or []:
+            if child["Type"] != "None":
+                yield from _fields(child, side, f"{path}{child['Name']}.")
+
+
+def _old(diff: dict[str, Any]) -> list[str]:
+    return list(_fields(diff, "Old")) if diff["Type"] != "Added" else []
+
+
+def _new(diff: dict[str, Any]) -> list[str]:
+    return list(_fields(diff, "New"))

@@ -1,0 +1,43 @@
+"""`plan`: what `deploy` would change in Consul, Vault and Nomad, as a diff; changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stack import nomad, protos, tools, zipapps
+from stack.agents import require_running
+from stack.changes import Change
+from stack.clients import Clients
+from stack.config import Stack
+from stack.console import say
+from stack.consul import Consul
+from stack.nomad import Nomad
+from stack.vault import Vault
+
+CHANGES = 2
+
+
+def plan(stack: Stack) -> int:
+    """Prints the changes; 0 for none, 2 for some."""
+    require_running(stack)
+    found = list(_changes(stack))
+    for change in found:
+        say(f"~ {change.where}\n{change.diff()}" if change.before else f"+ {change.where}\n{change.diff()}")
+    for key in Consul(stack, Clients(stack)).live_edits():
+        say(f"= consul kv {key} was changed by hand and is kept")
+    say(f"{len(found)} changes" if found else "no change")
+    return CHANGES if found else 0
+
+
+def _changes(stack: Stack) -> Iterator[Change]:
+    clients, found = Clients(stack), tools.ensure()
+    protos.generate()
+    consul, vault = Consul(stack, clients), Vault(stack, clients)
+    yield from consul.agent_changes()
+    yield from consul.changes()
+    yield from vault.changes()
+    yield from vault.database_changes()
+    server = Nomad(stack, clients, found, zipapps.build(stack.state))
+    for name in nomad.names():
+        if name != "telemetry" or found.telemetry:
+            yield from server.change(name)

@@ -1,0 +1,92 @@
+"""Generates the Python stubs of the contract: protos/shop/**.proto into protos/gen/shop, never committed.
+
+The finished folder is swapped in whole; it carries the hash of its sources, so a repeat does nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from stack.config import ROOT
+from stack.console import StackError
+from stack.lock import exclusive
+
+PROTOS = ROOT / "protos"
+_GENERATORS = ("grpcio-tools", "mypy-protobuf", "protobuf", "googleapis-common-protos")
+_MARK = ".made-from"
+
+
+def generate(protos: Path = PROTOS) -> bool:
+    """Brings the stubs in `protos`/gen up to date; True if they were not. Raises StackError."""
+    sources = sorted((protos / "shop").rglob("*.proto"))
+    made_from = _fingerprint(protos, sources)
+    mark = protos / "gen" / "shop" / _MARK
+    if _read(mark) == made_from:
+        return False
+    with exclusive(protos / "gen" / ".lock"):
+        if _read(mark) == made_from:
+            return False
+        _generate(protos, sources, made_from)
+    return True
+
+
+def _fingerprint(protos: Path, sources: list[Path]) -> str:
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for generator in _GENERATORS:
+        digest.update(f"{generator} {metadata.version(generator)}\n".encode())
+    for source in sources:
+        digest.update(f"{source.relative_to(protos)}\n".encode() + source.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+def _generate(protos: Path, sources: list[Path], made_from: str) -> None:
+    with tempfile.TemporaryDirectory(dir=protos / "gen", prefix=".new-") as folder:
+        _protoc(protos, sources, Path(folder))
+        shop = Path(folder, "shop")
+        for package in (shop, *(path for path in shop.rglob("*") if path.is_dir())):
+            (package / "__init__.py").touch()
+        (shop / "py.typed").touch()
+        (shop / _MARK).write_text(made_from)
+        _swap(shop, protos / "gen" / "shop", Path(folder, "old"))
+
+
+def _protoc(protos: Path, sources: list[Path], out: Path) -> None:
+    # The generated code is called with a relative name: an absolute one would be written into it.
+    names = [str(source.relative_to(protos)) for source in sources]
+    plugins = [
+        f"--plugin={name}={Path(sys.prefix, 'bin', name)}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+    ]
+    outs = [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    command = [
+        sys.executable,
+        "-m",
+        "grpc_tools.protoc",
+        "-I.",
+        f"-I{_googleapis()}",
+        *plugins,
+        *outs,
+        *names,
+    ]
+    done = subprocess.run(command, cwd=protos, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = done.stderr.strip() or "protoc said nothing"
+        raise StackError("the contract could not be compiled", why, "correct the .proto file named above")
+
+
+def _googleapis() -> Path:
+    return Path(str(metadata.distribution("googleapis-common-protos").locate_file("")))
+
+
+def _swap(new: Path, place: Path, aside: Path) -> None:
+    if place.exists():
+        place.rename(aside)
+    new.rename(place)

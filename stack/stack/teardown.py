@@ -1,0 +1,81 @@
+"""`down` ends everything and keeps the data; `destroy` leaves nothing: no process, port, mount or file."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import httpx
+
+from stack import agents, nomad, process
+from stack.clients import Clients
+from stack.config import Stack
+from stack.console import say, step
+from stack.lock import WAITING, exclusive
+
+NAMES = ("nomad", "consul", "vault")
+
+
+def down(stack: Stack) -> None:
+    """Ends everything; waits for a deploy that is under way."""
+    with exclusive(stack.lock, WAITING):
+        _down(stack)
+
+
+def _down(stack: Stack) -> None:
+    """Ends the jobs, last first, then the agents, then whatever of this stack is left."""
+    if _alive(stack):
+        _stop_jobs(stack)
+    for name in NAMES:
+        with step(f"agent {name}") as now:
+            now.result = "stopped" if agents.daemon(stack, name).stop() else "was not running"
+    left = process.below(stack.state)
+    if left:
+        with step(f"{len(left)} processes left over"):
+            process.end(left, timeout=15)
+    _unmount(stack.state)
+    say(f"stack {stack.name!r} is down; its data is in {stack.state}")
+
+
+def destroy(stack: Stack) -> None:
+    """Ends everything and removes all it kept; waits for a deploy that is under way."""
+    with exclusive(stack.lock, WAITING):
+        _down(stack)
+        if stack.state.exists():
+            shutil.rmtree(stack.state)
+        stack.lock.unlink(missing_ok=True)
+    parent = stack.state.parent
+    if not any(parent.iterdir()):
+        parent.rmdir()
+    say(f"stack {stack.name!r} is gone, its data too")
+
+
+def _alive(stack: Stack) -> bool:
+    """Whether this stack's own Nomad answers: another stack may hold its ports."""
+    if agents.daemon(stack, "nomad").pid() is None:
+        return False
+    try:
+        return httpx.get(f"{stack.url('nomad')}/v1/status/leader", timeout=2).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _stop_jobs(stack: Stack) -> None:
+    clients = Clients(stack)
+    for name in reversed(nomad.names()):
+        with step(f"job {name}"):
+            nomad.stop(clients, name)
+
+
+def _unmount(folder: Path) -> None:
+    """Nomad keeps the secrets of a task in memory file systems when it runs as root."""
+    points = [_unescaped(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines()]
+    for point in reversed([point for point in points if point.startswith(f"{folder}/")]):
+        subprocess.run(["umount", "--lazy", point], check=True)
+
+
+def _unescaped(path: str) -> str:
+    """A path as it is: proc(5) writes white space in octal."""
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), path)

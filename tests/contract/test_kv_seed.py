@@ -1,0 +1,75 @@
+"""What `consul/kv` seeds is what the services accept: every key there, none unknown, each with a meaning."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from chassis.errors import ConfigurationError
+from chassis.settings import Knobs, parse_knobs
+
+from .checkout import ROOT, SERVICES, settings
+
+
+def seed(service: str) -> Any:
+    return json.loads((ROOT / "consul" / "kv" / "config" / f"{service}.json").read_text())
+
+
+def parsed(service: str, value: Any) -> Knobs:
+    return parse_knobs(f"config/{service}", json.dumps(value).encode(), settings(service))
+
+
+def refusal(service: str, value: Any) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        parsed(service, value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_seed_is_accepted_as_it_stands(service: str) -> None:
+    assert parsed(service, seed(service)).model_dump() == seed(service)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_seed_without_any_one_of_its_keys_is_refused_by_name(service: str) -> None:
+    for name in seed(service):
+        left = {key: value for key, value in seed(service).items() if key != name}
+        assert f"config/{service}: {name}: missing" in refusal(service, left)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_seed_with_an_unknown_key_is_refused_by_name(service: str) -> None:
+    assert f"config/{service}: surprise: unknown key" in refusal(service, seed(service) | {"surprise": 1})
+    for name, value in seed(service).items():
+        if isinstance(value, dict):
+            changed = seed(service) | {name: value | {"surprise": 1}}
+            assert f"config/{service}: {name}.surprise: unknown key" in refusal(service, changed)
+
+
+def test_a_credit_in_a_currency_that_no_order_can_have_is_refused() -> None:
+    for code in ("ABC", "eur", "XXX"):
+        assert "config/user-service: currency: " in refusal("user-service", seed("user-service") | {"currency": code})
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_knob_says_what_it_means(service: str) -> None:
+    assert [name for name, description in described(settings(service)) if not description] == []
+
+
+def described(model: type[BaseModel]) -> list[tuple[str, str | None]]:
+    found = []
+    for name, field in model.model_fields.items():
+        found.append((name, field.description))
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += described(field.annotation)
+    return found
+
+
+def test_every_seed_belongs_to_a_service() -> None:
+    files = (ROOT / "consul" / "kv").rglob("*.*")
+    assert sorted(file.relative_to(ROOT / "consul" / "kv").as_posix() for file in files) == sorted(
+        f"config/{service}.json" for service in SERVICES
+    )

@@ -1,0 +1,153 @@
+"""One name everywhere, and a path in the checkout is an address in the cluster."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stack import nomad
+
+from .checkout import ROOT, SERVICES, blocks, job_file, package
+
+PLACES = (
+    "nomad/jobs/{}.nomad.hcl",
+    "consul/kv/config/{}.json",
+    "consul/policies/{}.hcl",
+    "vault/policies/{}.hcl",
+    "vault/auth/jwt-nomad/role/{}.json",
+)
+# To sign is to write, for Vault; it changes nothing.
+SIGNING = {"user-service": {"transit/sign/tokens": {"update"}}}
+FOLDERS = [ROOT / folder for folder in SERVICES.values()]
+WITH_DATABASE = [service for service in SERVICES if (ROOT / SERVICES[service] / "migrations").is_dir()]
+
+
+def stems(folder: str, suffix: str) -> set[str]:
+    return {path.name.removesuffix(suffix) for path in (ROOT / folder).glob(f"*{suffix}")}
+
+
+def vault_file(path: str) -> Any:
+    return json.loads((ROOT / "vault" / f"{path}.json").read_text())
+
+
+def test_every_service_folder_is_deployed_under_its_name() -> None:
+    folders = {f"{path.name}-service" for path in (ROOT / "services").iterdir() if (path / "pyproject.toml").exists()}
+    assert folders | {"gateway"} == set(SERVICES)
+    assert all(folder.name == service.replace("-", "_") for service, folder in zip(SERVICES, FOLDERS, strict=True))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_is_found_under_its_name(service: str, place: str) -> None:
+    assert (ROOT / place.format(service)).is_file()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_calls_itself_by_its_name(service: str) -> None:
+    assert f'run("{service}"' in (ROOT / SERVICES[service] / "__main__.py").read_text()
+
+
+@pytest.mark.parametrize("job", nomad.names())
+def test_a_job_and_its_service_in_consul_have_the_name_of_the_file(job: str) -> None:
+    text = job_file(job).read_text()
+    assert [labels for labels, _ in blocks(text, r'job "([^"]+)"')] == [(job,)]
+    assert re.search(rf'\b(name|service)\s*=\s*"{job}"', text)
+
+
+@pytest.mark.parametrize(
+    ("folder", "suffix"),
+    [
+        ("consul/kv/config", ".json"),
+        ("consul/policies", ".hcl"),
+        ("vault/policies", ".hcl"),
+        ("vault/auth/jwt-nomad/role", ".json"),
+        ("vault/engines/database/roles", ".json"),
+    ],
+)
+def test_nothing_is_left_over_of_a_job_that_is_gone(folder: str, suffix: str) -> None:
+    assert stems(folder, suffix) - {"nomad-agent"} <= set(nomad.names())
+
+
+@pytest.mark.parametrize("job", sorted(stems("vault/auth/jwt-nomad/role", ".json")))
+def test_a_role_in_vault_admits_its_own_job_and_gives_its_own_policy(job: str) -> None:
+    role = vault_file(f"auth/jwt-nomad/role/{job}")
+    assert role["bound_claims"] == {"nomad_namespace": "default", "nomad_job_id": job}
+    assert role["bound_audiences"] == ["vault.io"]
+    assert role["token_policies"] == [job]
+
+
+@pytest.mark.parametrize("service", WITH_DATABASE)
+def test_a_database_login_makes_its_bearer_the_owner_of_its_own_schema(service: str) -> None:
+    role = vault_file(f"engines/database/roles/{service}")
+    created = " ".join(role["creation_statements"])
+    assert set(re.findall(r"\w+_service", created)) == {package(service)}
+    assert service in vault_file("engines/database/config/postgres")["allowed_roles"]
+
+
+def test_only_services_with_a_database_get_logins_to_one() -> None:
+    assert stems("vault/engines/database/roles", ".json") == set(WITH_DATABASE)
+    assert set(vault_file("engines/database/config/postgres")["allowed_roles"]) == set(WITH_DATABASE)
+
+
+def rules(service: str) -> set[tuple[str, str, str]]:
+    """What a Consul policy allows: resource, name and level."""
+    text = (ROOT / "consul" / "policies" / f"{service}.hcl").read_text()
+    found = list(blocks(text, r'(\w+) "([^"]*)"'))
+    outside = re.sub(r"\{[^}]*\}", "", text)
+    assert not re.search(r"^\s*\w+\s*=", outside, re.MULTILINE), "acl, operator, keyring: nobody needs those"
+    return {(kind, name, re.findall(r'"(\w+)"', body)[0]) for (kind, name), body in found}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_reads_its_own_key_in_consul_and_no_other(service: str) -> None:
+    assert {name for kind, name, _ in rules(service) if kind.startswith("key")} == {f"config/{service}"}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_writes_nothing_in_consul_and_asks_for_no_wildcard_but_nodes(service: str) -> None:
+    assert {level for *_, level in rules(service)} == {"read"}
+    assert {rule for rule in rules(service) if rule[0].endswith("_prefix")} <= {("node_prefix", "", "read")}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_sees_only_services_that_there_are(service: str) -> None:
+    seen = {name for kind, name, _ in rules(service) if kind == "service"}
+    assert seen <= set(nomad.names()) - {service}
+
+
+def test_the_nomad_agent_may_register_services_and_no_more() -> None:
+    assert rules("nomad-agent") == {
+        ("agent_prefix", "", "read"),
+        ("node_prefix", "", "read"),
+        ("service_prefix", "", "write"),
+    }
+
+
+def paths(job: str) -> dict[str, set[str]]:
+    """What a Vault policy allows: path to capabilities."""
+    text = (ROOT / "vault" / "policies" / f"{job}.hcl").read_text()
+    return {path: set(re.findall(r'"(\w+)"', body)) for (path,), body in blocks(text, r'path "([^"]+)"')}
+
+
+@pytest.mark.parametrize("job", sorted(stems("vault/policies", ".hcl")))
+def test_a_policy_in_vault_names_each_path_in_full_and_changes_nothing(job: str) -> None:
+    found = paths(job)
+    assert found
+    assert not [path for path in found if re.search(r"[*+]", path)]
+    assert {path: wanted for path, wanted in found.items() if wanted != {"read"}} == SIGNING.get(job, {})
+
+
+@pytest.mark.parametrize("job", sorted(stems("vault/policies", ".hcl")))
+def test_a_policy_in_vault_opens_no_secret_or_login_of_another(job: str) -> None:
+    private = [Path(path).name for path in paths(job) if path.startswith(("secret/", "database/"))]
+    assert set(private) <= {job}
+
+
+def test_every_secret_has_a_reader_and_every_reader_a_secret() -> None:
+    kept = stems("vault/engines/secret/data", ".json")
+    read = {job for job in stems("vault/policies", ".hcl") if f"secret/data/{job}" in paths(job)}
+    assert kept == read

@@ -1,0 +1,82 @@
+"""The three servers: led, closed to strangers, visible in a browser."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from stack_under_test import RunningStack, eventually
+
+AGENTS = ("nomad", "consul", "vault")
+
+
+def test_nomad_has_elected_a_leader(running: RunningStack) -> None:
+    assert running.clients.nomad.status.leader.get_leader() == f"127.0.0.1:{running.stack.port('nomad_rpc')}"
+
+
+def test_consul_has_elected_a_leader(running: RunningStack) -> None:
+    assert running.clients.consul.status.leader() == f"127.0.0.1:{running.stack.port('consul_server')}"
+
+
+def test_vault_is_unsealed_and_active(running: RunningStack) -> None:
+    health = running.clients.vault.sys.read_health_status(method="GET")
+    assert health["initialized"] is True
+    assert health["sealed"] is False
+    assert health["standby"] is False
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_agent_runs_in_the_background_under_its_own_process(running: RunningStack, host, agent: str) -> None:  # type: ignore[no-untyped-def]
+    pid_file = host.file(str(running.stack.logs / f"{agent}.pid"))
+    process = host.process.get(pid=int(pid_file.content_string.split()[0]))
+    assert int(process.pgid) == process.pid  # closing the terminal of the deploy does not reach it
+
+
+@pytest.mark.parametrize(
+    ("agent", "path"),
+    [
+        ("nomad", "/v1/jobs"),
+        ("nomad", "/v1/nodes"),
+        ("nomad", "/v1/acl/tokens"),
+        ("consul", "/v1/kv/config/gateway"),
+        ("consul", "/v1/acl/tokens"),
+        ("consul", "/v1/agent/self"),
+        ("vault", "/v1/secret/data/user-service"),
+        ("vault", "/v1/database/creds/user-service"),
+        ("vault", "/v1/sys/mounts"),
+    ],
+)
+def test_an_anonymous_caller_is_refused(running: RunningStack, agent: str, path: str) -> None:
+    assert httpx.get(running.url(agent) + path).status_code == httpx.codes.FORBIDDEN
+
+
+def test_an_anonymous_caller_sees_no_service_and_changes_no_key(running: RunningStack) -> None:
+    assert httpx.get(running.url("consul") + "/v1/catalog/services").json() == {}
+    reply = httpx.put(running.url("consul") + "/v1/kv/config/gateway", content=b"{}")
+    assert reply.status_code == httpx.codes.FORBIDDEN
+
+
+@pytest.mark.parametrize(
+    ("part", "path"),
+    [("nomad", "/ui/"), ("consul", "/ui/"), ("vault", "/ui/"), ("telemetry", "/"), ("gateway", "/docs")],
+)
+def test_a_browser_gets_a_page(running: RunningStack, part: str, path: str) -> None:
+    reply = httpx.get(running.url(part) + path, follow_redirects=True)
+    assert reply.status_code == httpx.codes.OK
+    assert "<html" in reply.text.lower()
+
+
+def test_a_key_can_be_written_and_read_back(running: RunningStack) -> None:
+    kv = running.clients.consul.kv
+    assert kv.put("infra-test/greeting", "hello")
+    try:
+        assert kv.get("infra-test/greeting")[1]["Value"] == b"hello"
+    finally:
+        kv.delete("infra-test/greeting")
+    eventually("the key is gone", lambda: kv.get("infra-test/greeting")[1] is None)
+
+
+def test_operator_secrets_are_readable_by_their_owner_only(running: RunningStack, host) -> None:  # type: ignore[no-untyped-def]
+    folder = host.file(str(running.stack.secrets))
+    assert folder.mode == 0o700
+    for name in folder.listdir():
+        assert host.file(f"{folder.path}/{name}").mode == 0o600, name

@@ -1,0 +1,171 @@
+"""What Nomad runs: every job healthy, every service in Consul, every identity narrow, every login short-lived."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import hvac
+import psycopg
+import pytest
+from hvac.exceptions import Forbidden, VaultError
+from stack_under_test import RunningStack, eventually
+
+from stack import nomad
+
+SERVICES = {
+    "user-service": 2,
+    "order-service": 2,
+    "order-service-worker": 1,
+    "gateway": 1,
+    "postgres": 1,
+    "artifacts": 1,
+}
+JOBS = ("user-service", "order-service", "gateway")
+
+
+@pytest.mark.parametrize("job", nomad.names())
+def test_a_job_runs_with_every_instance_it_asks_for(running: RunningStack, job: str) -> None:
+    if job == "telemetry" and job not in running.clients.nomad.job:
+        pytest.skip("the telemetry UI was left out: this machine has no C++ compiler")
+    found = running.clients.nomad.job.get_job(job)
+    assert found["Status"] == "running"
+    assert len(running.allocations(job)) == sum(group["Count"] for group in found["TaskGroups"])
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_newest_deployment_of_a_service_succeeded(running: RunningStack, job: str) -> None:
+    assert running.clients.nomad.job.get_deployment(job)["Status"] == "successful"
+
+
+@pytest.mark.parametrize(("service", "count"), SERVICES.items())
+def test_a_service_is_in_consul_with_passing_checks(running: RunningStack, service: str, count: int) -> None:
+    instances = running.instances(service)
+    assert len(instances) == count
+    own_checks = [check for entry in instances for check in entry["Checks"] if check["ServiceName"] == service]
+    assert len(own_checks) >= count
+    assert {check["Status"] for check in own_checks} == {"passing"}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_killed_instance_is_replaced_within_ten_seconds(running: RunningStack, job: str) -> None:
+    before = running.pids(job)
+    wanted = SERVICES[job]
+    os.kill(before[0], signal.SIGKILL)
+    killed = time.monotonic()
+    eventually(f"{job} runs again", lambda: len(set(running.pids(job)) - {before[0]}) == len(before), 10)
+    eventually(
+        f"{job} passes its checks",
+        lambda: len(running.instances(job)) == wanted,
+        10 - (time.monotonic() - killed),
+    )
+
+
+@pytest.fixture
+def identity(running: RunningStack) -> Any:
+    """Logs in to Vault with the workload identity of a running instance of a job."""
+
+    def login(job: str, role: str) -> hvac.Client:
+        alloc = running.allocations(job)[0]
+        token = (running.folder(alloc, job) / "secrets" / "nomad_vault.jwt").read_text()
+        client = hvac.Client(url=running.url("vault"))
+        client.auth.jwt.jwt_login(role, token, path="jwt-nomad")
+        return client
+
+    return login
+
+
+def test_a_service_reads_its_own_secret(identity: Any) -> None:
+    secret = identity("user-service", "user-service").read("secret/data/user-service")
+    assert secret["data"]["data"]["password_pepper"]
+
+
+@pytest.mark.parametrize(
+    ("job", "path"),
+    [
+        ("order-service", "secret/data/user-service"),
+        ("gateway", "secret/data/user-service"),
+        ("user-service", "secret/data/postgres"),
+        ("user-service", "database/creds/order-service"),
+        ("order-service", "database/creds/user-service"),
+        ("gateway", "database/creds/user-service"),
+    ],
+)
+def test_a_service_reads_nobody_elses_secret(identity: Any, job: str, path: str) -> None:
+    client = identity(job, job)
+    with pytest.raises(Forbidden):
+        client.read(path)
+
+
+def test_a_service_cannot_take_the_role_of_another(identity: Any) -> None:
+    with pytest.raises(VaultError, match="claim"):
+        identity("gateway", "user-service")
+
+
+def test_only_the_user_service_signs_tokens(identity: Any) -> None:
+    with pytest.raises(Forbidden):
+        identity("gateway", "gateway").secrets.transit.sign_data("tokens", hash_input="Zm9v")
+
+
+@pytest.fixture
+def login(identity: Any) -> Iterator[dict[str, Any]]:
+    client = identity("user-service", "user-service")
+    answer = client.read("database/creds/user-service")
+    yield answer
+    client.auth.token.revoke_self()
+
+
+def _connect(running: RunningStack, login: dict[str, Any], database: str) -> psycopg.Connection[Any]:
+    port = running.stack.port("postgres")
+    user, password = login["data"]["username"], login["data"]["password"]
+    return psycopg.connect(host="127.0.0.1", port=port, dbname=database, user=user, password=password, autocommit=True)
+
+
+def test_a_database_login_ends_by_itself(running: RunningStack, login: dict[str, Any]) -> None:
+    assert login["lease_duration"] <= 3600
+    with _connect(running, login, "user_service") as connection:
+        query = "SELECT extract(epoch FROM rolvaliduntil - now()) FROM pg_roles WHERE rolname = session_user"
+        row = connection.execute(query).fetchone()
+    assert row is not None
+    assert 0 < row[0] <= 3600 + 60
+
+
+def test_a_database_login_opens_no_other_database(running: RunningStack, login: dict[str, Any]) -> None:
+    with pytest.raises(psycopg.OperationalError, match="permission denied"):
+        _connect(running, login, "order_service")
+
+
+def test_a_revoked_database_login_is_gone_at_once(running: RunningStack, login: dict[str, Any]) -> None:
+    connection = _connect(running, login, "user_service")
+    running.clients.vault.sys.revoke_lease(login["lease_id"])
+    with pytest.raises(psycopg.OperationalError):
+        connection.execute("SELECT 1")
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        _connect(running, login, "user_service")
+
+
+def test_postgres_does_not_run_as_root(running: RunningStack, host) -> None:  # type: ignore[no-untyped-def]
+    found = host.process.filter(comm="postgres")
+    assert found
+    assert {process.user for process in found} & {"root"} == set()
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_no_secret_is_in_the_environment_of_a_service(running: RunningStack, job: str) -> None:
+    for pid in running.pids(job):
+        environment = open(f"/proc/{pid}/environ").read()  # noqa: PTH123, SIM115
+        names = {line.partition("=")[0] for line in environment.split("\0")}
+        assert not [name for name in names if any(word in name for word in ("TOKEN", "PASSWORD", "SECRET_KEY"))]
+
+
+def test_no_job_carries_a_secret(running: RunningStack) -> None:
+    password = running.clients.vault.read("secret/data/postgres")["data"]["data"]["password"]
+    management = running.clients.credentials.token("consul-management")
+    for job in nomad.names():
+        text = json.dumps(running.clients.nomad.job.get_job(job)) if job in running.clients.nomad.job else ""
+        assert password not in text
+        assert management not in text

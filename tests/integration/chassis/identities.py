@@ -1,0 +1,31 @@
+"""Workload identities as Nomad would write them: JWTs signed by a key whose public half Consul and Vault are given."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+
+class Nomad:
+    """The issuer."""
+
+    def __init__(self) -> None:
+        self._key: RSAPrivateKey = generate_private_key(public_exponent=65537, key_size=2048)
+
+    def public_key(self) -> str:
+        """PEM, for `jwt_validation_pubkeys`."""
+        spki = PublicFormat.SubjectPublicKeyInfo
+        return self._key.public_key().public_bytes(Encoding.PEM, spki).decode()
+
+    def write(self, folder: Path, job: str) -> Path:
+        """Write `nomad_consul.jwt` and `nomad_vault.jwt` of a job; returns the folder."""
+        for name, audience in (("consul", "consul.io"), ("vault", "vault.io")):
+            now = int(time.time())
+            times = {"iat": now - 10, "nbf": now - 10, "exp": now + 3600}
+            claims = {"aud": audience, "sub": job, "nomad_job_id": job, **times}
+            (folder / f"nomad_{name}.jwt").write_text(jwt.encode(claims, self._key, "RS256"))
+        return folder

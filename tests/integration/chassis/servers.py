@@ -1,0 +1,120 @@
+"""Private OpenBao and Consul servers for tests, in memory, on free ports, gone when the block ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from stack import tools
+
+ROOT_TOKEN = "root-of-the-test"
+
+
+@dataclass
+class Server:
+    """A server that can be killed and started again in place."""
+
+    command: list[str]
+    url: str
+    ready: str
+    header: str
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=_plain())
+        ends_at = time.monotonic() + 30
+        while not self._answers():
+            assert time.monotonic() < ends_at, self.log.read_text()[-2000:]
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
+
+    def call(self, method: str, path: str, body: Mapping[str, Any] | str | None = None) -> Any:
+        content = body if isinstance(body, str) or body is None else json.dumps(body)
+        answer = httpx.request(
+            method, self.url + path, content=content, headers={self.header: ROOT_TOKEN}, timeout=10, trust_env=False
+        )
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(self.url + self.ready, timeout=1, trust_env=False).text not in ('""', "")
+        except httpx.HTTPError:
+            return False
+
+
+@contextmanager
+def openbao(folder: Path) -> Iterator[Server]:
+    """A development server: unsealed, in memory, with a known root token."""
+    port = free_port()
+    bao = str(Path(sys.executable).parent / "bao")
+    command = [
+        bao,
+        "server",
+        "-dev",
+        "-dev-no-store-token",
+        f"-dev-root-token-id={ROOT_TOKEN}",
+        f"-dev-listen-address=127.0.0.1:{port}",
+    ]
+    yield from _running(Server(command, f"http://127.0.0.1:{port}", "/v1/sys/health", "X-Vault-Token", folder / "bao"))
+
+
+@contextmanager
+def consul(folder: Path) -> Iterator[Server]:
+    """A single server that keeps its data, denies by default and knows one management token."""
+    ports = {name: free_port() for name in ("http", "server", "serf_lan", "serf_wan")}
+    settings = {
+        "data_dir": str(folder / "data"),
+        "server": True,
+        "bootstrap_expect": 1,
+        "bind_addr": "127.0.0.1",
+        "ports": ports | {"dns": -1, "grpc": -1, "grpc_tls": -1},
+        "acl": {
+            "enabled": True,
+            "default_policy": "deny",
+            "tokens": {"initial_management": ROOT_TOKEN, "agent": ROOT_TOKEN},
+        },
+        "performance": {"raft_multiplier": 1},
+        "log_level": "WARN",
+    }
+    (folder / "consul.json").write_text(json.dumps(settings))
+    command = [str(tools.find("consul")), "agent", f"-config-file={folder / 'consul.json'}"]
+    url = f"http://127.0.0.1:{ports['http']}"
+    yield from _running(Server(command, url, "/v1/status/leader", "X-Consul-Token", folder / "consul.log"))
+
+
+def _running(server: Server) -> Iterator[Server]:
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _plain() -> dict[str, str]:
+    """No token or address of the person who runs the tests; a home for what a development server writes there."""
+    return {"PATH": os.environ["PATH"], "HOME": tempfile.gettempdir()}

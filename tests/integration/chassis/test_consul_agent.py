@@ -1,0 +1,150 @@
+"""Configuration and discovery on a real Consul with ACLs: live within two seconds, kept while it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from chassis.consul import ConsulClient
+from chassis.discovery import Discovery, Endpoints
+from chassis.settings import Knobs, Live, load_knobs, watch_knobs
+from stack import tools
+
+from .identities import Nomad
+from .servers import Server, consul
+from .waiting import until
+
+KEY = "config/gateway"
+GOOD = {"log_level": "INFO", "drain_seconds": 1.0, "grace_seconds": 1.0}
+POLICY = """
+key "config/gateway" { policy = "read" }
+service "user-service" { policy = "read" }
+node_prefix "" { policy = "read" }
+"""
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if tools.find("consul") is None:
+        pytest.skip("needs Consul (./justw deploy builds it)")
+    with consul(tmp_path_factory.mktemp("consul")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def identity(agent: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An auth method that trusts the tests' Nomad and gives a job the role of its name, with tokens of one minute."""
+    nomad = Nomad()
+    method = {
+        "Name": "nomad-workloads",
+        "Type": "jwt",
+        "MaxTokenTTL": "60s",
+        "Config": {
+            "JWTValidationPubKeys": [nomad.public_key()],
+            "BoundAudiences": ["consul.io"],
+            "ClaimMappings": {"nomad_job_id": "nomad_job_id"},
+        },
+    }
+    rule = {"AuthMethod": "nomad-workloads", "BindType": "role", "BindName": "${value.nomad_job_id}"}
+    agent.call("PUT", "/v1/acl/policy", {"Name": "gateway", "Rules": POLICY})
+    agent.call("PUT", "/v1/acl/role", {"Name": "gateway", "Policies": [{"Name": "gateway"}]})
+    agent.call("PUT", "/v1/acl/auth-method", method)
+    agent.call("PUT", "/v1/acl/binding-rule", rule)
+    return nomad.write(tmp_path_factory.mktemp("identity"), "gateway") / "nomad_consul.jwt"
+
+
+@pytest.fixture
+async def client(agent: Server, identity: Path) -> AsyncIterator[ConsulClient]:
+    agent.call("PUT", f"/v1/kv/{KEY}", json.dumps(GOOD))
+    made = ConsulClient(agent.url, identity)
+    await made.reachable()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def live(client: ConsulClient) -> AsyncIterator[Live[Knobs]]:
+    loaded = await load_knobs(client, KEY, Knobs)
+    task = asyncio.create_task(watch_knobs(client, KEY, loaded))
+    yield loaded
+    task.cancel()
+
+
+@pytest.fixture
+async def endpoints(client: ConsulClient) -> AsyncIterator[Endpoints]:
+    tasks: list[asyncio.Future[None]] = []
+    discovery = Discovery(client, lambda _, work: tasks.append(asyncio.ensure_future(work())))
+    found = discovery.endpoints("user-service")
+    await found.ready(5)
+    yield found
+    for task in tasks:
+        task.cancel()
+
+
+def register(agent: Server, *ports: int) -> None:
+    known = agent.call("GET", "/v1/agent/services")
+    for name in known.keys() - {f"u{port}" for port in ports}:
+        agent.call("PUT", f"/v1/agent/service/deregister/{name}")
+    for port in ports:
+        service = {"ID": f"u{port}", "Name": "user-service", "Address": "127.0.0.1", "Port": port}
+        agent.call("PUT", "/v1/agent/service/register", service)
+
+
+async def test_what_the_role_may_not_read_stays_unread(client: ConsulClient) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await client.read_key("config/order-service")
+
+
+async def test_a_change_is_live_within_two_seconds(agent: Server, live: Live[Knobs]) -> None:
+    for seconds in (2.0, 3.0, 4.0):
+        agent.call("PUT", f"/v1/kv/{KEY}", json.dumps(GOOD | {"drain_seconds": seconds}))
+        await until("it is live", lambda want=seconds: live.value.drain_seconds == want, 2.0)  # type: ignore[misc]
+
+
+async def test_an_invalid_change_is_not_taken_over(agent: Server, live: Live[Knobs]) -> None:
+    agent.call("PUT", f"/v1/kv/{KEY}", json.dumps(GOOD | {"drain_seconds": -1}))
+    agent.call("PUT", f"/v1/kv/{KEY}", json.dumps(GOOD | {"surprise": 1}))
+    agent.call("DELETE", f"/v1/kv/{KEY}")
+    agent.call("PUT", f"/v1/kv/{KEY}", json.dumps(GOOD | {"grace_seconds": 9.0}))
+    await until("the good one is live", lambda: live.value.grace_seconds == 9.0, 2.0)
+    assert live.value.drain_seconds == 1.0
+
+
+async def test_instances_come_and_go(agent: Server, endpoints: Endpoints) -> None:
+    register(agent, 1001, 1002)
+    await until("two", lambda: {e.address for e in endpoints.current} == {"127.0.0.1:1001", "127.0.0.1:1002"}, 2)
+    register(agent, 1002)
+    await until("one", lambda: [e.address for e in endpoints.current] == ["127.0.0.1:1002"], 2)
+    register(agent)
+    await until("none", lambda: endpoints.current == (), 2)
+
+
+async def test_a_consul_that_was_killed_costs_nothing_and_is_followed_again(
+    agent: Server, live: Live[Knobs], endpoints: Endpoints
+) -> None:
+    register(agent, 1001)
+    await until("one", lambda: len(endpoints.current) == 1, 2)
+    agent.kill()
+    await asyncio.sleep(1)
+    assert (live.value.drain_seconds, len(endpoints.current)) == (1.0, 1)
+    await asyncio.to_thread(agent.start)
+    agent.call("PUT", f"/v1/kv/{KEY}", json.dumps(GOOD | {"drain_seconds": 7.0}))
+    back = time.monotonic()
+    await until("a change after the outage is live", lambda: live.value.drain_seconds == 7.0, 6)
+    assert time.monotonic() - back < 5
+    register(agent, 1001, 1003)
+    await until("a new instance after the outage", lambda: len(endpoints.current) == 2, 5)
+
+
+async def test_a_token_that_ended_is_replaced_while_watching(agent: Server, live: Live[Knobs]) -> None:
+    for token in agent.call("GET", "/v1/acl/tokens"):
+        if token.get("AuthMethod") == "nomad-workloads":
+            agent.call("DELETE", f"/v1/acl/token/{token['AccessorID']}")
+    agent.call("PUT", f"/v1/kv/{KEY}", json.dumps(GOOD | {"drain_seconds": 8.0}))
+    await until("a change is live", lambda: live.value.drain_seconds == 8.0, 5)

@@ -1,0 +1,200 @@
+"""Secrets, signatures and leases of a real OpenBao and a real Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from chassis.database import Database
+from chassis.errors import RpcError
+from chassis.lifecycle import Process
+from chassis.settings import Knobs
+from chassis.testing import FakeConsul, process
+from chassis.vault import Vault
+
+from .identities import Nomad
+from .postgres import Postgres
+from .servers import Server, openbao
+from .waiting import until
+
+KNOBS = Knobs(log_level="INFO", drain_seconds=0, grace_seconds=1)
+POLICY = """
+path "database/creds/user-service" { capabilities = ["read"] }
+path "secret/data/user-service" { capabilities = ["read"] }
+path "transit/sign/tokens" { capabilities = ["update"] }
+path "transit/keys/tokens" { capabilities = ["read"] }
+"""
+SCHEMA = "user_service"
+
+
+@pytest.fixture(scope="module")
+def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with openbao(tmp_path_factory.mktemp("bao")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def identity(bao: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A role for the job `user-service`, and the identities Nomad would have written for it."""
+    nomad = Nomad()
+    bao.call("POST", "/v1/sys/auth/jwt-nomad", {"type": "jwt"})
+    bao.call("POST", "/v1/auth/jwt-nomad/config", {"jwt_validation_pubkeys": [nomad.public_key()]})
+    bao.call("PUT", "/v1/sys/policies/acl/user-service", {"policy": POLICY})
+    bao.call("POST", "/v1/sys/mounts/transit", {"type": "transit"})
+    bao.call("POST", "/v1/transit/keys/tokens", {"type": "ed25519"})
+    bao.call("POST", "/v1/secret/data/user-service", {"data": {"pepper": "salt"}})
+    return nomad.write(tmp_path_factory.mktemp("identity"), "user-service")
+
+
+def allow(bao: Server, **changes: Any) -> None:
+    role = {
+        "role_type": "jwt",
+        "bound_audiences": ["vault.io"],
+        "user_claim": "nomad_job_id",
+        "token_policies": ["user-service"],
+    }
+    bao.call("POST", "/v1/auth/jwt-nomad/role/user-service", role | changes)
+
+
+@pytest.fixture
+async def vault(bao: Server, identity: Path) -> Vault:
+    allow(bao)
+    made = process("user-service", KNOBS, vault_addr=bao.url, identity_dir=identity)
+    return made.vault
+
+
+async def test_what_the_policy_does_not_allow_is_denied(vault: Vault) -> None:
+    with pytest.raises(Exception, match="permission denied"):
+        await vault.read_secret("order-service")
+
+
+async def test_a_vault_that_is_away_is_unavailable(identity: Path) -> None:
+    vault = process("user-service", KNOBS, vault_addr="http://127.0.0.1:9", identity_dir=identity).vault
+    with pytest.raises(RpcError) as refusal:
+        await vault.read_secret("user-service")
+    assert (refusal.value.code, refusal.value.reason) == (grpc.StatusCode.UNAVAILABLE, "VAULT_UNAVAILABLE")
+
+
+async def test_a_secret_is_read(vault: Vault) -> None:
+    assert await vault.read_secret("user-service") == {"pepper": "salt"}
+
+
+async def test_a_signature_is_made_and_holds_with_the_published_key(vault: Vault, bao: Server) -> None:
+    first, version = await vault.sign("tokens", b"claims")
+    bao.call("POST", "/v1/transit/keys/tokens/rotate")
+    second, newer = await vault.sign("tokens", b"claims")
+    keys = await vault.public_keys("tokens")
+    Ed25519PublicKey.from_public_bytes(keys[version]).verify(first, b"claims")
+    Ed25519PublicKey.from_public_bytes(keys[newer]).verify(second, b"claims")
+    assert newer == version + 1
+
+
+async def test_a_token_that_was_revoked_is_replaced_unseen(vault: Vault, bao: Server) -> None:
+    await vault.read_secret("user-service")
+    told: list[int] = []
+    vault.on_login(lambda: told.append(1))
+    assert vault._client is not None
+    bao.call("POST", "/v1/auth/token/revoke", {"token": vault._client.token})
+    assert await vault.read_secret("user-service") == {"pepper": "salt"}
+    assert told == [1]
+
+
+async def test_a_token_is_renewed_and_replaced_before_it_ends(bao: Server, identity: Path) -> None:
+    allow(bao, token_ttl="2s", token_max_ttl="4s")
+    vault = process("user-service", KNOBS, vault_addr=bao.url, identity_dir=identity).vault
+    await vault.read_secret("user-service")
+    logins: list[int] = []
+    vault.on_login(lambda: logins.append(1))
+    ends_at = time.monotonic() + 9
+    while time.monotonic() < ends_at:
+        assert vault._client is not None
+        await asyncio.to_thread(vault._client.auth.token.lookup_self)
+        await asyncio.sleep(0.1)
+    assert len(logins) >= 2
+
+
+async def test_closing_ends_the_token_and_its_logins(bao: Server, vault: Vault) -> None:
+    await vault.read_secret("user-service")
+    assert vault._client is not None
+    token = vault._client.token
+    await vault.close()
+    with pytest.raises(Exception, match="403"):
+        bao.call("POST", "/v1/auth/token/lookup", {"token": token})
+
+
+@pytest.fixture(scope="module")
+def logins(bao: Server, identity: Path, postgres: Postgres) -> Server:
+    """The database engine on the private Postgres: logins of 4 s that cannot be renewed beyond that."""
+    postgres.execute("CREATE ROLE user_service NOLOGIN", f"CREATE DATABASE {SCHEMA}")
+    postgres.execute(f"CREATE SCHEMA {SCHEMA} AUTHORIZATION user_service", dbname=SCHEMA)
+    engine = {
+        "plugin_name": "postgresql-database-plugin",
+        "allowed_roles": "user-service",
+        "connection_url": f"postgresql://postgres@127.0.0.1:{postgres.port}/postgres?sslmode=disable",
+    }
+    role = {
+        "db_name": "postgres",
+        "default_ttl": "4s",
+        "max_ttl": "4s",
+        "creation_statements": [
+            "CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}' IN ROLE user_service;",
+            "ALTER ROLE \"{{name}}\" SET role = 'user_service';",
+        ],
+        "revocation_statements": [
+            'ALTER ROLE "{{name}}" NOLOGIN;',
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{{name}}';",
+            'DROP ROLE IF EXISTS "{{name}}";',
+        ],
+    }
+    bao.call("POST", "/v1/sys/mounts/database", {"type": "database"})
+    bao.call("POST", "/v1/database/config/postgres", engine)
+    bao.call("POST", "/v1/database/roles/user-service", role)
+    return bao
+
+
+async def test_logins_end_and_no_request_is_lost(logins: Server, identity: Path, postgres: Postgres) -> None:
+    """Leases and maximum of 4 s: the login changes every 2 s under load, and old ones are cut off by Vault."""
+    allow(logins)
+    consul = FakeConsul()
+    consul.register("postgres", f"127.0.0.1:{postgres.port}")
+    made = process("user-service", KNOBS, consul, vault_addr=logins.url, identity_dir=identity)
+    database = await Database.open(made, name=SCHEMA)
+    users: set[str] = set()
+    done, stop = 0, asyncio.Event()
+
+    async def ask() -> None:
+        nonlocal done
+        while not stop.is_set():
+            async with database.connection() as connection:
+                row = await (await connection.execute("SELECT session_user, current_user")).fetchone()
+            assert row is not None
+            assert row["current_user"] == "user_service"
+            users.add(row["session_user"])
+            done += 1
+            await asyncio.sleep(0.002)
+
+    work = [asyncio.create_task(ask()) for _ in range(4)]
+    await until("five logins were used", lambda: len(users) >= 5 or any(task.done() for task in work), 30)
+    stop.set()
+    await asyncio.gather(*work)
+    assert done > 500
+    await made.close()
+
+
+async def test_after_the_process_closed_none_of_its_logins_is_left(
+    logins: Server, identity: Path, postgres: Postgres
+) -> None:
+    allow(logins)
+    made: Process[Knobs] = process("user-service", KNOBS, vault_addr=logins.url, identity_dir=identity)
+    lease = await made.vault.database_login("user-service")
+    query = f"SELECT 1 FROM pg_roles WHERE rolname = '{lease.username}'"
+    assert postgres.rows(query)
+    await made.close()
+    await until("the login is gone", lambda: not postgres.rows(query))

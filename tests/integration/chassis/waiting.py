@@ -1,0 +1,18 @@
+"""Waiting on a named condition, with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+
+async def until(what: str, condition: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0) -> None:
+    """Return once the condition holds; fail by its name when it does not within `seconds`."""
+    ends_at = time.monotonic() + seconds
+    while True:
+        answer = condition()
+        if answer if isinstance(answer, bool) else await answer:
+            return
+        assert time.monotonic() < ends_at, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.02)

@@ -1,0 +1,64 @@
+"""Consul KV says how to behave: a change works at once in the same process, an invalid one is refused by name."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from people import Person
+from stack_under_test import RunningStack, eventually
+
+KEY = "config/gateway"
+
+
+@pytest.fixture
+def knobs(running: RunningStack) -> Iterator[dict[str, Any]]:
+    before = running.kv(KEY)
+    yield json.loads(before)
+    running.put_kv(KEY, before)
+
+
+def _said(running: RunningStack, words: str) -> bool:
+    alloc = running.allocations("gateway")[0]
+    stream = running.clients.nomad.client.stream_logs.stream
+    return words in stream(alloc["ID"], "gateway", "stdout", plain=True, origin="end", offset=50_000)
+
+
+def test_a_shorter_deadline_works_within_two_seconds_in_the_same_process(
+    running: RunningStack, person: Person, knobs: dict[str, Any]
+) -> None:
+    process = running.pids("gateway")
+    running.put_kv(KEY, json.dumps(knobs | {"deadline_seconds": 0.001}))
+    changed = time.monotonic()
+    eventually("a call runs into the deadline", lambda: person.get("/v1/users/me").status_code == 504, 2, 0.02)
+    assert time.monotonic() - changed <= 2
+    running.put_kv(KEY, json.dumps(knobs))
+    eventually("calls pass again", lambda: person.get("/v1/users/me").status_code == httpx.codes.OK, 5)
+    assert running.pids("gateway") == process
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"deadline_seconds": -1}, "deadline_seconds"),
+        ({"deadline_seconds": "soon"}, "deadline_seconds"),
+    ],
+)
+def test_an_invalid_value_is_refused_by_name_and_the_last_good_one_stays(
+    running: RunningStack, person: Person, knobs: dict[str, Any], change: dict[str, Any], named: str
+) -> None:
+    running.put_kv(KEY, json.dumps(knobs | change))
+    eventually("the refusal is logged", lambda: _said(running, KEY) and _said(running, named), 5)
+    assert person.get("/v1/users/me").status_code == httpx.codes.OK
+
+
+def test_an_unknown_key_is_refused_by_name(running: RunningStack, person: Person, knobs: dict[str, Any]) -> None:
+    unknown = f"surprise_{secrets.token_hex(4)}"
+    running.put_kv(KEY, json.dumps(knobs | {unknown: 1}))
+    eventually("the refusal is logged", lambda: _said(running, unknown), 5)
+    assert person.get("/v1/users/me").status_code == httpx.codes.OK

@@ -1,0 +1,84 @@
+"""The running stack that integration, infra and chaos tests look at, with what they all need from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nomad.api.exceptions import BadRequestNomadException
+
+from stack import config, process
+from stack.clients import Clients
+from stack.config import Stack
+
+T = TypeVar("T")
+
+
+def eventually(what: str, probe: Callable[[], T | None], seconds: float = 10, every: float = 0.1) -> T:
+    """The first answer of `probe` that is not false, within a deadline; names what never came true."""
+    until = time.monotonic() + seconds
+    while True:
+        answer = probe()
+        if answer:
+            return answer
+        assert time.monotonic() < until, f"not within {seconds:g} s: {what}"
+        time.sleep(every)
+
+
+class RunningStack:
+    """The stack named by WAYPOST_STACK, seen by an operator."""
+
+    def __init__(self) -> None:
+        self.stack: Stack = config.current()
+        self.clients = Clients(self.stack)
+
+    def url(self, name: str) -> str:
+        return self.stack.url(name)
+
+    def instances(self, service: str) -> list[dict[str, Any]]:
+        """The passing instances of a service, as Consul sees them."""
+        found: list[dict[str, Any]] = self.clients.consul.health.service(service, passing=True)[1]
+        return found
+
+    def allocations(self, job: str, group: str | None = None) -> list[dict[str, Any]]:
+        found = self.clients.nomad.job.get_allocations(job)
+        return [alloc for alloc in found if alloc["ClientStatus"] == "running" and group in {None, alloc["TaskGroup"]}]
+
+    def folder(self, alloc: dict[str, Any], task: str) -> Path:
+        return self.stack.state / "nomad" / "data" / "alloc" / alloc["ID"] / task
+
+    def pids(self, job: str, group: str | None = None) -> list[int]:
+        """The service processes of a job: the ones that work in its task folders, without Nomad's executors."""
+        folders = [self.folder(alloc, job) for alloc in self.allocations(job, group)]
+        return sorted(pid for folder in folders for pid in process.below(folder) if _works_in(pid, folder))
+
+    def kv(self, key: str) -> str:
+        return str(self.clients.consul.kv.get(key)[1]["Value"].decode())
+
+    def put_kv(self, key: str, value: str) -> None:
+        # Keeps the flags, in which a deploy remembers what it seeded.
+        flags = self.clients.consul.kv.get(key)[1]["Flags"]
+        assert self.clients.consul.kv.put(key, value, flags=flags)
+
+    def scale(self, job: str, group: str, count: int) -> None:
+        """Asks for another number of instances; Nomad accepts that once no deployment of the job is under way."""
+        body = {"Count": count, "Target": {"Group": group}}
+
+        def accepted() -> bool:
+            try:
+                self.clients.nomad.job.request(job, "scale", json=body, method="post")
+            except BadRequestNomadException as refusal:
+                assert "active deployment" in refusal.nomad_resp.text
+                return False
+            return True
+
+        eventually(f"{job} may be scaled", accepted, 60)
+
+
+def _works_in(pid: int, folder: Path) -> bool:
+    try:
+        return (process.PROC / str(pid) / "cwd").readlink() == folder
+    except OSError:
+        return False

@@ -1,0 +1,229 @@
+"""The life of a process: refused starts, the drain in its order, background work that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from chassis import lifecycle, server, telemetry
+from chassis.deadline import deadline, remaining
+from chassis.lifecycle import Process
+from chassis.settings import Knobs
+from chassis.testing import FakeConsul, process
+
+from .echo import NAME, Echo, Stub
+from .test_settings import place
+from .waiting import until
+
+KNOBS = Knobs(log_level="INFO", drain_seconds=0.3, grace_seconds=5.0)
+
+
+@pytest.fixture
+async def alive() -> AsyncIterator[Process[Knobs]]:
+    made = process("user-service", KNOBS, bind_address="127.0.0.1:26071")
+    yield made
+    await made.close()
+
+
+async def test_readiness_is_every_probes_answer(alive: Process[Knobs]) -> None:
+    async def asleep() -> str:
+        return "no login yet"
+
+    alive.add_readiness("postgres", lambda: None)
+    alive.add_readiness("vault", asleep)
+    alive.add_readiness("disk", lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    answers = await alive.readiness()
+    assert answers == {"postgres": "ok", "vault": "no login yet", "disk": "ZeroDivisionError: division by zero"}
+
+
+async def test_a_process_that_stops_is_not_ready(alive: Process[Knobs]) -> None:
+    alive.stopping.set()
+    assert (await alive.readiness())["process"] == "stopping"
+
+
+async def test_background_work_that_fails_is_logged_and_started_again(alive: Process[Knobs]) -> None:
+    starts: list[int] = []
+
+    async def work() -> None:
+        starts.append(1)
+        if len(starts) < 3:
+            raise RuntimeError("again")
+
+    with structlog.testing.capture_logs() as logs:
+        await alive.supervise("loop", work)
+    assert len(starts) == 3
+    assert [line["task"] for line in logs] == ["loop", "loop"]
+
+
+async def test_background_work_does_not_inherit_a_deadline(alive: Process[Knobs]) -> None:
+    found: list[float | None] = []
+
+    async def work() -> None:
+        found.append(remaining())
+
+    with deadline(1.0):
+        await alive.supervise("loop", work)
+    assert found == [None]
+
+
+async def test_closing_goes_backwards_and_over_failures(alive: Process[Knobs]) -> None:
+    closed: list[str] = []
+
+    def closer(name: str, fault: bool = False) -> Callable[[], Awaitable[None]]:
+        async def close() -> None:
+            closed.append(name)
+            if fault:
+                raise RuntimeError
+
+        return close
+
+    alive.on_close(closer("first"))
+    alive.on_close(closer("second", fault=True))
+    await alive.close()
+    assert closed == ["second", "first"]
+
+
+async def test_an_accepted_call_is_finished_and_health_fails_first(alive: Process[Knobs]) -> None:
+    gate = asyncio.Event()
+
+    async def slow(text: str, _context: Any) -> str:
+        await gate.wait()
+        return text
+
+    echo = Echo(slow)
+    serving = asyncio.create_task(server.serve(alive, echo.register, [NAME]))
+    async with grpc.aio.insecure_channel("127.0.0.1:26071") as channel:
+        stub, health = Stub(channel), health_pb2_grpc.HealthStub(channel)
+
+        async def status() -> int:
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=NAME), wait_for_ready=True, timeout=5)
+            return int(answer.status)
+
+        assert await status() == health_pb2.HealthCheckResponse.SERVING
+        accepted = asyncio.create_task(stub.say("kept"))
+        await until("the call is accepted", lambda: echo.seen == ["kept"])
+        alive.stopping.set()
+        await asyncio.sleep(0)
+        while await status() == health_pb2.HealthCheckResponse.SERVING:
+            await asyncio.sleep(0.01)
+        late = asyncio.create_task(stub.say("late"))
+        await until("a call that came during the drain is accepted", lambda: "late" in echo.seen)
+        gate.set()
+        assert (await accepted, await late) == ("kept", "late")
+    async with asyncio.timeout(3):
+        await serving
+
+
+async def test_health_follows_readiness(alive: Process[Knobs], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_PROBE_SECONDS", 0.02)
+    state = {"postgres": "away"}
+    alive.add_readiness("postgres", lambda: state["postgres"])
+    serving = asyncio.create_task(server.serve(alive, lambda _: None, []))
+    async with grpc.aio.insecure_channel("127.0.0.1:26071") as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=5)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        state["postgres"] = "ok"
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+    alive.stopping.set()
+    await serving
+
+
+async def test_an_address_that_is_taken_is_an_error_not_a_silent_share(alive: Process[Knobs]) -> None:
+    taken = await Echo(lambda text, _: asyncio.sleep(0, text)).start("127.0.0.1:26071")
+    with pytest.raises(RuntimeError, match="26071"):
+        await server.serve(alive, lambda _: None, [])
+    await taken.stop()
+
+
+@pytest.fixture
+def placed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeConsul:
+    """An environment and a Consul that a whole life can be lived in."""
+    place(monkeypatch)
+    consul = FakeConsul()
+    consul.put("config/gateway", json.dumps(KNOBS.model_dump()))
+    monkeypatch.setattr(lifecycle, "ConsulClient", lambda *_: consul)
+    monkeypatch.setattr(telemetry, "start", lambda *_: None)
+    monkeypatch.setattr(telemetry, "log_to_stdout", lambda *_: None)
+    return consul
+
+
+async def test_a_missing_variable_ends_the_start_with_one_clear_line(
+    placed: FakeConsul, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VAULT_ADDR")
+    with structlog.testing.capture_logs() as logs:
+        assert await lifecycle.live("gateway", Knobs, _never) == 1
+    assert [line["problem"] for line in logs] == ["environment: VAULT_ADDR: missing"]
+
+
+async def test_a_refused_knob_ends_the_start(placed: FakeConsul) -> None:
+    placed.put("config/gateway", "{}")
+    with structlog.testing.capture_logs() as logs:
+        assert await lifecycle.live("gateway", Knobs, _never) == 1
+    assert "config/gateway: log_level: missing" in logs[-1]["problem"]
+
+
+async def test_sigterm_ends_a_life_with_zero(placed: FakeConsul) -> None:
+    done: list[str] = []
+
+    async def compose(started: Process[Knobs]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await started.until_drained()
+        done.append("drained")
+
+    began = time.monotonic()
+    assert await lifecycle.live("gateway", Knobs, compose) == 0
+    assert done == ["drained"]
+    assert time.monotonic() - began >= 0.3
+
+
+async def test_sigterm_before_consul_answers_ends_the_start(
+    placed: FakeConsul, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(placed, "reachable", endless)
+    async with asyncio.timeout(2):
+        assert await lifecycle.live("gateway", Knobs, _never) == 0
+
+
+async def test_a_part_that_does_not_end_cannot_hold_the_process_up(
+    placed: FakeConsul, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "FLUSH_SECONDS", 0.1)
+    placed.put("config/gateway", json.dumps(KNOBS.model_dump() | {"drain_seconds": 0, "grace_seconds": 0.1}))
+
+    async def stuck(started: Process[Knobs]) -> None:
+        started.stopping.set()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(3):
+        assert await lifecycle.live("gateway", Knobs, stuck) == 0
+
+
+async def test_a_composition_that_fails_is_exit_code_one(placed: FakeConsul) -> None:
+    async def broken(_started: Process[Knobs]) -> None:
+        raise RuntimeError("no port")
+
+    with structlog.testing.capture_logs() as logs:
+        assert await lifecycle.live("gateway", Knobs, broken) == 1
+    assert any(line["event"] == "process failed" for line in logs)
+
+
+async def _never(_started: Process[Knobs]) -> None:
+    raise AssertionError("it must not get so far")

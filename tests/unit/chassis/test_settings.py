@@ -1,0 +1,161 @@
+"""Configuration: what is refused and by which name, then what is taken over while the process runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import structlog
+from pydantic import Field
+
+from chassis.errors import ConfigurationError
+from chassis.settings import Environment, Knobs, Live, Section, load_knobs, parse_knobs, watch_knobs
+from chassis.testing import FakeConsul
+
+from .waiting import until
+
+KEY = "config/gateway"
+GOOD: dict[str, Any] = {
+    "log_level": "INFO",
+    "drain_seconds": 2.0,
+    "grace_seconds": 5,
+    "deadline_seconds": 1.5,
+    "users": {"fail_max": 5},
+}
+
+
+class Called(Section):
+    fail_max: int = Field(gt=0)
+
+
+class Settings(Knobs):
+    deadline_seconds: float = Field(gt=0)
+    users: Called
+
+
+def raw(**changes: Any) -> str:
+    return json.dumps({key: value for key, value in (GOOD | changes).items() if value is not ...})
+
+
+REFUSED = [
+    (raw(deadline_seconds=...), "config/gateway: deadline_seconds: missing"),
+    (raw(deadline_second=1), "config/gateway: deadline_second: unknown key"),
+    (raw(deadline_seconds=0), "config/gateway: deadline_seconds: Input should be greater than 0"),
+    (raw(deadline_seconds="1.5"), "config/gateway: deadline_seconds: Input should be a valid number"),
+    (raw(log_level="LOUD"), "config/gateway: log_level: "),
+    (raw(users={"fail_max": 0}), "config/gateway: users.fail_max: "),
+    (raw(users={}), "config/gateway: users.fail_max: missing"),
+    ("{", "config/gateway: value: Invalid JSON"),
+    ("[]", "config/gateway: value: "),
+]
+
+
+@pytest.mark.parametrize(("text", "refusal"), REFUSED, ids=[refusal for _, refusal in REFUSED])
+def test_an_invalid_knob_is_refused_by_key_and_field(text: str, refusal: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_knobs(KEY, text.encode(), Settings)
+    assert str(caught.value).startswith(refusal)
+
+
+def test_every_refused_field_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"drain_seconds: .*grace_seconds: "):
+        parse_knobs(KEY, raw(drain_seconds=-1, grace_seconds=-1).encode(), Settings)
+
+
+def test_a_refusal_does_not_repeat_the_value() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_knobs(KEY, raw(log_level="hunter2").encode(), Settings)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_knob_with_a_default_is_refused_when_the_class_is_made() -> None:
+    with pytest.raises(TypeError, match=r"hidden: a knob has no default.*seconds"):
+
+        class hidden(Section):  # noqa: N801
+            seconds: float = 3.0
+
+
+def test_knobs_cannot_be_changed_in_place() -> None:
+    knobs = parse_knobs(KEY, raw().encode(), Settings)
+    with pytest.raises(ValueError, match="frozen"):
+        knobs.deadline_seconds = 9.0  # type: ignore[misc]
+
+
+async def test_a_key_that_is_missing_stops_the_start() -> None:
+    with pytest.raises(ConfigurationError, match="config/gateway: missing"):
+        await load_knobs(FakeConsul(), KEY, Settings)
+
+
+@pytest.fixture
+async def followed() -> AsyncIterator[tuple[FakeConsul, Live[Settings]]]:
+    consul = FakeConsul()
+    consul.put(KEY, raw())
+    live = await load_knobs(consul, KEY, Settings)
+    task = asyncio.create_task(watch_knobs(consul, KEY, live))
+    yield consul, live
+    task.cancel()
+
+
+async def test_a_change_is_taken_over_and_told(followed: tuple[FakeConsul, Live[Settings]]) -> None:
+    consul, live = followed
+    told: list[float] = []
+    live.on_change(lambda _: 1 / 0)  # type: ignore[arg-type]
+    live.on_change(lambda now: told.append(now.deadline_seconds))
+    consul.put(KEY, raw(deadline_seconds=9))
+    await until("the new value is live", lambda: live.value.deadline_seconds == 9)
+    assert told == [9.0]
+
+
+@pytest.mark.parametrize("bad", [raw(deadline_seconds=-1), raw(extra=1), "{", None])
+async def test_at_run_time_the_last_good_value_stays(
+    followed: tuple[FakeConsul, Live[Settings]], bad: str | None
+) -> None:
+    consul, live = followed
+    with structlog.testing.capture_logs() as logs:
+        if bad is None:
+            consul.remove(KEY)
+        else:
+            consul.put(KEY, bad)
+        await until("it is refused in the log", lambda: any(line["event"] == "configuration refused" for line in logs))
+    assert live.value.deadline_seconds == 1.5
+    assert logs[0]["problem"].startswith("config/gateway: ")
+    consul.put(KEY, raw(deadline_seconds=3))
+    await until("the next good value is live", lambda: live.value.deadline_seconds == 3)
+
+
+def test_a_missing_variable_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    place(monkeypatch)
+    monkeypatch.delenv("VAULT_ADDR")
+    monkeypatch.setenv("BIND_ADDRESS", "8080")
+    with pytest.raises(ConfigurationError) as caught:
+        Environment.load()
+    problems = str(caught.value).split("; ")
+    assert problems[0] == "environment: VAULT_ADDR: missing"
+    assert problems[1].startswith("environment: BIND_ADDRESS: ")
+
+
+def test_an_empty_variable_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    place(monkeypatch)
+    monkeypatch.setenv("INSTANCE_ID", "")
+    with pytest.raises(ConfigurationError, match="INSTANCE_ID: missing"):
+        Environment.load()
+
+
+def test_no_variable_has_a_default() -> None:
+    assert all(field.is_required() for field in Environment.model_fields.values())
+
+
+def place(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "INSTANCE_ID": "a1",
+        "VERSION": "v1",
+        "IDENTITY_DIR": "/secrets",
+        "CONSUL_HTTP_ADDR": "http://127.0.0.1:8500",
+        "VAULT_ADDR": "http://127.0.0.1:8200",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317",
+        "BIND_ADDRESS": "127.0.0.1:9000",
+    }.items():
+        monkeypatch.setenv(name, value)

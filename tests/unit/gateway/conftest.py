@@ -1,0 +1,258 @@
+"""A gateway on loopback in front of the real services' code on memory, called over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import grpc
+import httpx
+import pytest
+import pytest_asyncio
+import uvloop
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from chassis.client import connect
+from chassis.eventstore import MemoryEventStore
+from chassis.interceptors import INTERCEPTORS
+from chassis.lifecycle import Process
+from chassis.testing import FakeConsul, process
+from gateway import app, serving
+from gateway.access import Backend
+from gateway.edge import Edge
+from gateway.health import Dependencies
+from gateway.settings import Settings
+from gateway.tokens import Tokens
+from order_service import commands as order_commands
+from order_service import queries as order_queries
+from order_service import settings as order_settings
+from order_service.keys import MemoryKeys
+from order_service.rpc import OrderRpc
+from shop.order.v1.order_pb2_grpc import OrderServiceStub, add_OrderServiceServicer_to_server
+from shop.user.v1.user_pb2_grpc import UserServiceStub, add_UserServiceServicer_to_server
+from user_service import commands as user_commands
+from user_service import passwords
+from user_service import queries as user_queries
+from user_service import settings as user_settings
+from user_service import tokens as user_tokens
+from user_service.accounts import MemoryAccounts
+from user_service.rpc import UserRpc
+
+KV = Path(__file__).parents[3] / "consul" / "kv" / "config"
+_names = itertools.count(1)
+
+
+async def until(condition: Callable[[], object], seconds: float = 5) -> None:
+    """Wait for a condition to come true; fails when it does not in time."""
+    ends_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends_at, "the condition did not come true in time"
+        await asyncio.sleep(0.005)
+
+
+class FakeVault:
+    """Signs and tells public keys like the transit engine; `away` makes it raise."""
+
+    def __init__(self) -> None:
+        self.keys = {1: Ed25519PrivateKey.generate()}
+        self.away: Exception | None = None
+        self.reads = 0
+
+    def rotate(self) -> None:
+        self.keys[max(self.keys) + 1] = Ed25519PrivateKey.generate()
+
+    async def sign(self, key: str, payload: bytes) -> tuple[bytes, int]:
+        return self.keys[max(self.keys)].sign(payload), max(self.keys)
+
+    async def public_keys(self, key: str) -> dict[int, bytes]:
+        self.reads += 1
+        if self.away:
+            raise self.away
+        return {version: each.public_key().public_bytes_raw() for version, each in self.keys.items()}
+
+
+def knobs(name: str, model: type[Any], **changes: Any) -> Any:
+    """The shipped knobs with some changed."""
+    return model.model_validate(json.loads((KV / f"{name}.json").read_text()) | changes)
+
+
+@dataclass
+class System:
+    """All of it, and a client of the gateway."""
+
+    http: httpx.AsyncClient
+    address: tuple[str, int]
+    vault: FakeVault
+    process: Process[Settings]
+    server: Any
+    servers: Servers
+    worker: Worker
+    _guest: dict[str, str] | None = None
+
+    async def guest(self) -> dict[str, str]:
+        """The header of a user signed in once for all tests: a password takes longer than the rest of a test."""
+        self._guest = self._guest or await self.token("guest@example.com")
+        return self._guest
+
+    def change(self, **knobs: Any) -> None:
+        """Change knobs of the running gateway."""
+        live = self.process.knobs
+        live.replace(live.value.model_copy(update=knobs))
+
+    async def register(self, email: str = "ada@example.com") -> httpx.Response:
+        return await self.http.post("/v1/users", json={"email": email, "name": "Ada", "password": "correct horse"})
+
+    async def token(self, email: str = "ada@example.com") -> dict[str, str]:
+        """The header of a signed-in user, registered on the way."""
+        await self.register(email)
+        answer = await self.http.post("/v1/sessions", json={"email": email, "password": "correct horse"})
+        return {"authorization": f"Bearer {answer.json()['access_token']}"}
+
+    async def place(self, token: dict[str, str], key: str = "k1", **changes: Any) -> httpx.Response:
+        body = {"currency": "EUR", "lines": [{"sku": "tea", "quantity": 2, "unit_price": 150}]} | changes
+        return await self.http.post("/v1/orders", json=body, headers=token | {"idempotency-key": key})
+
+    async def raw(self, data: bytes) -> bytes:
+        """What comes back for bytes on a connection of their own, until the gateway or a deadline ends it."""
+        reader, writer = await asyncio.open_connection(*self.address)
+        writer.write(data)
+        try:
+            return await asyncio.wait_for(reader.read(100_000), 5)
+        finally:
+            writer.close()
+
+
+class Worker:
+    """Settles orders in the place of the worker: `confirm` and `reject` them by id."""
+
+    def __init__(self, orders: order_commands.Commands) -> None:
+        self._orders = orders
+
+    async def confirm(self, order_id: str) -> None:
+        await self._orders.confirm_order(UUID(order_id))
+
+    async def reject(self, order_id: str) -> None:
+        await self._orders.reject_order(UUID(order_id), "CREDIT_EXCEEDED")
+
+
+class Servers:
+    """The services as gRPC servers on loopback; `stop` takes one away, `hang` makes every call of one wait."""
+
+    def __init__(self, consul: FakeConsul) -> None:
+        self._consul = consul
+        self._servers: dict[str, grpc.aio.Server] = {}
+        self.hanging: set[str] = set()
+
+    async def start(self, name: str, register: Callable[[grpc.aio.Server], None]) -> None:
+        server = grpc.aio.server(interceptors=[_Hang(self.hanging, name), *INTERCEPTORS])
+        register(server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        self._servers[name] = server
+        self._consul.register(name, f"127.0.0.1:{port}")
+
+    async def stop(self, name: str) -> None:
+        self._consul.register(name)
+        await self._servers.pop(name).stop(None)
+
+    async def close(self) -> None:
+        for server in self._servers.values():
+            await server.stop(None)
+
+
+class _Hang(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    def __init__(self, hanging: set[str], name: str) -> None:
+        self._hanging, self._name = hanging, name
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        await until(lambda: self._name not in self._hanging, seconds=30)
+        return await continuation(details)
+
+
+def user_rpc(vault: FakeVault) -> UserRpc:
+    settings = knobs("user-service", user_settings.Settings, password_memory_kib=8192, password_passes=1)
+    accounts = MemoryAccounts()
+    hashes, tokens = passwords.Passwords(lambda: settings, b"pepper"), user_tokens.Tokens(vault)
+    commands = user_commands.Commands(accounts, hashes, tokens, lambda: settings)
+    return UserRpc(commands, user_queries.Queries(accounts))
+
+
+def order_rpc() -> tuple[OrderRpc, Worker]:
+    settings, keys = knobs("order-service", order_settings.Settings), MemoryKeys()
+    store = MemoryEventStore(within=keys.keep)
+    commands = order_commands.Commands(store, keys, lambda: settings)
+    return OrderRpc(commands, order_queries.Queries(store, order_queries.MemoryTable(store))), Worker(commands)
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run on the loop that the gateway runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def spans() -> InMemorySpanExporter:
+    """Every span that was ended."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return exporter
+
+
+@pytest.fixture
+async def system(spans: InMemorySpanExporter) -> AsyncIterator[System]:
+    """A system of one's own."""
+    async with running() as one:
+        yield one
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(spans: InMemorySpanExporter) -> AsyncIterator[System]:
+    """One system for a whole module whose tests change nothing in it."""
+    async with running() as one:
+        yield one
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[System]:
+    vault, consul = FakeVault(), FakeConsul()
+    servers, users, (orders, worker) = Servers(consul), user_rpc(vault), order_rpc()
+    await servers.start("user-service", lambda server: add_UserServiceServicer_to_server(users, server))
+    await servers.start("order-service", lambda server: add_OrderServiceServicer_to_server(orders, server))
+    shipped = knobs("gateway", Settings, drain_seconds=0.0, unknown_key_seconds=0.05)
+    here: Process[Settings] = process("gateway", shipped, consul)
+    edge = gateway_on(here, vault)
+    server: Any = await serving.listen(edge, "127.0.0.1:0")
+    address = server.server.sockets[0].getsockname()
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{address[1]}", timeout=5) as http:
+        yield System(http, address, vault, here, server, servers, worker)
+    await serving.close(server, 1)
+    await here.close()
+    await servers.close()
+
+
+def gateway_on(here: Process[Settings], vault: FakeVault) -> Edge:
+    channels = {
+        "user-service": connect(here, "user-service", knobs=lambda: here.knobs.value.users),
+        "order-service": connect(here, "order-service", knobs=lambda: here.knobs.value.orders),
+    }
+    users: Any = channels["user-service"]
+    orders: Any = channels["order-service"]
+    tokens = Tokens(vault, lambda: here.knobs.value)
+    health = Dependencies(here, channels)
+    stubs: tuple[Any, Any] = UserServiceStub(users), OrderServiceStub(orders)
+    backend = Backend(*stubs, tokens, health, lambda: here.knobs.value)
+    edge = app.create(backend, f"gateway{next(_names)}")
+    edge.config.TOUCHUP = False  # it rewrites Sanic's own code, which works once in a process
+    return edge

@@ -1,0 +1,47 @@
+"""Registration, sessions and oneself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .conftest import System
+
+
+async def test_an_email_is_taken_in_any_case(system: System) -> None:
+    await system.register("Ada@example.com")
+    answer = await system.register("ada@EXAMPLE.com")
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/email-taken")
+
+
+async def test_a_wrong_password_and_an_unknown_email_are_the_same_refusal(system: System) -> None:
+    await system.register()
+    problems = []
+    for email in ("ada@example.com", "eve@example.com"):
+        answer = await system.http.post("/v1/sessions", json={"email": email, "password": "wrong"})
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        problems.append(answer.json() | {"trace_id": ""})
+    assert problems[0] == problems[1]
+    assert problems[0]["type"] == "/problems/bad-credentials"
+
+
+async def test_a_new_user_has_the_whole_credit(system: System) -> None:
+    answer = await system.register()
+    assert (answer.status_code, answer.headers["location"]) == (201, "/v1/users/me")
+    user = answer.json()
+    assert (user["email"], user["name"], user["id"][14]) == ("ada@example.com", "Ada", "7")
+    assert user["credit"] == {"currency": "EUR", "limit": 100_000, "available": 100_000}
+
+
+async def test_a_session_tells_how_long_its_token_lasts(system: System) -> None:
+    await system.register()
+    answer = await system.http.post("/v1/sessions", json={"email": "ada@example.com", "password": "correct horse"})
+    assert answer.status_code == 201
+    assert (answer.json()["token_type"], answer.json()["expires_in"]) == ("Bearer", 3600)
+
+
+async def test_the_token_opens_oneself_and_nobody_else(system: System) -> None:
+    ada, eve = await system.token(), await system.token("eve@example.com")
+    for token, email in ((ada, "ada@example.com"), (eve, "eve@example.com")):
+        answer = await system.http.get("/v1/users/me", headers=token)
+        assert (answer.status_code, answer.json()["email"]) == (200, email)

@@ -1,0 +1,164 @@
+"""What may happen to an order, and what it is afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chassis.eventstore import RecordedEvent
+from order_service import domain, history
+from order_service.domain import Invalid, Line, Order, OrderClosed, Refusal, Status, VersionMismatch
+
+USER, ORDER, COMMAND = UUID(int=1), UUID(int=2), UUID(int=3)
+GOOD = Line("tea-1", 2, 150)
+
+
+@pytest.mark.parametrize(
+    ("field", "currency", "lines"),
+    [
+        ("currency", "eur", [GOOD]),
+        ("currency", "EURO", [GOOD]),
+        ("currency", "", [GOOD]),
+        ("currency", "ABC", [GOOD]),
+        ("currency", "DEM", [GOOD]),
+        ("currency", "XAU", [GOOD]),
+        ("currency", "XXX", [GOOD]),
+        ("lines", "EUR", []),
+        ("lines", "EUR", [GOOD] * 101),
+        ("lines[0].sku", "EUR", [Line("", 1, 1)]),
+        ("lines[0].sku", "EUR", [Line("-tea", 1, 1)]),
+        ("lines[0].sku", "EUR", [Line("t\x00", 1, 1)]),
+        ("lines[0].sku", "EUR", [Line("a" * 65, 1, 1)]),
+        ("lines[1].quantity", "EUR", [GOOD, Line("tea", 0, 1)]),
+        ("lines[1].quantity", "EUR", [GOOD, Line("tea", 10_001, 1)]),
+        ("lines[0].unit_price", "EUR", [Line("tea", 1, -1)]),
+        ("lines[0].unit_price", "EUR", [Line("tea", 1, 10**9 + 1)]),
+    ],
+)
+def test_an_order_that_breaks_a_rule_names_the_field(field: str, currency: str, lines: list[Line]) -> None:
+    with pytest.raises(Invalid) as refusal:
+        domain.place(USER, currency, lines)
+    assert list(refusal.value.fields) == [field]
+
+
+@pytest.mark.parametrize(("currency", "credit"), [("USD", "EUR"), ("EUR", "JPY")])
+def test_an_order_in_another_currency_than_the_credit_names_the_field(currency: str, credit: str) -> None:
+    with pytest.raises(Invalid, match="currency") as refusal:
+        domain.place(USER, currency, [GOOD], credit)
+    assert refusal.value.fields == {"currency": f"must be {credit}, the currency of your credit"}
+
+
+def test_every_wrong_field_is_named_at_once() -> None:
+    wrong = [Line("", 0, -1), GOOD, Line("tea", 10_001, 10**9 + 1)]
+    with pytest.raises(Invalid) as refusal:
+        domain.place(USER, "eur", wrong)
+    first, last = ("sku", "quantity", "unit_price"), ("quantity", "unit_price")
+    assert set(refusal.value.fields) == {
+        "currency",
+        *(f"lines[0].{field}" for field in first),
+        *(f"lines[2].{field}" for field in last),
+    }
+
+
+@pytest.mark.parametrize("currency", ["EUR", "USD", "JPY", "KWD"])
+def test_an_order_in_the_currency_of_the_credit_is_accepted(currency: str) -> None:
+    assert domain.place(USER, currency, [GOOD], currency) == domain.place(USER, currency, [GOOD])
+
+
+def test_the_largest_order_fits_64_bits() -> None:
+    placed = domain.place(USER, "EUR", [Line("gold", 10_000, 10**9)] * 100)
+    assert placed.total == 10**15
+
+
+def test_a_stale_version_is_told_before_a_closed_state() -> None:
+    order = fold(placed(), domain.OrderRejected("CREDIT_EXCEEDED"))
+    with pytest.raises(VersionMismatch):
+        domain.cancel(order, [1])
+    with pytest.raises(OrderClosed):
+        domain.cancel(order, [1, 2])
+
+
+@pytest.mark.parametrize("end", [domain.OrderRejected("CREDIT_EXCEEDED"), domain.OrderCancelled()])
+def test_a_final_order_is_not_cancelled(end: domain.Event) -> None:
+    with pytest.raises(OrderClosed):
+        domain.cancel(fold(placed(), end), [])
+
+
+@pytest.mark.parametrize("end", [domain.OrderConfirmed(), domain.OrderRejected("X"), domain.OrderCancelled()])
+def test_an_order_that_is_settled_is_neither_confirmed_nor_rejected_again(end: domain.Event) -> None:
+    order = fold(placed(), end)
+    assert domain.confirm(order) == domain.reject(order, "X") == []
+
+
+def test_a_history_that_does_not_begin_at_the_beginning_is_no_order() -> None:
+    with pytest.raises(ValueError, match="begins with OrderPlaced"):
+        fold(domain.OrderConfirmed())
+
+
+Decision = Callable[[Order], list[domain.Event]]
+decisions: st.SearchStrategy[list[Decision]] = st.lists(
+    st.sampled_from([domain.confirm, lambda order: domain.reject(order, "X"), lambda order: domain.cancel(order, [])])
+)
+MOVES = {
+    (Status.PENDING, Status.CONFIRMED),
+    (Status.PENDING, Status.REJECTED),
+    (Status.PENDING, Status.CANCELLED),
+    (Status.CONFIRMED, Status.CANCELLED),
+}
+
+
+@given(decisions)
+def test_whatever_is_decided_only_documented_moves_happen_and_versions_have_no_gap(
+    decided: list[Decision],
+) -> None:
+    past = record(0, placed())
+    for decide in decided:
+        before = history.fold(past)
+        assert before is not None
+        try:
+            past += record(before.version, *decide(before))
+        except Refusal:
+            continue
+        after = history.fold(past)
+        assert after is not None
+        assert after.version == len(past) == past[-1].version
+        assert after == before or (before.status, after.status) in MOVES
+
+
+lines = st.builds(
+    Line,
+    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True),
+    st.integers(1, 10_000),
+    st.integers(0, 10**9),
+)
+
+
+@given(st.lists(lines, min_size=1, max_size=100))
+def test_what_was_recorded_is_recalled_the_same_after_json(some: list[Line]) -> None:
+    event = domain.place(USER, "EUR", some)
+    recorded = record(0, event)[0]
+    again = RecordedEvent(recorded.stream, 1, recorded.type, json.loads(json.dumps(recorded.data)), dict(recorded.meta))
+    assert history.recall(again) == event
+    order = history.fold([again])
+    assert order is not None
+    assert (order.status, order.version) == (Status.PENDING, 1)
+    assert order.total == sum(line.quantity * line.unit_price for line in some)
+
+
+def placed() -> domain.OrderPlaced:
+    return domain.place(USER, "EUR", [GOOD])
+
+
+def record(after: int, *events: domain.Event) -> list[RecordedEvent]:
+    return history.record(ORDER, after, events, history.Cause(str(USER), COMMAND))
+
+
+def fold(*events: domain.Event) -> Order:
+    order = history.fold(record(0, *events))
+    assert order is not None
+    return order

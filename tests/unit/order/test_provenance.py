@@ -1,0 +1,65 @@
+"""Every event says who, when, in which trace and by which command."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+
+from chassis.eventstore import RecordedEvent
+from order_service.domain import Line
+
+from .conftest import ADA, TEA
+
+if TYPE_CHECKING:
+    from .conftest import Service
+
+SYSTEM = "system:fulfilment"
+TRACE = SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=TraceFlags(1))
+GOLD = Line("gold", 1, 100_001)
+
+# The story of an order, and who must stand behind each of its events.
+STORIES = {
+    "confirmed": (TEA, ["work"], [str(ADA), SYSTEM]),
+    "rejected": (GOLD, ["work"], [str(ADA), SYSTEM]),
+    "cancelled while pending": (TEA, ["cancel", "work"], [str(ADA), str(ADA)]),
+    "cancelled later": (TEA, ["work", "cancel", "work"], [str(ADA), SYSTEM, str(ADA)]),
+}
+
+
+async def told(service: Service, line: Line, steps: list[str]) -> list[RecordedEvent]:
+    with trace.use_span(NonRecordingSpan(TRACE)):
+        order = await service.place("k1", ADA, line)
+    for step in steps:
+        if step == "work":
+            await service.work()
+        else:
+            with trace.use_span(NonRecordingSpan(TRACE)):
+                await service.commands.cancel_order(ADA, order.id, [])
+    return await service.store.read(order.id)
+
+
+@pytest.mark.parametrize("story", STORIES)
+async def test_an_event_says_where_it_comes_from(service: Service, story: str) -> None:
+    line, steps, actors = STORIES[story]
+    began = datetime.now(UTC)
+    metas = [event.meta for event in await told(service, line, steps)]
+    assert [meta["actor"] for meta in metas] == actors
+    assert [meta["traceparent"].split("-")[1] for meta in metas] == [f"{0xABC:032x}"] * len(metas)
+    assert all(began <= datetime.fromisoformat(meta["occurred_at"]) <= datetime.now(UTC) for meta in metas)
+    assert len({UUID(meta["command_id"]) for meta in metas}) == len(metas)
+
+
+async def test_an_errand_gives_the_same_command_at_each_try(service: Service) -> None:
+    order = await service.place()
+    await service.owe()
+    (first,) = await service.errands.claim(1, 1)
+    service.errands.pass_time()
+    (again,) = await service.errands.claim(1, 1)
+    assert first.command_id == again.command_id
+    await service.fulfilment.attempt(again)
+    assert (await service.store.read(order.id))[-1].meta["command_id"] == str(again.command_id)

@@ -1,0 +1,123 @@
+"""Background processes: known by id and start time, ended politely, never confused with a stranger's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stack.console import StackError
+from stack.process import Daemon, below, end, memory, require_free, start_time
+
+SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
+STUBBORN = (
+    sys.executable,
+    "-uc",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(60)",
+)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    made = Daemon("sleeper", tmp_path / "logs")
+    yield made
+    made.stop(timeout=0)
+
+
+def test_a_started_daemon_is_known_and_a_stopped_one_is_not(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.start(SLEEPER, tmp_path, {})
+    assert daemon.pid() is not None
+    assert daemon.stop()
+    assert daemon.pid() is None
+    assert not daemon.stop()
+
+
+def test_a_process_id_that_was_given_to_somebody_else_is_not_ours(daemon: Daemon) -> None:
+    daemon.folder.mkdir()
+    (daemon.folder / "sleeper.pid").write_text(f"{os.getpid()} 1\n")
+    assert daemon.pid() is None
+
+
+def test_a_daemon_that_ends_while_starting_is_reported_with_its_last_words(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.start((sys.executable, "-c", "import sys; sys.exit('no licence found')"), tmp_path, {})
+    with pytest.raises(StackError, match="no licence found"):
+        daemon.wait(lambda: False, seconds=10)
+
+
+def test_a_process_that_ignores_sigterm_is_killed(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.start(STUBBORN, tmp_path, {})
+    daemon.wait(lambda: "deaf" in daemon.last_words(), seconds=10)
+    pid = daemon.pid()
+    assert pid is not None
+    end([pid], timeout=0.2)
+    assert start_time(pid) is None
+
+
+def test_processes_that_work_in_a_folder_are_found(tmp_path: Path) -> None:
+    child = subprocess.Popen(SLEEPER, cwd=tmp_path)
+    try:
+        until = time.monotonic() + 5
+        while child.pid not in below(tmp_path):
+            assert time.monotonic() < until
+        assert child.pid not in below(tmp_path / "elsewhere")
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+
+
+def test_a_process_with_a_terminal_is_somebodys_own(tmp_path: Path) -> None:
+    master, terminal = os.openpty()
+    child = subprocess.Popen(
+        ("setsid", "--ctty", *SLEEPER), cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    try:
+        stat = Path(f"/proc/{child.pid}/stat")
+        until = time.monotonic() + 5
+        while stat.read_text().rpartition(")")[2].split()[4] == "0":
+            assert time.monotonic() < until
+        assert child.pid not in below(tmp_path)
+    finally:
+        child.kill()
+        child.wait()
+        os.close(master)
+
+
+def test_memory_counts_the_processes_of_a_folder_and_their_children(tmp_path: Path) -> None:
+    # The child leaves the folder; it counts because its parent stays.
+    parent = subprocess.Popen(("sh", "-c", "(cd / && exec sleep 60); true"), cwd=tmp_path)
+    try:
+        until = time.monotonic() + 5
+        while memory(tmp_path)[1] != 2:
+            assert time.monotonic() < until
+    finally:
+        end(_children(parent.pid), timeout=5)
+        parent.wait()
+    assert memory(tmp_path) == (0, 0)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_taken_port_is_refused_with_the_name_of_its_owner() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StackError, match=f"port {port} .gateway. is taken: process {os.getpid()}"):
+            require_free(port, "gateway")
+
+
+def test_a_free_port_is_accepted() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    require_free(port, "gateway")

@@ -1,0 +1,61 @@
+"""Passwords: refused when too many wait, never kept in clear, as dear for a stranger as for a user."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from user_service.passwords import Passwords, TooBusy
+
+if TYPE_CHECKING:
+    from .conftest import Knobs
+
+
+async def test_more_passwords_than_may_wait_are_refused_at_once(knobs: Knobs) -> None:
+    settings = knobs(password_concurrency=1, password_waiting=2)
+    passwords = Passwords(lambda: settings, b"pepper")
+    outcomes = await asyncio.gather(*(passwords.hash("p") for _ in range(5)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes].count(TooBusy) == 2
+    assert sum(isinstance(outcome, str) for outcome in outcomes) == 3
+
+
+async def test_after_a_rush_passwords_are_accepted_again(knobs: Knobs) -> None:
+    settings = knobs(password_concurrency=1, password_waiting=0)
+    passwords = Passwords(lambda: settings, b"pepper")
+    await asyncio.gather(*(passwords.hash("p") for _ in range(3)), return_exceptions=True)
+    assert await passwords.matches("p", await passwords.hash("p"))
+
+
+async def test_a_caller_who_leaves_does_not_free_a_place_before_the_work_is_done(knobs: Knobs) -> None:
+    settings = knobs(password_concurrency=1, password_waiting=0, password_memory_kib=65536)
+    passwords = Passwords(lambda: settings, b"pepper")
+    leaving = asyncio.create_task(passwords.hash("p"))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(TooBusy):
+        await passwords.hash("p")
+
+
+async def test_a_hash_is_argon2id_with_the_cost_of_the_knobs(knobs: Knobs) -> None:
+    settings = knobs(password_memory_kib=9216, password_passes=3)
+    encoded = await Passwords(lambda: settings, b"pepper").hash("correct horse")
+    assert encoded.startswith("$argon2id$v=19$m=9216,t=3,p=1$")
+    assert "correct" not in encoded
+
+
+async def test_no_password_matches_an_unknown_user(knobs: Knobs) -> None:
+    passwords = Passwords(knobs, b"pepper")
+    assert not await passwords.matches("nobody", None)
+    assert not await passwords.matches("", None)
+
+
+async def test_a_hash_that_is_none_matches_nothing(knobs: Knobs) -> None:
+    assert not await Passwords(knobs, b"pepper").matches("p", "not a hash")
+
+
+async def test_a_hash_is_worth_nothing_without_the_pepper(knobs: Knobs) -> None:
+    encoded = await Passwords(knobs, b"pepper").hash("correct horse")
+    assert await Passwords(knobs, b"pepper").matches("correct horse", encoded)
+    assert not await Passwords(knobs, b"salt").matches("correct horse", encoded)

@@ -1,0 +1,4 @@
+# The public half of the token key.
+path "transit/keys/tokens" {
+  capabilities = ["read"]
+}

@@ -1,0 +1,4 @@
+# A database login of its own.
+path "database/creds/order-service" {
+  capabilities = ["read"]
+}

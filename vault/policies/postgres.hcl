@@ -1,0 +1,4 @@
+# The password under which Vault makes logins.
+path "secret/data/postgres" {
+  capabilities = ["read"]
+}

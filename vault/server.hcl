@@ -1,0 +1,44 @@
+# OpenBao, single node. Addresses, folders and the unseal key come from the stack's own file, rendered beside its state.
+# It initialises itself on the first start and unseals itself on every later one: nobody types a key.
+
+ui            = true
+log_level     = "warn"
+
+audit "file" "main" {
+  description = "Every request and answer, secrets hashed."
+  options = {
+    file_path = "audit.log"
+  }
+}
+
+initialize "operator" {
+  request "policy" {
+    operation = "update"
+    path      = "sys/policies/acl/operator"
+    data = {
+      policy = "path \"*\" { capabilities = [\"create\", \"read\", \"update\", \"delete\", \"list\", \"sudo\", \"patch\"] }"
+    }
+  }
+
+  request "enable-userpass" {
+    operation = "update"
+    path      = "sys/auth/userpass"
+    data = {
+      type = "userpass"
+    }
+  }
+
+  request "operator" {
+    operation = "update"
+    path      = "auth/userpass/users/operator"
+    data = {
+      password = {
+        eval_type   = "string"
+        eval_source = "file"
+        path        = "operator-password"
+      }
+      token_policies = ["operator"]
+      token_ttl      = "8h"
+    }
+  }
+}
