@@ -55,8 +55,15 @@ class Person:
 
 
 def register(http: httpx.Client) -> Person:
+    """Somebody new. This is where a test begins and not what it looks at, so a system that still mends gets a moment."""
+    return eventually("somebody can register and sign in", lambda: _register(http), 20, every=0.5)
+
+
+def _register(http: httpx.Client) -> Person | None:
     email, password = f"{secrets.token_hex(8)}@people.example", secrets.token_urlsafe(16)
-    body = {"email": email, "name": "Test Person", "password": password}
-    made = http.post("/v1/users", json=body).raise_for_status().json()
-    session = http.post("/v1/sessions", json={"email": email, "password": password}).raise_for_status().json()
-    return Person(http, made["id"], email, password, session["access_token"])
+    made = http.post("/v1/users", json={"email": email, "name": "Test Person", "password": password})
+    session = http.post("/v1/sessions", json={"email": email, "password": password}) if made.is_success else made
+    if session.status_code in {httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT}:
+        return None
+    session.raise_for_status()
+    return Person(http, made.json()["id"], email, password, session.json()["access_token"])

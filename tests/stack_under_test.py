@@ -7,13 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 from nomad.api.exceptions import BadRequestNomadException
 
-from stack import config, process
+from stack import config, nomad, process
 from stack.clients import Clients
 from stack.config import Stack
 
 T = TypeVar("T")
+
+# A probe of a service and a check of Consul each come once a second, so this long without a fault means there is none.
+_STEADY_SECONDS = 3.0
 
 
 def eventually(what: str, probe: Callable[[], T | None], seconds: float = 10, every: float = 0.1) -> T:
@@ -41,6 +45,33 @@ class RunningStack:
         """The passing instances of a service, as Consul sees them."""
         found: list[dict[str, Any]] = self.clients.consul.health.service(service, passing=True)[1]
         return found
+
+    def whole(self) -> bool:
+        """Whether every instance that the jobs ask for passes its checks and the gateway misses nothing."""
+        wanted = {
+            service["Name"]: group["Count"]
+            for job in nomad.names()
+            if job in self.clients.nomad.job
+            for group in self.clients.nomad.job.get_job(job)["TaskGroups"]
+            for service in group["Services"] or []
+        }
+        ready = httpx.get(self.url("gateway") + "/readyz", timeout=5).json()
+        return ready["status"] == "ready" and all(len(self.instances(name)) == wanted[name] for name in wanted)
+
+    def steady(self, seconds: float = 60) -> None:
+        """Returns once the stack has been whole for a while: what an earlier test broke is mended in every instance."""
+        since = [time.monotonic()]
+
+        def look() -> bool:
+            try:
+                whole = self.whole()
+            except httpx.HTTPError:
+                whole = False
+            if not whole:
+                since[0] = time.monotonic()
+            return time.monotonic() - since[0] > _STEADY_SECONDS
+
+        eventually("the stack is whole and stays so", look, seconds, every=0.3)
 
     def allocations(self, job: str, group: str | None = None) -> list[dict[str, Any]]:
         found = self.clients.nomad.job.get_allocations(job)

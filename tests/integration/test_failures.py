@@ -19,6 +19,12 @@ from stack import agents, process, tools
 KILLS = 6
 
 
+@pytest.fixture(autouse=True)
+def steady(running: RunningStack) -> None:
+    """No test begins on what the one before has broken."""
+    running.steady()
+
+
 @pytest.fixture
 def no_user_service(running: RunningStack, person: Person) -> Iterator[Person]:
     """Somebody signed in while the User Service was there; now it is not."""
@@ -52,11 +58,15 @@ def test_an_open_breaker_refuses_at_once_and_says_so(running: RunningStack, no_u
 
 
 def test_the_breaker_heals_by_itself_within_ten_seconds(running: RunningStack, no_user_service: Person) -> None:
-    for _ in range(10):
+    def breaker() -> str:
         no_user_service.get("/v1/users/me")
+        return str(no_user_service.http.get("/readyz").json()["breakers"]["user-service"])
+
+    eventually("the breaker is open", lambda: breaker() == "open", 15)
     running.scale("user-service", "api", 2)
     eventually("an instance is back", lambda: running.instances("user-service"), 60)
     eventually("a call passes", lambda: no_user_service.get("/v1/users/me").status_code == httpx.codes.OK, 10)
+    eventually("the breaker is closed", lambda: breaker() == "closed", 10)
 
 
 def test_an_order_placed_without_the_user_service_is_finished_after_its_return(
