@@ -55,7 +55,7 @@ class Person:
 
 
 def register(http: httpx.Client) -> Person:
-    """Somebody new. This is where a test begins and not what it looks at, so a system that still mends gets a moment."""
+    """Somebody new. Where a test begins, not what it looks at: a system that still mends gets a moment."""
     return eventually("somebody can register and sign in", lambda: _register(http), 20, every=0.5)
 
 
