@@ -9,6 +9,7 @@ from chassis.lifecycle import Process
 from gateway import app, serving
 from gateway.access import Backend
 from gateway.health import Dependencies
+from gateway.profiles import Profiles
 from gateway.settings import Settings
 from gateway.tokens import Tokens
 from shop.order.v1.order_pb2_grpc import OrderServiceStub
@@ -23,9 +24,9 @@ async def compose(process: Process[Settings]) -> None:
     health = Dependencies(process, {"user-service": users, "order-service": orders})
     process.supervise("token keys", tokens.follow)
     process.supervise("dependencies", health.follow)
-    backend = Backend(
-        _stub(UserServiceStub, users), _stub(OrderServiceStub, orders), tokens, health, lambda: knobs.value
-    )
+    profiles = Profiles(lambda: knobs.value.profiles_kept)
+    stubs = _stub(UserServiceStub, users), _stub(OrderServiceStub, orders)
+    backend = Backend(*stubs, tokens, health, profiles, lambda: knobs.value)
     await serving.serve(app.create(backend), process)
 
 

@@ -12,6 +12,7 @@ from sanic import HTTPResponse, Request
 
 from chassis.deadline import deadline
 from gateway.problems import Problem
+from gateway.profiles import Profiles
 from gateway.settings import Settings
 from gateway.tokens import Tokens
 
@@ -44,6 +45,7 @@ class Backend:
     orders: OrderServiceAsyncStub
     tokens: Tokens
     health: Health
+    profiles: Profiles
     settings: Callable[[], Settings]
 
 

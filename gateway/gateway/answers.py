@@ -29,13 +29,22 @@ class Credit(TypedDict):
     available: int
 
 
+class Notice(TypedDict):
+    """What is missing in an answer that is one all the same; `type` is the address of a page that explains it."""
+
+    type: str
+    title: str
+    detail: str
+
+
 class User(TypedDict):
-    """A registered person."""
+    """A registered person. With a `problem` it is as of Age seconds ago."""
 
     id: str
     email: str
     name: str
     credit: Credit
+    problem: NotRequired[Notice]
 
 
 class Session(TypedDict):

@@ -48,7 +48,11 @@ _IF_MATCH = {
     "description": "ETag of the version to cancel",
     "schema": {"type": "string"},
 }
-_HEADERS = {"Location": "where the new thing is", "ETag": "version of the order, quoted"}
+_HEADERS = {
+    "Age": "seconds since this was true; absent: it is true now",
+    "Location": "where the new thing is",
+    "ETag": "version of the order, quoted",
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Operation:
 OPERATIONS = (
     Operation("post", "/v1/users", "registerUser", "Register a user.", answers.User, 201, Registration, headers=("Location",), problems=("EMAIL_TAKEN",)),
     Operation("post", "/v1/sessions", "createSession", "Exchange email and password for an access token.", answers.Session, 201, Credentials, problems=("BAD_CREDENTIALS",)),
-    Operation("get", "/v1/users/me", "getMe", "Read the user behind the token, with what is left of the credit.", answers.User, token=True),
+    Operation("get", "/v1/users/me", "getMe", "Read the user behind the token, with what is left of the credit; as last read, with its Age, while it cannot be asked for.", answers.User, headers=("Age",), token=True, problems=("STALE",)),
     Operation("post", "/v1/orders", "placeOrder", "Place an order; the same Idempotency-Key and body again answer the same.", answers.Order, 201, Placement, parameters=(_KEY,), headers=("Location", "ETag"), token=True, problems=("IDEMPOTENCY_KEY_MISSING", "IDEMPOTENCY_KEY_REUSED")),
     Operation("get", "/v1/orders", "listOrders", "List one's orders, newest first; a moment behind.", answers.OrderPage, query=OrderQuery, token=True, problems=("INVALID",)),
     Operation("get", "/v1/orders/{order_id}", "getOrder", "Read an order.", answers.Order, parameters=(_ORDER_ID,), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER")),
@@ -124,23 +128,28 @@ def _described(operation: Operation) -> dict[str, Any]:
 
 def _responses(operation: Operation) -> dict[str, Any]:
     headers = {name: {"description": _HEADERS[name], "schema": {"type": "string"}} for name in operation.headers}
+    notices = [KINDS[reason] for reason in operation.problems if KINDS[reason].status == 200]
     success = {
-        "description": "success",
+        "description": "; ".join(["success", *(_words(kind) for kind in notices)]),
         "headers": headers,
         "content": _content(operation.media, operation.answer),
     }
     responses = {str(operation.status): success}
     reasons = [*operation.problems, *_EDGE, *(_BODY if operation.body else ())]
     reasons += ["UNAUTHENTICATED"] if operation.token else []
-    for status in sorted({KINDS[reason].status for reason in reasons}):
+    for status in sorted({KINDS[reason].status for reason in reasons} - {200}):
         responses[str(status)] = _refusal([KINDS[reason] for reason in reasons if KINDS[reason].status == status])
     return responses
 
 
 def _refusal(kinds: Sequence[Kind]) -> dict[str, Any]:
-    words = "; ".join(f"{kind.title} ({kind.type})" for kind in kinds)
+    words = "; ".join(_words(kind) for kind in kinds)
     schema = {"$ref": "#/components/schemas/Problem"}
     return {"description": words, "content": {"application/problem+json": {"schema": schema}}}
+
+
+def _words(kind: Kind) -> str:
+    return f"{kind.title} ({kind.type})"
 
 
 def _query(model: type[BaseModel] | None) -> list[dict[str, Any]]:

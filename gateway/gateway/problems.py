@@ -40,6 +40,7 @@ class Kind:
 
 
 _TABLE = (
+    Kind("STALE", 200, "As of a while ago", "The part of the system that knows is away for the moment; this is what it said Age seconds ago."),
     Kind("MALFORMED", 400, "Malformed request", "The request is not valid HTTP, or its body is not valid JSON."),
     Kind("IDEMPOTENCY_KEY_MISSING", 400, "Idempotency-Key missing", "Send an Idempotency-Key header of 1 to 200 visible ASCII characters, a new one for each new order."),
     Kind("UNAUTHENTICATED", 401, "Not authenticated", "Send a valid access token: Authorization: Bearer <token>. POST /v1/sessions issues one."),

@@ -19,6 +19,8 @@ class Settings(Knobs):
     keep_alive_seconds: float = Field(gt=0, le=600, description="how long an idle connection stays; read at start")
     keys_seconds: float = Field(gt=0, le=86400, description="how often the public token keys are read again")
     unknown_key_seconds: float = Field(gt=0, le=60, description="least time between looks for an unknown key")
+    profile_stale_seconds: float = Field(ge=0, le=86400, description="oldest kept profile told while users are away")
+    profiles_kept: int = Field(ge=0, le=1_000_000, description="profiles kept for that")
     probe_seconds: float = Field(gt=0, le=60, description="how often the dependencies are looked at for /readyz")
     users: ClientKnobs = Field(description="calls to user-service")
     orders: ClientKnobs = Field(description="calls to order-service")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
+import grpc
 from sanic import Blueprint, HTTPResponse, Request
 
 from chassis.errors import RpcError
 from gateway import answers
 from gateway.access import backend, signed_in, timed
 from gateway.answers import answered
-from gateway.problems import Problem
+from gateway.problems import KINDS, Problem
 from gateway.requests import Credentials, Registration, body
 from shop.user.v1 import user_pb2
 
 routes = Blueprint("users")
+
+_AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 @routes.post("/v1/users")
@@ -38,11 +43,24 @@ async def create_session(request: Request) -> HTTPResponse:
 @timed("deadline_seconds")
 @signed_in
 async def get_me(request: Request, user_id: str) -> HTTPResponse:
-    """Read the user behind the token, with what is left of the credit."""
+    """Read the user behind the token, with what is left of the credit; as last read when it cannot be asked for."""
+    here = backend(request)
     try:
-        answer = await backend(request).users.GetUser(user_pb2.GetUserRequest(user_id=user_id))
+        user = (await here.users.GetUser(user_pb2.GetUserRequest(user_id=user_id))).user
     except RpcError as error:
         if error.reason == "USER_UNKNOWN":
+            here.profiles.forget(user_id)
             raise Problem("UNAUTHENTICATED", "The user of the access token does not exist any more.") from None
-        raise
-    return answered(answers.user(answer.user))
+        kept = here.profiles.last(user_id, here.settings().profile_stale_seconds) if error.code in _AWAY else None
+        if kept is None:
+            raise
+        return _as_of(*kept)
+    here.profiles.keep(user)
+    return answered(answers.user(user))
+
+
+def _as_of(user: user_pb2.User, age: float) -> HTTPResponse:
+    """What was true some seconds ago, and says so: the credit may have changed since."""
+    kind = KINDS["STALE"]
+    problem = {"type": kind.type, "title": kind.title, "detail": kind.meaning}
+    return answered({**answers.user(user), "problem": problem}, headers={"age": str(math.ceil(age))})

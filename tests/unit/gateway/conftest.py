@@ -33,6 +33,7 @@ from gateway import app, serving
 from gateway.access import Backend
 from gateway.edge import Edge
 from gateway.health import Dependencies
+from gateway.profiles import Profiles
 from gateway.settings import Settings
 from gateway.tokens import Tokens
 from order_service import commands as order_commands
@@ -252,7 +253,8 @@ def gateway_on(here: Process[Settings], vault: FakeVault) -> Edge:
     tokens = Tokens(vault, lambda: here.knobs.value)
     health = Dependencies(here, channels)
     stubs: tuple[Any, Any] = UserServiceStub(users), OrderServiceStub(orders)
-    backend = Backend(*stubs, tokens, health, lambda: here.knobs.value)
+    profiles = Profiles(lambda: here.knobs.value.profiles_kept)
+    backend = Backend(*stubs, tokens, health, profiles, lambda: here.knobs.value)
     edge = app.create(backend, f"gateway{next(_names)}")
     edge.config.TOUCHUP = False  # it rewrites Sanic's own code, which works once in a process
     return edge
