@@ -5,6 +5,7 @@ Invariant: a call ends within its deadline as an answer or an RpcError; with nob
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -88,7 +89,10 @@ class Channel:
         response_deserializer: Callable[[bytes], Any],
         _registered_method: bool = False,
     ) -> Callable[..., AsyncIterator[Any]]:
-        """For generated stubs: `async for message in call(request)`; `timeout` bounds the whole stream."""
+        """For generated stubs: `async for message in call(request)`; `timeout` bounds the whole stream.
+
+        The first message is due within the knob `deadline_seconds`; the breaker counts nothing after it.
+        """
         target = Method(method, request_serializer, response_deserializer, repeatable=False)
 
         def call(request: Any, *, timeout: float | None = None, metadata: Metadata = ()) -> AsyncIterator[Any]:
@@ -136,13 +140,19 @@ class Channel:
         with self._observed(method) as span:
             answers = self._answers(method, request, seconds, _traced(metadata, span), span)
             try:
-                first = await self._guarded(lambda: anext(answers, _END), span)
+                first = await self._guarded(lambda: self._first(answers), span)
                 if first is not _END:
                     yield first
                     async for answer in answers:
                         yield answer
             finally:
                 await answers.aclose()
+
+    async def _first(self, answers: AsyncGenerator[Any, None]) -> Any:
+        try:
+            return await asyncio.wait_for(anext(answers, _END), within(self._knobs().deadline_seconds))
+        except TimeoutError:
+            raise deadline_exceeded("the first message did not come in time") from None
 
     async def _answers(
         self, method: Method, request: Any, seconds: float | None, metadata: Metadata, span: Span

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -63,8 +63,10 @@ def _wrapped(handler: Any, path: str, around: Around) -> Any:
 
     async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
         async with around(path, context):
-            async for item in inner(request, context):
-                yield item
+            # Closed here and now: a caller that has gone must not hold what the handler holds until it is collected.
+            async with aclosing(inner(request, context)) as items:
+                async for item in items:
+                    yield item
 
     behaviour = answers if inspect.isasyncgenfunction(inner) else answer
     return getattr(grpc, f"{kind}_rpc_method_handler")(

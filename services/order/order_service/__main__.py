@@ -15,18 +15,22 @@ from order_service.queries import PostgresTable, Queries
 from order_service.rpc import SERVICE, OrderRpc
 from order_service.settings import Settings
 from order_service.storage import open_storage
+from order_service.watching import Watchers
 from shop.order.v1.order_pb2_grpc import add_OrderServiceServicer_to_server
 
 
 async def compose(process: Process[Settings]) -> None:
     database, store = await open_storage(process)
     commands = Commands(store, PostgresKeys(database), lambda: process.knobs.value)
-    rpc = OrderRpc(commands, Queries(store, PostgresTable(database)))
+    queries = Queries(store, PostgresTable(database))
+    rpc = OrderRpc(commands, queries, Watchers(process, store, queries))
 
     def register(grpc_server: grpc.aio.Server) -> None:
         add_OrderServiceServicer_to_server(rpc, grpc_server)
 
-    limit = process.knobs.value.calls_at_once
+    knobs = process.knobs.value
+    # A watch is open for minutes. Watchers are counted on their own, so they never take the place of a call.
+    limit = knobs.calls_at_once + knobs.watchers_at_most
     await server.serve(process, register, [SERVICE], max_concurrent_rpcs=limit)
 
 

@@ -54,6 +54,11 @@ class Status(StrEnum):
     REJECTED = "rejected"
     CANCELLED = "cancelled"
 
+    @property
+    def final(self) -> bool:
+        """Whether nothing can happen to the order any more."""
+        return self in (Status.REJECTED, Status.CANCELLED)
+
 
 @dataclass(frozen=True)
 class Line:
@@ -146,7 +151,7 @@ def cancel(order: Order, expected_versions: Collection[int]) -> list[Event]:
     """Decide to cancel; no expected versions means whatever it has. Raises VersionMismatch, OrderClosed."""
     if expected_versions and order.version not in expected_versions:
         raise VersionMismatch(f"the order is at version {order.version}")
-    if order.status not in (Status.PENDING, Status.CONFIRMED):
+    if order.status.final:
         raise OrderClosed(f"the order is {order.status}")
     return [OrderCancelled()]
 

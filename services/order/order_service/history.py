@@ -71,8 +71,13 @@ def fold(history: Iterable[RecordedEvent]) -> Order | None:
     """The order after its history; None when it has none. Raises upcasts.UnknownEvent."""
     order: Order | None = None
     for recorded in history:
-        order = domain.apply(order, recall(recorded), recorded.stream, occurred_at(recorded))
+        order = advance(order, recorded)
     return order
+
+
+def advance(order: Order | None, recorded: RecordedEvent) -> Order:
+    """The order after its next event; None before its first. Raises upcasts.UnknownEvent."""
+    return domain.apply(order, recall(recorded), recorded.stream, occurred_at(recorded))
 
 
 def plain(some: Iterable[Line]) -> list[dict[str, Any]]:

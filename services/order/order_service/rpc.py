@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from uuid import UUID
 
 import grpc
@@ -17,6 +17,7 @@ from order_service.commands import Commands
 from order_service.domain import Line, Order, Status
 from order_service.queries import Queries
 from order_service.upcasts import UnknownEvent
+from order_service.watching import Change, Watchers
 from shop.order.v1 import order_pb2 as wire
 from shop.order.v1.order_pb2_grpc import OrderServiceServicer
 
@@ -44,9 +45,10 @@ _REASONS: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
 class OrderRpc(OrderServiceServicer):
     """The service as a gRPC server wants it."""
 
-    def __init__(self, commands: Commands, queries: Queries) -> None:
+    def __init__(self, commands: Commands, queries: Queries, watchers: Watchers) -> None:
         self._commands = commands
         self._queries = queries
+        self._watchers = watchers
 
     async def PlaceOrder(self, request: wire.PlaceOrderRequest, _: Context) -> wire.PlaceOrderResponse:
         if not request.idempotency_key or len(request.idempotency_key) > 200:
@@ -85,6 +87,13 @@ class OrderRpc(OrderServiceServicer):
             past = await self._queries.list_order_events(*_whose(request))
             return wire.ListOrderEventsResponse(events=map(event_message, past))
 
+    async def WatchOrder(self, request: wire.WatchOrderRequest, _: Context) -> AsyncIterator[wire.WatchOrderResponse]:
+        with _refusals():
+            user_id, order_id = _whose(request)
+            async with aclosing(self._watchers.watch(user_id, order_id, request.after_version)) as changes:
+                async for change in changes:
+                    yield change_message(change)
+
 
 def order_message(order: Order) -> wire.Order:
     """The order on the wire."""
@@ -121,6 +130,12 @@ def event_message(recorded: RecordedEvent) -> wire.OrderEvent:
     return message
 
 
+def change_message(change: Change) -> wire.WatchOrderResponse:
+    """The change on the wire."""
+    event = event_message(change.event) if change.event else None
+    return wire.WatchOrderResponse(event=event, status=_STATUS[change.order.status], version=change.order.version)
+
+
 @contextmanager
 def _refusals() -> Iterator[None]:
     try:
@@ -135,7 +150,7 @@ def _refusals() -> Iterator[None]:
 
 
 def _whose(
-    request: wire.GetOrderRequest | wire.CancelOrderRequest | wire.ListOrderEventsRequest,
+    request: wire.GetOrderRequest | wire.CancelOrderRequest | wire.ListOrderEventsRequest | wire.WatchOrderRequest,
 ) -> tuple[UUID, UUID]:
     return _id("user_id", request.user_id), _id("order_id", request.order_id)
 
