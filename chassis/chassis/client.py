@@ -150,7 +150,8 @@ class Channel:
 
     async def _first(self, answers: AsyncGenerator[Any, None]) -> Any:
         try:
-            return await asyncio.wait_for(anext(answers, _END), within(self._knobs().deadline_seconds))
+            async with asyncio.timeout(within(self._knobs().deadline_seconds)):
+                return await anext(answers, _END)
         except TimeoutError:
             raise deadline_exceeded("the first message did not come in time") from None
 

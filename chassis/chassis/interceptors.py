@@ -62,11 +62,10 @@ def _wrapped(handler: Any, path: str, around: Around) -> Any:
             return await inner(request, context)
 
     async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
-        async with around(path, context):
-            # Closed here and now: a caller that has gone must not hold what the handler holds until it is collected.
-            async with aclosing(inner(request, context)) as items:
-                async for item in items:
-                    yield item
+        # Closed here and now: what the handler holds must not wait for the collector when the caller has gone.
+        async with around(path, context), aclosing(inner(request, context)) as items:
+            async for item in items:
+                yield item
 
     behaviour = answers if inspect.isasyncgenfunction(inner) else answer
     return getattr(grpc, f"{kind}_rpc_method_handler")(

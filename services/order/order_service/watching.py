@@ -73,10 +73,10 @@ class Watchers:
                     yield Change(order, recorded)
             if order and order.version == after:
                 yield Change(order, None)
-            while order and not order.status.final and (recorded := await seat.next(ends_at)):
-                if recorded.version > order.version:
-                    order = history.advance(order, recorded)
-                    yield Change(order, recorded)
+            while order and not order.status.final and (news := await seat.next(ends_at)):
+                if news.version > order.version:
+                    order = history.advance(order, news)
+                    yield Change(order, news)
 
     async def _past(self, user_id: UUID, order_id: UUID, after: int) -> list[RecordedEvent]:
         """The history, read when everything that is recorded from then on arrives at the seat as well."""
@@ -139,7 +139,8 @@ class _Relay:
         if self._position is None:
             self._position = await self._store.head()
         self._began.set()
-        async for self._position, recorded in self._store.subscribe(self._position):
+        async for position, recorded in self._store.subscribe(self._position):
+            self._position = position
             for seat in self.seats.get(recorded.stream, ()):
                 seat.offer(recorded)
 

@@ -41,6 +41,7 @@ from order_service import queries as order_queries
 from order_service import settings as order_settings
 from order_service.keys import MemoryKeys
 from order_service.rpc import OrderRpc
+from order_service.watching import Watchers
 from shop.order.v1.order_pb2_grpc import OrderServiceStub, add_OrderServiceServicer_to_server
 from shop.user.v1.user_pb2_grpc import UserServiceStub, add_UserServiceServicer_to_server
 from user_service import commands as user_commands
@@ -190,11 +191,34 @@ def user_rpc(vault: FakeVault) -> UserRpc:
     return UserRpc(commands, user_queries.Queries(accounts))
 
 
-def order_rpc() -> tuple[OrderRpc, Worker]:
-    settings, keys = knobs("order-service", order_settings.Settings), MemoryKeys()
-    store = MemoryEventStore(within=keys.keep)
-    commands = order_commands.Commands(store, keys, lambda: settings)
-    return OrderRpc(commands, order_queries.Queries(store, order_queries.MemoryTable(store))), Worker(commands)
+class Orders:
+    """One Order Service and as many instances of it as one asks for, all on the same store."""
+
+    def __init__(self) -> None:
+        self._settings, keys = knobs("order-service", order_settings.Settings), MemoryKeys()
+        self._store = MemoryEventStore(within=keys.keep)
+        self._queries = order_queries.Queries(self._store, order_queries.MemoryTable(self._store))
+        self.commands = order_commands.Commands(self._store, keys, lambda: self._settings)
+        self.worker = Worker(self.commands)
+        self.instances: list[OrderInstance] = []
+
+    def instance(self) -> OrderInstance:
+        here = process("order-service", self._settings)
+        watchers = Watchers(here, self._store, self._queries)
+        self.instances.append(OrderInstance(here, watchers, OrderRpc(self.commands, self._queries, watchers)))
+        return self.instances[-1]
+
+    def watching(self) -> int:
+        return sum(each.watchers.count for each in self.instances)
+
+
+@dataclass
+class OrderInstance:
+    """What the process of an instance is made of."""
+
+    process: Process[order_settings.Settings]
+    watchers: Watchers
+    rpc: OrderRpc
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from chassis.eventstore import MemoryEventStore
+from chassis.testing import process
 from order_service.commands import Commands
 from order_service.domain import Line, Order
 from order_service.errands import KINDS, MemoryErrands
@@ -20,6 +21,7 @@ from order_service.keys import MemoryKeys
 from order_service.queries import MemoryTable, Queries
 from order_service.settings import Settings
 from order_service.users import FakeUsers
+from order_service.watching import Watchers
 
 KV = Path(__file__).parents[3] / "consul" / "kv" / "config" / "order-service.json"
 SHIPPED: dict[str, Any] = json.loads(KV.read_text())
@@ -40,6 +42,8 @@ class Service:
         self.errands = MemoryErrands()
         self.commands = Commands(self.store, self.keys, lambda: self.settings)
         self.queries = Queries(self.store, MemoryTable(self.store))
+        self.process = process("order-service", settings)
+        self.watchers = Watchers(self.process, self.store, self.queries, backlog=1)
         self.fulfilment = Fulfilment(self.errands, self.store, self.commands, self.users, lambda: self.settings)
         self._position = 0
 
@@ -69,5 +73,7 @@ def knobs() -> Knobs:
 
 
 @pytest.fixture
-async def service(knobs: Knobs) -> Service:
-    return Service(knobs())
+async def service(knobs: Knobs) -> AsyncIterator[Service]:
+    made = Service(knobs())
+    yield made
+    await made.process.close()

@@ -38,7 +38,10 @@ async def test_a_caller_is_told_that_a_newer_version_wrote_the_order(service: Se
     order = await service.place()
     past = await service.store.read(order.id)
     await service.store.append(order.id, 1, [replace(past[0], version=2, type="OrderShipped")])
-    server, asked = OrderRpc(service.commands, service.queries), {"user_id": str(ADA), "order_id": str(order.id)}
+    server, asked = (
+        OrderRpc(service.commands, service.queries, service.watchers),
+        {"user_id": str(ADA), "order_id": str(order.id)},
+    )
     calls = [
         (server.GetOrder, wire.GetOrderRequest(**asked)),
         (server.CancelOrder, wire.CancelOrderRequest(**asked)),

@@ -23,7 +23,7 @@ NOWHERE: Any = None
 
 @pytest.fixture
 def server(service: Service) -> OrderRpc:
-    return OrderRpc(service.commands, service.queries)
+    return OrderRpc(service.commands, service.queries, service.watchers)
 
 
 def request(key: str = "k1", **changes: Any) -> wire.PlaceOrderRequest:
