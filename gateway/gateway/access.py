@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 _LATER_SECONDS = 0.2
-Answer = Coroutine[Any, Any, HTTPResponse]
+Answer = Coroutine[Any, Any, HTTPResponse | None]
+"""None: the route has sent it by itself."""
 Route = Callable[Concatenate[Request, P], Answer]
 
 
@@ -31,6 +32,8 @@ class Health(Protocol):
 
     @property
     def draining(self) -> bool: ...
+
+    async def until_draining(self) -> None: ...
 
     def dependencies(self) -> Mapping[str, str]: ...
 
@@ -59,7 +62,7 @@ def timed(knob: str) -> Callable[[Route[P]], Route[P]]:
 
     def around(route: Route[P]) -> Route[P]:
         @wraps(route)
-        async def bounded(request: Request, /, *args: P.args, **kwargs: P.kwargs) -> HTTPResponse:
+        async def bounded(request: Request, /, *args: P.args, **kwargs: P.kwargs) -> HTTPResponse | None:
             seconds: float = getattr(backend(request).settings(), knob)
             with deadline(seconds):
                 # Later than the deadline of the calls: a call that is cut here would tell its breaker nothing.
@@ -75,7 +78,7 @@ def signed_in(route: Callable[Concatenate[Request, str, P], Answer]) -> Route[P]
     """Hand the id of the user behind the Bearer token to the route; refuse a request without one."""
 
     @wraps(route)
-    async def checked(request: Request, /, *args: P.args, **kwargs: P.kwargs) -> HTTPResponse:
+    async def checked(request: Request, /, *args: P.args, **kwargs: P.kwargs) -> HTTPResponse | None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Problem("UNAUTHENTICATED")

@@ -92,6 +92,12 @@ class OrderEvent(TypedDict):
     data: dict[str, Any]
 
 
+class OrderChange(OrderEvent):
+    """The data of a Server-Sent Event, whose id is the version and whose name is the type; `status` is since then."""
+
+    status: OrderState
+
+
 class OrderHistory(TypedDict):
     """Oldest first."""
 
@@ -176,6 +182,10 @@ def event(message: order_pb2.OrderEvent) -> OrderEvent:
         "occurred_at": message.occurred_at.ToJsonString(),
         "data": told(getattr(message, kind)),
     }
+
+
+def change(message: order_pb2.WatchOrderResponse) -> OrderChange:
+    return {**event(message.event), "status": STATES[message.status]}
 
 
 def _line(message: order_pb2.OrderLine) -> OrderLine:

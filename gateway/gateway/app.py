@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gateway import edge, health, orders, pages, users
+from gateway import edge, health, orders, pages, users, watching
 from gateway.access import Backend
 from gateway.edge import Edge
 
-BLUEPRINTS = (users.routes, orders.routes, health.routes, pages.routes)
+BLUEPRINTS = (users.routes, orders.routes, watching.routes, health.routes, pages.routes)
 
 
 def create(backend: Backend, name: str = "gateway") -> Edge:

@@ -6,10 +6,11 @@ that come every second are answered like any request, but leave no span and no l
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -27,9 +28,12 @@ from opentelemetry.trace import (
 )
 from sanic import Request, Sanic
 from sanic.config import Config
+from sanic.exceptions import SanicException
+from sanic.http import Http
 from sanic.response import BaseHTTPResponse
 
 from chassis import telemetry
+from gateway.heads import Head, Verbs
 from gateway.problems import Problems
 from gateway.settings import Settings
 
@@ -41,6 +45,8 @@ _SECURITY = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
 }
 _CLIENT_GONE = 499
+_DISCARD_BYTES = 2**25
+_DISCARD_SECONDS = 3.0
 _PROBES = {"/livez", "/readyz"}
 _ids = RandomIdGenerator()
 
@@ -50,7 +56,10 @@ class Edge(Sanic[Config, Any]):
 
     async def handle_request(self, request: Request) -> None:
         with exchange(request):
-            await super().handle_request(request)
+            try:
+                await super().handle_request(request)
+            finally:
+                await _discard(request)
 
     async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
         if hasattr(request.ctx, "trace_id"):
@@ -71,7 +80,8 @@ def make(name: str, knobs: Settings, context: object) -> Edge:
         ACCESS_LOG=False,
         MOTD=False,
     )
-    app = Edge(name, config=config, ctx=context, error_handler=Problems(), configure_logging=False)
+    parts = {"request_class": Head, "router": Verbs(), "error_handler": Problems()}
+    app = Edge(name, config=config, ctx=context, configure_logging=False, **parts)
     app.register_middleware(_stamp, "response")
     return app
 
@@ -109,6 +119,19 @@ def _span(request: Request) -> AbstractContextManager[Span]:
         attributes=_asked(request),
         record_exception=False,
     )
+
+
+async def _discard(request: Request) -> None:
+    """Read what is left of a body that nobody wanted: a client that is still sending would not see the answer."""
+    stream = request.stream
+    if not isinstance(stream, Http) or not stream.request_body:
+        return
+    stream.request_max_size = _DISCARD_BYTES
+    with suppress(TimeoutError, SanicException):
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            async for _ in stream:
+                pass
+    stream.keep_alive &= not stream.request_body
 
 
 def _stamp(request: Request, response: BaseHTTPResponse) -> None:

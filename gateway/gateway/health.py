@@ -57,6 +57,10 @@ class Dependencies:
     def draining(self) -> bool:
         return self._process.stopping.is_set()
 
+    async def until_draining(self) -> None:
+        """Return when the process was told to stop."""
+        await self._process.stopping.wait()
+
     def dependencies(self) -> dict[str, str]:
         """Each one's state: "ok" or what is wrong."""
         services = {name: "ok" if e.current else "no healthy instance" for name, e in self._endpoints.items()}

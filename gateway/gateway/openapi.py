@@ -6,8 +6,8 @@ Invariant: a test compares the table with the routes, so neither can be forgotte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from pydantic.json_schema import JsonSchemaMode
 
 from gateway import answers
 from gateway.problems import KINDS, Kind
-from gateway.requests import Credentials, OrderQuery, Placement, Registration
+from gateway.requests import LAST_EVENT_ID, Credentials, OrderQuery, Placement, Registration
 
 _EDGE = (
     "MALFORMED",
@@ -48,6 +48,14 @@ _IF_MATCH = {
     "description": "ETag of the version to cancel",
     "schema": {"type": "string"},
 }
+_LAST_EVENT_ID = {
+    "name": LAST_EVENT_ID,
+    "in": "header",
+    "required": False,
+    "description": "id of the last event that was received; none: from the beginning",
+    "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+}
+_FINAL = {204: "the order is final and everything about it was told: do not come back"}
 _HEADERS = {
     "Age": "seconds since this was true; absent: it is true now",
     "Location": "where the new thing is",
@@ -72,6 +80,7 @@ class Operation:
     token: bool = False
     problems: Sequence[str] = ()
     media: str = "application/json"
+    also: Mapping[int, str] = field(default_factory=dict)
 
 
 OPERATIONS = (
@@ -83,6 +92,7 @@ OPERATIONS = (
     Operation("get", "/v1/orders/{order_id}", "getOrder", "Read an order.", answers.Order, parameters=(_ORDER_ID,), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER")),
     Operation("post", "/v1/orders/{order_id}/cancel", "cancelOrder", "Cancel a pending or confirmed order.", answers.Order, parameters=(_ORDER_ID, _IF_MATCH), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER", "ORDER_CLOSED", "CONFLICT", "VERSION_MISMATCH")),
     Operation("get", "/v1/orders/{order_id}/events", "listOrderEvents", "Read the history of an order, oldest event first.", answers.OrderHistory, parameters=(_ORDER_ID,), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER")),
+    Operation("get", "/v1/orders/{order_id}/watch", "watchOrder", "Follow an order as Server-Sent Events: its history, then each event as it happens.", answers.OrderChange, parameters=(_ORDER_ID, _LAST_EVENT_ID), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER", "INVALID"), media="text/event-stream", also=_FINAL),
     Operation("get", "/livez", "livez", "Tell that the process answers.", answers.Liveness),
     Operation("get", "/readyz", "readyz", "Tell whether to send requests here (503: no), and the state of each dependency.", answers.Readiness),
     Operation("get", "/openapi.json", "getOpenapi", "Read this interface as an OpenAPI 3.1 document."),
@@ -135,6 +145,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
         "content": _content(operation.media, operation.answer),
     }
     responses = {str(operation.status): success}
+    responses |= {str(status): {"description": words} for status, words in operation.also.items()}
     reasons = [*operation.problems, *_EDGE, *(_BODY if operation.body else ())]
     reasons += ["UNAUTHENTICATED"] if operation.token else []
     for status in sorted({KINDS[reason].status for reason in reasons} - {200}):

@@ -129,6 +129,8 @@ class Problems(ErrorHandler):
     """Turns whatever a request ended with into a problem; what nobody expected is logged and told to nobody."""
 
     def response(self, request: Request, exception: Exception) -> HTTPResponse:
+        if request.method == "OPTIONS" and isinstance(exception, exceptions.MethodNotAllowed):
+            return HTTPResponse(status=204, headers=_allow(exception))
         problem = problem_of(request, exception)
         if problem.reason == "INTERNAL":
             log.error("request failed", exc_info=exception)
@@ -159,9 +161,14 @@ def _of_call(error: RpcError) -> Problem:
 
 def _of_sanic(request: Request, error: exceptions.SanicException) -> Problem:
     reason = next((reason for known, reason in _BY_SANIC if isinstance(error, known)), "INTERNAL")
-    headers = {name: str(value) for name, value in error.headers.items() if name.lower() == "allow"}
     if reason == "BODY_TOO_LARGE" and request.method == "NONE":
         reason = "HEADERS_TOO_LARGE"
     if reason == "DEADLINE_EXCEEDED" and request.stream is not None and request.stream.request_body:
         reason = "REQUEST_TIMEOUT"
-    return Problem(reason, headers=headers)
+    return Problem(reason, headers=_allow(error) if isinstance(error, exceptions.MethodNotAllowed) else {})
+
+
+def _allow(error: exceptions.MethodNotAllowed) -> dict[str, str]:
+    """All that the path takes: HEAD is answered wherever GET is, OPTIONS everywhere."""
+    taken = {*(error.allowed_methods or ()), "OPTIONS"}
+    return {"allow": ", ".join(sorted(taken | ({"HEAD"} if "GET" in taken else set())))}

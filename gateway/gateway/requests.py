@@ -6,25 +6,37 @@ Invariant: what is unknown or of the wrong type is refused by name before any se
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from sanic import Request
 
 from gateway.problems import Problem
 
 M = TypeVar("M", bound=BaseModel)
 
+LAST_EVENT_ID = "Last-Event-ID"
+
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
+_DIGITS = re.compile(r"[0-9]{1,9}")
+_VERSION = re.compile(r"[0-9]{1,18}")
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
 
 
 def _printable(text: str) -> str:
     if not text.strip() or any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise ValueError("must have a visible character and no control characters")
+    return text
+
+
+def _digits(text: str) -> str:
+    # What int() takes beyond digits (1_0, +1, blanks, digits of other scripts) is more than a number means here.
+    if not _DIGITS.fullmatch(text):
+        raise ValueError("must be a number, in digits only")
     return text
 
 
@@ -70,7 +82,7 @@ class OrderQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     status: Literal["pending", "confirmed", "rejected", "cancelled"] | None = Field(None, description="only these")
-    limit: Annotated[int, Field(ge=1, le=100, description="orders in a page")] = 20
+    limit: Annotated[int, BeforeValidator(_digits), Field(ge=1, le=100, description="orders in a page")] = 20
     cursor: Annotated[str, Field(max_length=200)] = Field("", description="next_cursor of the page before")
 
 
@@ -80,9 +92,12 @@ def body(request: Request, model: type[M]) -> M:
     if kind != "application/json":
         raise Problem("UNSUPPORTED_MEDIA_TYPE", headers={"accept-post": "application/json"})
     try:
-        return model.model_validate_json(request.body)
+        wanted = model.model_validate_json(request.body)
     except ValidationError as error:
         raise _refused(error) from None
+    if doubled := list(_doubled(json.loads(request.body, object_pairs_hook=_Pairs))):
+        raise Problem("INVALID", errors=dict.fromkeys(map(_spelled, doubled), "must be given once"))
+    return wanted
 
 
 def query(request: Request, model: type[M]) -> M:
@@ -94,6 +109,22 @@ def query(request: Request, model: type[M]) -> M:
         return model.model_validate({name: values[0] for name, values in request.args.items()})
     except ValidationError as error:
         raise _refused(error) from None
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it was sent: a dict would keep the last of two equal keys and drop the first unseen."""
+
+
+def _doubled(value: Any, place: tuple[int | str, ...] = ()) -> Iterator[tuple[int | str, ...]]:
+    """Where in a body a key stands more than once."""
+    seen: set[int | str] = set()
+    parts: Iterable[tuple[int | str, Any]] = value if isinstance(value, _Pairs) else enumerate(value)
+    for key, inner in parts:
+        if key in seen:
+            yield (*place, key)
+        seen.add(key)
+        if isinstance(inner, list):
+            yield from _doubled(inner, (*place, key))
 
 
 def path_id(text: str, reason: str) -> str:
@@ -118,6 +149,14 @@ def if_match(request: Request) -> list[int]:
         return []
     strong = [tag for weak, tag in _TAG.findall(header) if not weak]
     return [int(tag) for tag in strong if tag.isascii() and tag.isdigit() and len(tag) < 10] or [0]
+
+
+def last_event_id(request: Request) -> int:
+    """The version that Last-Event-ID says the caller has; 0 without one. Raises Problem."""
+    header = request.headers.get(LAST_EVENT_ID, "").strip()
+    if header and not _VERSION.fullmatch(header):
+        raise Problem("INVALID", errors={LAST_EVENT_ID: "must be the id of an event of this order"})
+    return int(header or 0)
 
 
 def _refused(error: ValidationError) -> Problem:

@@ -22,5 +22,7 @@ class Settings(Knobs):
     profile_stale_seconds: float = Field(ge=0, le=86400, description="oldest kept profile told while users are away")
     profiles_kept: int = Field(ge=0, le=1_000_000, description="profiles kept for that")
     probe_seconds: float = Field(gt=0, le=60, description="how often the dependencies are looked at for /readyz")
+    watch_heartbeat_seconds: float = Field(gt=0, le=300, description="longest silence of a watch")
+    watch_retry_seconds: float = Field(ge=0, le=60, description="when a caller whose watch has ended comes back")
     users: ClientKnobs = Field(description="calls to user-service")
     orders: ClientKnobs = Field(description="calls to order-service")

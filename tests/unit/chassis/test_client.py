@@ -404,3 +404,22 @@ async def _cut(_text: str, context: Any) -> str:
     """Answer as a server whose connection broke under the call."""
     await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
     return ""
+
+
+async def test_a_stream_that_does_not_begin_in_time_fails_and_its_failures_open_the_breaker(world: World) -> None:
+    world.knobs = KNOBS.model_copy(update={"deadline_seconds": 0.05, "reset_seconds": 60.0})
+    await world.start(never)
+    for _ in range(KNOBS.fail_max):
+        assert (await refusal(world.stub.count(0))).code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert world.state() == "open"
+
+
+async def test_a_stream_that_has_begun_may_be_silent_for_longer_than_a_call_may_take(world: World) -> None:
+    world.knobs = KNOBS.model_copy(update={"deadline_seconds": 0.2})
+
+    async def later(_text: str, _context: Any) -> str:
+        await asyncio.sleep(0.5)
+        return ""
+
+    await world.start(later)
+    assert await world.stub.count(1) == ["0"]
