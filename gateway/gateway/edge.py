@@ -56,10 +56,8 @@ class Edge(Sanic[Config, Any]):
 
     async def handle_request(self, request: Request) -> None:
         with exchange(request):
-            try:
-                await super().handle_request(request)
-            finally:
-                await _discard(request)
+            await super().handle_request(request)
+        await _discard(request)
 
     async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
         if hasattr(request.ctx, "trace_id"):
@@ -80,8 +78,15 @@ def make(name: str, knobs: Settings, context: object) -> Edge:
         ACCESS_LOG=False,
         MOTD=False,
     )
-    parts = {"request_class": Head, "router": Verbs(), "error_handler": Problems()}
-    app = Edge(name, config=config, ctx=context, configure_logging=False, **parts)
+    app = Edge(
+        name,
+        config=config,
+        ctx=context,
+        router=Verbs(),
+        error_handler=Problems(),
+        request_class=Head,
+        configure_logging=False,
+    )
     app.register_middleware(_stamp, "response")
     return app
 
@@ -131,7 +136,8 @@ async def _discard(request: Request) -> None:
         async with asyncio.timeout(_DISCARD_SECONDS):
             async for _ in stream:
                 pass
-    stream.keep_alive &= not stream.request_body
+    if stream.request_body:
+        stream.keep_alive, stream.request_body = False, None
 
 
 def _stamp(request: Request, response: BaseHTTPResponse) -> None:

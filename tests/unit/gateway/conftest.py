@@ -100,8 +100,12 @@ class System:
     process: Process[Settings]
     server: Any
     servers: Servers
-    worker: Worker
+    orders: Orders
     _guest: dict[str, str] | None = None
+
+    @property
+    def worker(self) -> Worker:
+        return self.orders.worker
 
     async def guest(self) -> dict[str, str]:
         """The header of a user signed in once for all tests: a password takes longer than the rest of a test."""
@@ -131,7 +135,7 @@ class System:
         reader, writer = await asyncio.open_connection(*self.address)
         writer.write(data)
         try:
-            return await asyncio.wait_for(reader.read(100_000), 5)
+            return await asyncio.wait_for(reader.read(), 5)
         finally:
             writer.close()
 
@@ -154,24 +158,31 @@ class Servers:
 
     def __init__(self, consul: FakeConsul) -> None:
         self._consul = consul
-        self._servers: dict[str, grpc.aio.Server] = {}
+        self._servers: dict[str, dict[str, grpc.aio.Server]] = {}
         self.hanging: set[str] = set()
 
-    async def start(self, name: str, register: Callable[[grpc.aio.Server], None]) -> None:
+    async def start(self, name: str, register: Callable[[grpc.aio.Server], None]) -> str:
+        """One more instance; its address."""
         server = grpc.aio.server(interceptors=[_Hang(self.hanging, name), *INTERCEPTORS])
         register(server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
-        self._servers[name] = server
-        self._consul.register(name, f"127.0.0.1:{port}")
+        self._servers.setdefault(name, {})[address] = server
+        self._consul.register(name, *self._servers[name])
+        return address
 
     async def stop(self, name: str) -> None:
+        """Every instance, so that discovery knows."""
         self._consul.register(name)
-        await self._servers.pop(name).stop(None)
+        await asyncio.gather(*(server.stop(None) for server in self._servers.pop(name).values()))
+
+    async def kill(self, name: str, address: str) -> None:
+        """One instance, before discovery knows."""
+        await self._servers[name].pop(address).stop(None)
 
     async def close(self) -> None:
-        for server in self._servers.values():
-            await server.stop(None)
+        for name in list(self._servers):
+            await self.stop(name)
 
 
 class _Hang(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -202,23 +213,34 @@ class Orders:
         self.worker = Worker(self.commands)
         self.instances: list[OrderInstance] = []
 
-    def instance(self) -> OrderInstance:
+    async def start(self, servers: Servers) -> None:
+        """One more instance."""
         here = process("order-service", self._settings)
         watchers = Watchers(here, self._store, self._queries)
-        self.instances.append(OrderInstance(here, watchers, OrderRpc(self.commands, self._queries, watchers)))
-        return self.instances[-1]
+        rpc = OrderRpc(self.commands, self._queries, watchers)
+        address = await servers.start("order-service", lambda server: add_OrderServiceServicer_to_server(rpc, server))
+        self.instances.append(OrderInstance(address, here, watchers))
 
     def watching(self) -> int:
+        """Watches that are open, at all instances."""
         return sum(each.watchers.count for each in self.instances)
+
+    def watched(self) -> OrderInstance:
+        """The instance that somebody watches at."""
+        return next(each for each in self.instances if each.watchers.count)
+
+    async def close(self) -> None:
+        for each in self.instances:
+            await each.process.close()
 
 
 @dataclass
 class OrderInstance:
     """What the process of an instance is made of."""
 
+    address: str
     process: Process[order_settings.Settings]
     watchers: Watchers
-    rpc: OrderRpc
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -252,19 +274,20 @@ async def shared(spans: InMemorySpanExporter) -> AsyncIterator[System]:
 @asynccontextmanager
 async def running() -> AsyncIterator[System]:
     vault, consul = FakeVault(), FakeConsul()
-    servers, users, (orders, worker) = Servers(consul), user_rpc(vault), order_rpc()
+    servers, users, orders = Servers(consul), user_rpc(vault), Orders()
     await servers.start("user-service", lambda server: add_UserServiceServicer_to_server(users, server))
-    await servers.start("order-service", lambda server: add_OrderServiceServicer_to_server(orders, server))
+    await orders.start(servers)
     shipped = knobs("gateway", Settings, drain_seconds=0.0, unknown_key_seconds=0.05)
     here: Process[Settings] = process("gateway", shipped, consul)
     edge = gateway_on(here, vault)
     server: Any = await serving.listen(edge, "127.0.0.1:0")
     address = server.server.sockets[0].getsockname()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{address[1]}", timeout=5) as http:
-        yield System(http, address, vault, here, server, servers, worker)
+        yield System(http, address, vault, here, server, servers, orders)
     await serving.close(server, 1)
     await here.close()
     await servers.close()
+    await orders.close()
 
 
 def gateway_on(here: Process[Settings], vault: FakeVault) -> Edge:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -80,6 +82,27 @@ async def test_what_breaks_a_rule_is_422_and_names_each_field(
     assert all(error["message"] for error in problem["errors"])
 
 
+DOUBLED = [
+    (b'{"email": "a@b.c", "password": "x", "email": "e@v.e"}', ["email"]),
+    (b'{"email": "a@b.c", "email": "a@b.c", "password": "x", "pass\\u0077ord": "y"}', ["email", "password"]),
+]
+
+
+@pytest.mark.parametrize(("body", "fields"), DOUBLED)
+async def test_a_key_that_stands_twice_is_422_and_named(shared: System, body: bytes, fields: list[str]) -> None:
+    answer = await shared.http.post("/v1/sessions", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid")
+    assert [error["field"] for error in answer.json()["errors"]] == fields
+
+
+async def test_a_key_that_stands_twice_in_a_line_of_an_order_is_named_with_its_place(shared: System) -> None:
+    line = b'{"sku": "tea", "quantity": 1, "unit_price": 1, "quantity": 9}'
+    body = b'{"currency": "EUR", "lines": [{"sku": "tea", "quantity": 1, "unit_price": 1}, ' + line + b"]}"
+    headers = await shared.guest() | {"idempotency-key": "k", "content-type": "application/json"}
+    answer = await shared.http.post("/v1/orders", content=body, headers=headers)
+    assert [error["field"] for error in answer.json()["errors"]] == ["lines[1].quantity"]
+
+
 MALFORMED = [
     b"",
     b"{",
@@ -128,12 +151,40 @@ async def test_a_body_beyond_the_limit_is_413(shared: System, chunked: bool) -> 
     assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body-too-large")
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_the_answer_to_ten_megabytes_can_be_read_by_who_writes_first_and_reads_then(
+    shared: System, chunked: bool
+) -> None:
+    size = 10_000_000
+    head = b"POST /v1/users HTTP/1.1\r\nhost: waypost\r\ncontent-type: application/json\r\n"
+    start = b"transfer-encoding: chunked\r\n\r\n%x\r\n" % size if chunked else b"content-length: %d\r\n\r\n" % size
+    reader, writer = await asyncio.open_connection(*shared.address)
+    writer.write(head + start + b"x" * size + (b"\r\n0\r\n\r\n" if chunked else b""))
+    await asyncio.wait_for(writer.drain(), 20)
+    answer = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"/problems/body-too-large" in answer
+
+
+async def test_a_body_that_nobody_wanted_does_not_end_the_connection(shared: System) -> None:
+    first = b"POST /nowhere HTTP/1.1\r\nhost: waypost\r\ncontent-length: 3\r\n\r\nabc"
+    answers = await shared.raw(first + get())
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"404", b"200"]
+
+
 QUERIES = [
     ("limit=0", "limit"),
     ("limit=101", "limit"),
     ("limit=-1", "limit"),
     ("limit=ten", "limit"),
     ("limit=1e1", "limit"),
+    ("limit=1_0", "limit"),
+    ("limit=%2B5", "limit"),
+    ("limit=+5", "limit"),
+    ("limit=%205", "limit"),
+    ("limit=%D9%A5", "limit"),
+    ("limit=" + "9" * 5000, "limit"),
     ("limit=1&limit=2", "limit"),
     ("status=open", "status"),
     ("status=PENDING", "status"),
@@ -163,12 +214,11 @@ async def test_an_unknown_path_is_404(shared: System, path: str) -> None:
 @pytest.mark.parametrize(
     ("verb", "path", "allowed"),
     [
-        ("GET", "/v1/users", {"POST"}),
-        ("PUT", "/v1/orders", {"GET", "POST"}),
-        ("DELETE", "/v1/orders/01a20ad9-ad31-72d5-8db0-0f031df77a40", {"GET"}),
-        ("PATCH", "/livez", {"GET"}),
-        ("OPTIONS", "/v1/sessions", {"POST"}),
-        ("BREW", "/v1/users", {"POST"}),
+        ("GET", "/v1/users", {"POST", "OPTIONS"}),
+        ("PUT", "/v1/orders", {"GET", "HEAD", "POST", "OPTIONS"}),
+        ("DELETE", "/v1/orders/01a20ad9-ad31-72d5-8db0-0f031df77a40", {"GET", "HEAD", "OPTIONS"}),
+        ("PATCH", "/livez", {"GET", "HEAD", "OPTIONS"}),
+        ("BREW", "/v1/users", {"POST", "OPTIONS"}),
     ],
 )
 async def test_another_method_is_405_and_told_which_are_allowed(
@@ -179,18 +229,40 @@ async def test_another_method_is_405_and_told_which_are_allowed(
     assert set(answer.headers["allow"].split(", ")) == allowed
 
 
+def get(*headers: bytes, path: bytes = b"/livez") -> bytes:
+    return b"\r\n".join([b"GET " + path + b" HTTP/1.1", b"host: waypost", *headers, b"connection: close", b"", b""])
+
+
+def post(*headers: bytes, body: bytes = b"") -> bytes:
+    return b"\r\n".join([b"POST /v1/users HTTP/1.1", b"host: waypost", *headers, b"", body])
+
+
 RAW = [
     (b"NONSENSE\r\n\r\n", 400),
     (b"GET / HTTP/9.9\r\n\r\n", 400),
-    (b"GET /\xff HTTP/1.1\r\n\r\n", 400),
-    (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
-    (b"POST /v1/users HTTP/1.1\r\ncontent-length: x\r\n\r\n", 400),
-    (b"POST /v1/users HTTP/1.1\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n", 400),
-    (b"POST /v1/users HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-type: application/json\r\n\r\nzz\r\n", 400),
-    (b"POST /v1/users HTTP/1.1\r\nexpect: tea\r\ncontent-length: 2\r\n\r\n{}", 417),
-    (b"GET / HTTP/1.1\r\nx: " + b"y" * 20_000 + b"\r\n\r\n", 431),
-    (b"GET /v1/users/me HTTP/1.1\r\nauthorization: Bearer \xff\xfe\r\nconnection: close\r\n\r\n", 401),
-    (b"GET /livez HTTP/1.1\r\ntraceparent: \xff\r\nconnection: close\r\n\r\n", 200),
+    (b"CONNECT waypost:443 HTTP/1.1\r\nhost: waypost:443\r\n\r\n", 400),
+    (get(path=b"/\xff"), 400),
+    (get(path=b"/v1\x00/users"), 400),
+    (get(b"no colon"), 400),
+    (get(b"name : with a blank"), 400),
+    (get(b"x: one", b" and a folded line"), 400),
+    (get(b"x: a\x00b"), 400),
+    (get(b"x: a\rb"), 400),
+    (get(b"x: a\nb: c"), 400),
+    (b"GET /livez HTTP/1.1\r\n\r\n", 400),
+    (b"GET /livez HTTP/1.1\r\nhost : waypost\r\n\r\n", 400),
+    (get(b"host: waypost"), 400),
+    (b"GET /livez HTTP/1.1\r\nhost: two words\r\n\r\n", 400),
+    (b"GET /livez HTTP/1.0\r\n\r\n", 200),
+    (get(b"authorization: Bearer a", b"Authorization: Bearer b"), 400),
+    (get(b"idempotency-key: a", b"idempotency-key: a"), 400),
+    (post(b"content-length: x"), 400),
+    (post(b"content-length: 2", b"transfer-encoding: chunked"), 400),
+    (post(b"transfer-encoding: chunked", b"content-type: application/json", body=b"zz\r\n"), 400),
+    (post(b"expect: tea", b"content-length: 2", body=b"{}"), 417),
+    (get(b"x: " + b"y" * 20_000), 431),
+    (get(b"authorization: Bearer \xff\xfe", path=b"/v1/users/me"), 401),
+    (get(b"traceparent: \xff"), 200),
 ]
 
 
@@ -200,3 +272,31 @@ async def test_broken_http_is_answered_in_kind(shared: System, data: bytes, stat
     assert head.startswith(f"HTTP/1.1 {status} ".encode()), head
     assert b"\ntraceresponse: 00-" in head
     assert json.loads(body).get("status") in (status, "alive")
+
+
+GETS = ["/livez", "/readyz", "/openapi.json", "/docs", "/v1/orders", "/v1/users/me", "/problems/invalid", "/nowhere"]
+
+
+@pytest.mark.parametrize("path", GETS)
+async def test_head_is_answered_as_get_without_the_body(shared: System, path: str) -> None:
+    token = await shared.guest()
+    head, whole = await shared.http.head(path, headers=token), await shared.http.get(path, headers=token)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    for name in ("content-type", "cache-control"):
+        assert head.headers[name] == whole.headers[name]
+    if path in ("/livez", "/docs"):
+        assert head.headers["content-length"] == whole.headers["content-length"]
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [
+        ("/v1/sessions", "OPTIONS, POST"),
+        ("/v1/orders", "GET, HEAD, OPTIONS, POST"),
+        ("/livez", "GET, HEAD, OPTIONS"),
+    ],
+)
+async def test_options_tells_what_a_path_takes(shared: System, path: str, allow: str) -> None:
+    answer = await shared.http.options(path)
+    assert (answer.status_code, answer.headers["allow"], answer.content) == (204, allow, b"")
+    assert "traceresponse" in answer.headers

@@ -148,5 +148,5 @@ async def test_a_head_that_never_ends_is_timed_out(system: System) -> None:
 
 async def test_a_body_that_never_comes_is_timed_out(system: System) -> None:
     system.server.app.config.RESPONSE_TIMEOUT = 0.3
-    head = b"POST /v1/users HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
+    head = b"POST /v1/users HTTP/1.1\r\nhost: waypost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
     assert b"408" in (await system.raw(head)).split(b"\r\n")[0]

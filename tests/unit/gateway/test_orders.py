@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import pytest
 
@@ -133,9 +132,3 @@ async def test_a_list_can_be_narrowed_to_a_status(system: System) -> None:
     await system.worker.confirm(orders[1]["id"])
     page = (await system.http.get("/v1/orders?status=confirmed", headers=token)).json()
     assert ([item["id"] for item in page["items"]], page["next_cursor"]) == ([orders[1]["id"]], None)
-
-
-async def test_watching_is_not_there_yet(system: System) -> None:
-    token = await system.token()
-    answer = await system.http.get(f"/v1/orders/{uuid4()}/watch", headers=token)
-    assert (answer.status_code, answer.json()["type"]) == (404, "/problems/not-found")
