@@ -28,7 +28,7 @@ from opentelemetry.trace import (
 )
 from sanic import Request, Sanic
 from sanic.config import Config
-from sanic.exceptions import SanicException
+from sanic.exceptions import SanicException, ServiceUnavailable
 from sanic.http import Http
 from sanic.response import BaseHTTPResponse
 
@@ -61,10 +61,13 @@ class Edge(Sanic[Config, Any]):
 
     async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
         if hasattr(request.ctx, "trace_id"):
-            return await super().handle_exception(request, exception, run_middleware)
-        # Broken before it could be routed: a head too large, a malformed request line.
-        with exchange(request):
-            return await super().handle_exception(request, exception, run_middleware)
+            await super().handle_exception(request, exception, run_middleware)
+        else:
+            # Broken before it could be routed: a head too large, a malformed request line.
+            with exchange(request):
+                await super().handle_exception(request, exception, run_middleware)
+        if isinstance(exception, ServiceUnavailable) and request.stream is not None:
+            request.stream.request_body = None  # the rest of it is not waited for: no timeout would end that
 
 
 def make(name: str, knobs: Settings, context: object) -> Edge:
