@@ -66,7 +66,7 @@ class Edge(Sanic[Config, Any]):
             # Broken before it could be routed: a head too large, a malformed request line.
             with exchange(request):
                 await super().handle_exception(request, exception, run_middleware)
-        if isinstance(exception, ServiceUnavailable) and request.stream is not None:
+        if isinstance(exception, ServiceUnavailable) and isinstance(request.stream, Http):
             request.stream.request_body = None  # the rest of it is not waited for: no timeout would end that
 
 
