@@ -1,0 +1,125 @@
+"""Orders watched on a running stack: told in order and once, whatever ends under the watcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import grpc
+import httpx
+import pytest
+from people import Person
+from stack_under_test import RunningStack, eventually
+
+from shop.order.v1.order_pb2 import WatchOrderRequest
+from shop.order.v1.order_pb2_grpc import OrderServiceStub
+from stack import process
+
+Event = tuple[int, str]
+PLACED, CONFIRMED, CANCELLED = (1, "OrderPlaced"), (2, "OrderConfirmed"), (3, "OrderCancelled")
+_SOON = 5.0  # half of the grace time that a stream would otherwise be given
+
+
+@contextmanager
+def watching(person: Person, order_id: str, last: int | None = None) -> Iterator[Iterator[Event]]:
+    """The events of an order as they come, id and name."""
+    headers = person.headers | ({} if last is None else {"Last-Event-ID": str(last)})
+    with person.http.stream("GET", f"/v1/orders/{order_id}/watch", headers=headers) as answer:
+        assert answer.status_code == httpx.codes.OK, answer.read()
+        assert answer.headers["content-type"] == "text/event-stream"
+        yield _events(answer.iter_lines())
+
+
+def _events(lines: Iterator[str], seconds: float = 60) -> Iterator[Event]:
+    ends_at, number = time.monotonic() + seconds, 0
+    for line in lines:
+        assert time.monotonic() < ends_at, "a stream that only beats"
+        name, _, value = line.partition(": ")
+        if name == "id":
+            number = int(value)
+        if name == "event":
+            yield number, value
+
+
+def _cancelled(person: Person, order_id: str) -> bool:
+    """Whether it is; while the system mends, the answer may be 503, and the cancellation may have been done."""
+    return person.cancel(order_id).status_code in {httpx.codes.OK, httpx.codes.CONFLICT}
+
+
+def test_a_placed_order_is_watched_until_it_is_final_and_then_nobody_has_to_come_back(person: Person) -> None:
+    order_id = person.place().json()["id"]
+    with watching(person, order_id) as events:
+        assert [next(events), next(events)] == [PLACED, CONFIRMED]
+        assert person.cancel(order_id).status_code == httpx.codes.OK
+        assert list(events) == [CANCELLED]
+    again = person.get(f"/v1/orders/{order_id}/watch", headers={"Last-Event-ID": "3"})
+    assert again.status_code == httpx.codes.NO_CONTENT
+
+
+def test_a_watch_goes_on_after_the_last_event_one_has(person: Person) -> None:
+    order_id = person.settled(person.place().json()["id"])["id"]
+    with watching(person, order_id, last=1) as events:
+        assert next(events) == CONFIRMED
+
+
+def test_a_killed_instance_costs_its_watchers_nothing(running: RunningStack, person: Person) -> None:
+    running.steady()
+    order_id = person.settled(person.place().json()["id"])["id"]
+    with ExitStack() as streams:
+        # The less busy instance is taken each time, so both have some of these.
+        watches = [streams.enter_context(watching(person, order_id)) for _ in range(4)]
+        assert [[next(events), next(events)] for events in watches] == [[PLACED, CONFIRMED]] * 4
+        os.kill(running.pids("order-service", "api")[0], signal.SIGKILL)
+        eventually("the order is cancelled", lambda: _cancelled(person, order_id), 20)
+        assert [list(events) for events in watches] == [[CANCELLED]] * 4
+
+
+@pytest.fixture
+def instance(running: RunningStack) -> tuple[str, int]:
+    """Address and process of an instance of the Order Service; whole again after the test."""
+    running.steady()
+    alloc = running.allocations("order-service", "api")[0]
+    folder = running.folder(alloc, "order-service")
+    (found,) = [each["Service"] for each in running.instances("order-service") if alloc["ID"] in each["Service"]["ID"]]
+    (pid,) = [pid for pid in running.pids("order-service", "api") if pid in process.below(folder)]
+    return f"{found['Address']}:{found['Port']}", pid
+
+
+def test_an_instance_that_ends_says_so_to_its_watchers_at_once(
+    instance: tuple[str, int], running: RunningStack, person: Person
+) -> None:
+    address, pid = instance
+    order_id = person.settled(person.place().json()["id"])["id"]
+    asked = WatchOrderRequest(user_id=person.id, order_id=order_id, after_version=1)
+    with grpc.insecure_channel(address) as channel:
+        stream = OrderServiceStub(channel).WatchOrder(asked, timeout=60)
+        assert next(stream).event.WhichOneof("event") == "confirmed"
+        os.kill(pid, signal.SIGTERM)
+        began = time.monotonic()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stream)
+        assert time.monotonic() - began < _SOON
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "another one goes on" in caught.value.details()
+
+
+def test_a_gateway_that_ends_closes_its_streams_and_the_client_goes_on_at_the_next(
+    running: RunningStack, person: Person
+) -> None:
+    running.steady()
+    order_id = person.settled(person.place().json()["id"])["id"]
+    (pid,) = running.pids("gateway")
+    with watching(person, order_id) as events:
+        assert [next(events), next(events)] == [PLACED, CONFIRMED]
+        os.kill(pid, signal.SIGTERM)
+        began = time.monotonic()
+        assert list(events) == []
+        assert time.monotonic() - began < _SOON
+    eventually("the gateway has ended", lambda: process.start_time(pid) is None, 20)
+    running.steady()
+    assert person.cancel(order_id).status_code == httpx.codes.OK
+    with watching(person, order_id, last=2) as events:
+        assert list(events) == [CANCELLED]
