@@ -28,7 +28,7 @@ from opentelemetry.trace import (
 )
 from sanic import Request, Sanic
 from sanic.config import Config
-from sanic.exceptions import SanicException, ServiceUnavailable
+from sanic.exceptions import RequestCancelled, SanicException, ServiceUnavailable
 from sanic.http import Http
 from sanic.response import BaseHTTPResponse
 
@@ -60,6 +60,8 @@ class Edge(Sanic[Config, Any]):
         await _discard(request)
 
     async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
+        if isinstance(exception, RequestCancelled):
+            return  # the client has gone: no fault of ours, and nobody to answer
         if hasattr(request.ctx, "trace_id"):
             await super().handle_exception(request, exception, run_middleware)
         else:

@@ -79,7 +79,7 @@ def test_a_killed_instance_costs_its_watchers_nothing(running: RunningStack, per
 
 @pytest.fixture
 def instance(running: RunningStack) -> tuple[str, int]:
-    """Address and process of an instance of the Order Service; whole again after the test."""
+    """Address and process of an instance of the Order Service."""
     running.steady()
     alloc = running.allocations("order-service", "api")[0]
     folder = running.folder(alloc, "order-service")

@@ -150,3 +150,19 @@ async def test_a_body_that_never_comes_is_timed_out(system: System) -> None:
     system.server.app.config.RESPONSE_TIMEOUT = 0.3
     head = b"POST /v1/users HTTP/1.1\r\nhost: waypost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
     assert b"408" in (await system.raw(head)).split(b"\r\n")[0]
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault_of_ours(
+    system: System, spans: InMemorySpanExporter
+) -> None:
+    spans.clear()
+    _, writer = await asyncio.open_connection(*system.address)
+    writer.write(
+        b"POST /v1/users HTTP/1.1\r\nhost: waypost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
+    )
+    await until(lambda: any(connection.http for connection in system.server.connections))
+    writer.close()
+    await until(spans.get_finished_spans)
+    (span,) = spans.get_finished_spans()
+    assert span.attributes is not None
+    assert span.attributes["http.response.status_code"] == 499
