@@ -46,7 +46,7 @@ _SECURITY = {
 }
 _CLIENT_GONE = 499
 _DISCARD_BYTES = 2**25
-_DISCARD_SECONDS = 3.0
+_DISCARD_SECONDS = 10.0
 _PROBES = {"/livez", "/readyz"}
 _ids = RandomIdGenerator()
 

@@ -44,6 +44,15 @@ def _events(lines: Iterator[str], seconds: float = 60) -> Iterator[Event]:
             yield number, value
 
 
+def to_the_end(person: Person, order_id: str, events: Iterator[Event]) -> list[Event]:
+    """What a stream still tells; one that was given up on a busy machine is taken up again, as a browser does."""
+    told = list(events)
+    if CANCELLED not in told:
+        with watching(person, order_id, last=2) as rest:
+            told += rest
+    return told
+
+
 def _cancelled(person: Person, order_id: str) -> bool:
     """Whether it is; while the system mends, the answer may be 503, and the cancellation may have been done."""
     return person.cancel(order_id).status_code in {httpx.codes.OK, httpx.codes.CONFLICT}
@@ -74,7 +83,7 @@ def test_a_killed_instance_costs_its_watchers_nothing(running: RunningStack, per
         assert [[next(events), next(events)] for events in watches] == [[PLACED, CONFIRMED]] * 4
         os.kill(running.pids("order-service", "api")[0], signal.SIGKILL)
         eventually("the order is cancelled", lambda: _cancelled(person, order_id), 20)
-        assert [list(events) for events in watches] == [[CANCELLED]] * 4
+        assert [to_the_end(person, order_id, events) for events in watches] == [[CANCELLED]] * 4
 
 
 @pytest.fixture
