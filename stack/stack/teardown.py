@@ -26,7 +26,7 @@ def down(stack: Stack) -> None:
 
 
 def _down(stack: Stack) -> None:
-    """Ends what breaks the stack on purpose, then the jobs, last first, then the agents, then whatever of this stack is left."""
+    """Ends every fault, then the jobs, last first, then the agents, then whatever of this stack is left."""
     end_before_teardown(stack)
     if _alive(stack):
         _stop_jobs(stack)

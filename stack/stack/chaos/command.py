@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from stack import agents
 from stack.chaos import record as records
-from stack.chaos.catalogue import KINDS, LONGEST, SHORTEST, USUAL, Kind, find
+from stack.chaos.catalogue import KINDS, LONGEST, SHORTEST, USUAL, find
 from stack.chaos.keeper import FAILURES, end, fault_of
 from stack.chaos.record import Record
 from stack.clients import Clients
@@ -24,18 +24,24 @@ _UNDO_SECONDS = 90.0
 def chaos(stack: Stack, words: Sequence[str]) -> None:
     """`list`, `off`, or a fault with its arguments and `--for SECONDS`."""
     if not words or list(words) == ["list"]:
-        return show(stack)
-    if list(words) == ["off"]:
-        return say("\n".join(off(stack)) or "no fault acts")
-    ordered, seconds = _split(words)
-    kind, arguments = find(ordered)
+        show(stack)
+    elif list(words) == ["off"]:
+        say("\n".join(off(stack)) or "no fault acts")
+    else:
+        order(stack, *_split(words))
+
+
+def order(stack: Stack, words: list[str], seconds: float | None) -> None:
+    """Does at once what is over at once; has a keeper do what lasts, and says until when."""
+    kind, arguments = find(words)
+    if kind.strike and seconds is not None:
+        raise StackError(f"{kind.name} takes no --for", "it is over at once", f"./justw chaos {kind.usage}")
     agents_needed(stack)
     if kind.strike:
-        if seconds is not None:
-            raise StackError(f"{kind.name} takes no --for", "it is over at once", f"./justw chaos {kind.usage}")
-        return say(kind.strike(stack, Clients(stack), arguments))
-    record = begin(stack, kind, arguments, ordered, USUAL if seconds is None else seconds)
-    say(f"{record.note}\n  until {_clock(record)} ({record.seconds:g} s); earlier with ./justw chaos off")
+        say(kind.strike(stack, Clients(stack), arguments))
+    else:
+        record = begin(stack, Record(kind.record_id(arguments), words, USUAL if seconds is None else seconds))
+        say(f"{record.note}\n  until {_clock(record)} ({record.seconds:g} s); earlier with ./justw chaos off")
 
 
 def agents_needed(stack: Stack) -> None:
@@ -44,9 +50,8 @@ def agents_needed(stack: Stack) -> None:
         agents.require_running(stack)
 
 
-def begin(stack: Stack, kind: Kind, arguments: list[str], words: list[str], seconds: float) -> Record:
+def begin(stack: Stack, record: Record) -> Record:
     """The record of a fault that acts now; refuses a second one on the same part."""
-    record = Record(kind.record_id(arguments), words, seconds)
     with exclusive(records.folder(stack) / "lock", "another fault is being ordered"):
         known = records.read(stack, record.id)
         if known:

@@ -23,7 +23,7 @@ DO $$
 DECLARE found regclass;
 BEGIN
   FOR found IN SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+    WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
   LOOP
     EXECUTE format('CREATE OR REPLACE TRIGGER chaos_disk_full BEFORE INSERT OR UPDATE ON %s
       FOR EACH STATEMENT EXECUTE FUNCTION public.chaos_disk_full()', found);

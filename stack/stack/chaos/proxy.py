@@ -158,8 +158,8 @@ class _Flow:
             due, data = await self._due.get()
             await asyncio.sleep(due - self._now())
             if not data:
-                # A peer that has vanished does not say good-bye either.
-                _ = self.connection.dead or self._writer.write_eof()
+                if not self.connection.dead:  # a peer that has vanished says no good-bye
+                    self._writer.write_eof()
                 return
             for part in self._parts(data):
                 await self._write(part)
