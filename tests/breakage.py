@@ -1,0 +1,68 @@
+"""`./justw chaos` as a test uses it, and how its faults are felt from outside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import httpx
+from stack_under_test import RunningStack, eventually
+
+from stack.chaos import command, record
+from stack.config import ROOT
+
+
+class Chaos:
+    """The command, on the stack under test."""
+
+    def __init__(self, running: RunningStack) -> None:
+        self.running = running
+
+    def order(self, words: str, seconds: float | None = None) -> str:
+        """What the command says about a fault that acts now."""
+        done = self.run(*words.split(), *(["--for", str(seconds)] if seconds else []))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def off(self) -> str:
+        done = self.run("off")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        stack = self.running.stack
+        env = os.environ | {"WAYPOST_STACK": stack.name, "WAYPOST_SLOT": str(stack.slot)}
+        command_line = [sys.executable, "-m", "stack", "chaos", *words]
+        return subprocess.run(command_line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+    def active(self) -> list[str]:
+        return command.active(self.running.stack)
+
+    def keeper(self) -> int:
+        """The process id of the keeper of the only fault."""
+        (only,) = record.records(self.running.stack)
+        pid = record.keeper(self.running.stack, only.id).pid()
+        assert pid is not None
+        return pid
+
+    def over(self, seconds: float) -> None:
+        """Returns once no fault is on record any more."""
+        eventually("every fault is over", lambda: not self.active(), seconds)
+
+
+def timed(call: Callable[[], httpx.Response]) -> tuple[int, float]:
+    """Status and seconds of a call; status 0 when the other side does not answer it."""
+    began = time.monotonic()
+    try:
+        status = call().status_code
+    except httpx.TransportError:
+        status = 0
+    return status, time.monotonic() - began
+
+
+def quickest(call: Callable[[], httpx.Response], times: int = 3) -> float:
+    """Seconds of the quickest of some calls: what it takes at least."""
+    return min(timed(call)[1] for _ in range(times))
