@@ -2,49 +2,39 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import io
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 
 import httpx
 from stack_under_test import RunningStack, eventually
 
 from stack.chaos import command, record
-from stack.config import ROOT
 
 
 class Chaos:
     """The command, on the stack under test."""
 
     def __init__(self, running: RunningStack) -> None:
-        self.running = running
+        self.stack = running.stack
 
     def order(self, words: str, seconds: float | None = None) -> str:
         """What the command says about a fault that acts now."""
-        done = self.run(*words.split(), *(["--for", str(seconds)] if seconds else []))
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        with redirect_stdout(io.StringIO()) as said:
+            command.chaos(self.stack, [*words.split(), *(["--for", str(seconds)] if seconds else [])])
+        return said.getvalue()
 
-    def off(self) -> str:
-        done = self.run("off")
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        stack = self.running.stack
-        env = os.environ | {"WAYPOST_STACK": stack.name, "WAYPOST_SLOT": str(stack.slot)}
-        command_line = [sys.executable, "-m", "stack", "chaos", *words]
-        return subprocess.run(command_line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+    def off(self) -> list[str]:
+        return command.off(self.stack)
 
     def active(self) -> list[str]:
-        return command.active(self.running.stack)
+        return command.active(self.stack)
 
     def keeper(self) -> int:
         """The process id of the keeper of the only fault."""
-        (only,) = record.records(self.running.stack)
-        pid = record.keeper(self.running.stack, only.id).pid()
+        (only,) = record.records(self.stack)
+        pid = record.keeper(self.stack, only.id).pid()
         assert pid is not None
         return pid
 
