@@ -70,6 +70,12 @@ test *tiers:
 bench name="starts":
     uv run --no-sync --quiet python tests/bench/{{ quote(name) }}.py
 
+# Break something for a while: `chaos list` says what; `chaos off` ends it
+[group('work')]
+[no-exit-message]
+chaos *words:
+    {{ stack }} chaos "$@"
+
 # Build the zipapps
 [group('work')]
 [no-exit-message]

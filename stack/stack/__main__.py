@@ -101,6 +101,12 @@ def _trace(arguments: list[str]) -> None:
     trace(config.current(), arguments)
 
 
+def _chaos(arguments: list[str]) -> None:
+    from stack.chaos.command import chaos
+
+    chaos(config.current(), arguments)
+
+
 def _build(_: list[str]) -> None:
     from stack.deploy import build
 
@@ -130,6 +136,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "down": _down,
     "destroy": _destroy,
     "test": _test,
+    "chaos": _chaos,
     "build": _build,
     "protos": _protos,
 }

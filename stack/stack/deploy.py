@@ -17,6 +17,7 @@ from hvac.exceptions import VaultError
 
 from stack import agents, nomad, protos, smoke, tools, zipapps
 from stack.changes import Change, apply_all
+from stack.chaos import command as chaos
 from stack.clients import Clients
 from stack.config import Stack
 from stack.console import StackError, say, step
@@ -41,6 +42,8 @@ def deploy(stack: Stack) -> None:
         changed = _deploy(stack)
     word = f"{changed} changes" if changed else "no change: everything is as the files say"
     say(f"\n{word}  ({time.monotonic() - began:.1f} s)")
+    for line in chaos.active(stack):
+        say(f"  broken on purpose: {line}")
     _where_to_look(stack)
 
 
@@ -53,6 +56,8 @@ def _deploy(stack: Stack) -> int:
     with step("nomad: node ready", "5 s"):
         server.bootstrap(Credentials(stack).token("nomad-management"))
         _wait_for_node(stack, found, server)
+    for line in chaos.undo_left_over(stack):
+        say(f"  {line}")
     consul, vault = Consul(stack, clients), Vault(stack, clients)
     changed += _apply("consul: policies, roles, KV", consul.changes)
     changed += _apply("vault: engines, roles, secrets", vault.changes)

@@ -99,14 +99,15 @@ def end(pids: Sequence[int], timeout: float) -> None:
     for sign, patience in ((signal.SIGTERM, timeout), (signal.SIGKILL, 5.0)):
         left = [pid for pid, started in born.items() if started and start_time(pid) == started]
         for pid in left:
-            _signal(pid, sign)
+            send(pid, sign)
         until = time.monotonic() + patience
         while any(start_time(pid) == born[pid] for pid in left) and time.monotonic() < until:
             _reap()
             time.sleep(0.05)
 
 
-def _signal(pid: int, sign: signal.Signals) -> None:
+def send(pid: int, sign: signal.Signals) -> None:
+    """Signals a process that may have ended by now."""
     try:
         os.kill(pid, sign)
     except ProcessLookupError:
@@ -135,11 +136,17 @@ def memory(folder: Path) -> tuple[int, int]:
 
     Proportional set size: a page that n processes share counts as a part in n for each (proc(5), smaps_rollup).
     """
-    family = set(below(folder))
+    found = family(below(folder))
+    return sum(_proportional_kib(pid) for pid in found) // 1024, len(found)
+
+
+def family(pids: Sequence[int]) -> set[int]:
+    """These processes and all that descend from them."""
+    found = set(pids)
     parents = {pid: _parent(pid) for pid in _pids()}
-    while more := {pid for pid, parent in parents.items() if parent in family and pid not in family}:
-        family |= more
-    return sum(_proportional_kib(pid) for pid in family) // 1024, len(family)
+    while more := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
+        found |= more
+    return found
 
 
 def _parent(pid: int) -> int:

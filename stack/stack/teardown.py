@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 
 from stack import agents, nomad, process
+from stack.chaos.command import end_before_teardown
 from stack.clients import Clients
 from stack.config import Stack
 from stack.console import say, step
@@ -25,7 +26,8 @@ def down(stack: Stack) -> None:
 
 
 def _down(stack: Stack) -> None:
-    """Ends the jobs, last first, then the agents, then whatever of this stack is left."""
+    """Ends every fault, then the jobs, last first, then the agents, then whatever of this stack is left."""
+    end_before_teardown(stack)
     if _alive(stack):
         _stop_jobs(stack)
     for name in NAMES:
