@@ -17,7 +17,8 @@ from shop.user.v1 import user_pb2
 
 routes = Blueprint("users")
 
-_AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+# Not DEADLINE_EXCEEDED: the time of the request is over then, and its caller is told so.
+_AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 @routes.post("/v1/users")
