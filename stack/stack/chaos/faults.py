@@ -25,7 +25,7 @@ from stack.config import Stack
 from stack.console import StackError
 
 Facts = dict[str, Any]
-# Callers follow Consul within this time; the proxies stay until they have gone.
+# Callers follow Consul within this time: none goes around a fault that has begun, none is cut off when it ends.
 _CALLERS_FOLLOW_SECONDS = 2.0
 
 
@@ -99,8 +99,7 @@ class Network(Fault):
         self._proxies = Proxies()
         self._diversion = Diversion(self.scene.clients, self._service, self._proxies)
         self._diversion.follow()
-        if self._toxic.half_open:
-            time.sleep(_CALLERS_FOLLOW_SECONDS)  # who is to lose its connection must have one
+        time.sleep(_CALLERS_FOLLOW_SECONDS)
         self._proxies.become(self._toxic)
         return f"{self._service} ({len(self._diversion)} instances): {self._does}"
 
