@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -20,6 +21,7 @@ from stack.tools import Tools
 from stack.zipapps import Artifact
 
 JOBS = ROOT / "nomad" / "jobs"
+TASKS = ROOT / "nomad" / "tasks"
 # What others stand on comes first, and goes last.
 FOUNDATION = ("artifacts", "telemetry", "postgres")
 # The ports that a job must have; all others are Nomad's choice.
@@ -27,14 +29,15 @@ PORTS = {
     "artifacts": ("artifacts",),
     "telemetry": ("telemetry", "otlp_grpc", "otlp_http"),
     "postgres": ("postgres",),
-    "gateway": ("gateway",),
+    "edge": ("gateway",),
 }
 
 
 def names() -> list[str]:
     """Every job that has a file, in the order in which they start."""
     found = {file.name.removesuffix(".nomad.hcl") for file in JOBS.glob("*.nomad.hcl")}
-    services = sorted(found - set(FOUNDATION), key=lambda name: (name == "gateway", name == "order-service", name))
+    callers = ("order-service", "gateway", "edge")
+    services = sorted(found - set(FOUNDATION), key=lambda name: (callers.index(name) + 1 if name in callers else 0, name))
     return [*FOUNDATION, *services]
 
 
@@ -105,6 +108,8 @@ class Nomad:
             "vault_url": stack.url("vault"),
             "otlp_grpc_url": stack.url("otlp_grpc"),
             "gateway_port": stack.port("gateway"),
+            "traefik_bin": str(tools.traefik),
+            "consul_door": (TASKS / "consul_door.py").read_text(),
             "zipapp_cache": str(stack.state / "zipapps"),
             "artifacts_dir": str(stack.artifacts),
             "artifacts_port": stack.port("artifacts"),
@@ -190,7 +195,10 @@ def _plain_python() -> str:
 
 
 def _hcl(value: str | int) -> str:
-    return str(value) if isinstance(value, int) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, int):
+        return str(value)
+    # A JSON string is one of HCL too, but for what HCL would fill in.
+    return json.dumps(value, ensure_ascii=False).replace("${", "$${").replace("%{", "%%{")
 
 
 def _fields(diff: dict[str, Any], side: str, path: str = "") -> Iterator[str]:
