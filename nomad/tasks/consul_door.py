@@ -39,7 +39,7 @@ class Login:
                 ask = {"AuthMethod": "nomad-workloads", "BearerToken": self._identity.read_text().strip()}
                 status, _, body = exchange(self._consul, "POST", "/v1/acl/login", "", json.dumps(ask).encode())
                 if status != http.HTTPStatus.OK:
-                    # Never without a token: whom nobody knows Consul answers "there is nothing", which would be believed.
+                    # Never without a token: to a stranger Consul says "there is nothing", which would be believed.
                     raise PermissionError(f"login refused: {body.decode(errors='replace')[:200]}")
                 self.token = json.loads(body)["SecretID"]
             return self.token
@@ -114,7 +114,7 @@ class Visitor(BaseHTTPRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Every question is the same; only failures are worth a line."""
         if int(code) >= http.HTTPStatus.BAD_REQUEST:
-            self.log_message('"%s" %s', self.requestline, str(code))
+            super().log_request(code, size)
 
 
 def main() -> None:

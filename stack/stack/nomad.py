@@ -24,6 +24,7 @@ JOBS = ROOT / "nomad" / "jobs"
 TASKS = ROOT / "nomad" / "tasks"
 # What others stand on comes first, and goes last.
 FOUNDATION = ("artifacts", "telemetry", "postgres")
+CALLERS = ("order-service", "gateway", "edge")
 # The ports that a job must have; all others are Nomad's choice.
 PORTS = {
     "artifacts": ("artifacts",),
@@ -31,13 +32,19 @@ PORTS = {
     "postgres": ("postgres",),
     "edge": ("gateway",),
 }
+# The events of a task that say why it does not run; others only say that it is being started or stopped.
+_TELLING = {"Driver Failure", "Failed Artifact Download", "Failed Validation", "Setup Failure", "Terminated"}
+_ALLOCATION = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+_LONGEST_LINE = 300
 
 
 def names() -> list[str]:
     """Every job that has a file, in the order in which they start."""
     found = {file.name.removesuffix(".nomad.hcl") for file in JOBS.glob("*.nomad.hcl")}
     callers = ("order-service", "gateway", "edge")
-    services = sorted(found - set(FOUNDATION), key=lambda name: (callers.index(name) + 1 if name in callers else 0, name))
+    services = sorted(
+        found - set(FOUNDATION), key=lambda name: (callers.index(name) + 1 if name in callers else 0, name)
+    )
     return [*FOUNDATION, *services]
 
 
@@ -45,8 +52,9 @@ class Nomad:
     """Compares the running jobs with the files, and says what differs."""
 
     def __init__(self, stack: Stack, clients: Clients, tools: Tools, artifacts: dict[str, Artifact]) -> None:
-        self.stack, self.api = stack, clients.nomad
+        self.stack, self.api, self._clients = stack, clients.nomad, clients
         self._tools, self._artifacts = tools, artifacts
+        self._registered: dict[str, int] = {}
 
     def bootstrap(self, token: str) -> None:
         """Makes the management token valid; does nothing where that was done."""
@@ -71,7 +79,11 @@ class Nomad:
         plan = self.api.job.plan_job(name, {"Job": job, "Diff": True})
         if plan["Diff"]["Type"] != "None":
             before, after = "\n".join(_old(plan["Diff"])), "\n".join(_new(plan["Diff"]))
-            yield Change(f"nomad job {name}", before, after, lambda: self.api.job.register_job(name, {"Job": job}))
+            yield Change(f"nomad job {name}", before, after, lambda: self.register(name, job))
+
+    def register(self, name: str, job: dict[str, Any]) -> None:
+        """Asks for a new version of a job; `wait_healthy` waits for this very one, whatever comes after it."""
+        self._registered[name] = self.api.job.register_job(name, {"Job": job})["JobModifyIndex"]
 
     def require_ports(self, name: str) -> None:
         """Refuses by name when a job that does not run yet would find its port taken: Nomad itself would only wait."""
@@ -132,7 +144,7 @@ class Nomad:
         return values
 
     def wait_healthy(self, name: str, seconds: float = 180) -> None:
-        """Returns once the newest version of a job runs and its checks pass; refuses with what Nomad says."""
+        """Returns once the version asked for runs alone and passes its checks; refuses with what its tasks said."""
         until = time.monotonic() + seconds
         while True:
             state, why = self._health(name)
@@ -144,35 +156,66 @@ class Nomad:
 
     def _health(self, name: str) -> tuple[str, str]:
         try:
-            deployment = self.api.job.get_deployment(name)
+            job = self.api.job.get_job(name)
         except URLNotFoundNomadException:
             return "waiting", "Nomad does not know the job"
-        version = self.api.job.get_job(name)["Version"]
-        if not deployment or deployment["JobVersion"] != version:
-            return ("healthy", "") if self._runs(name, version) else ("waiting", self.last_events(name))
-        states = {"successful": "healthy", "failed": "failed", "cancelled": "failed"}
-        state = states.get(deployment["Status"], "waiting")
-        if state == "healthy" and not self._runs(name, version):
-            state = "waiting"
-        return state, f"{deployment['StatusDescription']}; {self.last_events(name)}"
+        index = self._registered.get(name, job["JobModifyIndex"])
+        deployment = self._deployment(name, index)
+        version = deployment["JobVersion"] if deployment else job["Version"]
+        if job["JobModifyIndex"] == index and self._serves(name, job) and not _under_way(deployment):
+            return "healthy", ""
+        state = "failed" if deployment and deployment["Status"] in {"failed", "cancelled"} else "waiting"
+        said = deployment["StatusDescription"] if deployment else f"version {version} is coming up"
+        return state, f"{said}\n{self.last_words(name, version)}"
 
-    def _runs(self, name: str, version: int) -> bool:
-        wanted = sum(group["Count"] for group in self.api.job.get_job(name)["TaskGroups"])
-        running = [
-            alloc
-            for alloc in self.api.job.get_allocations(name)
-            if alloc["ClientStatus"] == "running" and alloc["JobVersion"] == version
-        ]
-        return len(running) >= int(wanted)
+    def _deployment(self, name: str, index: int) -> dict[str, Any] | None:
+        """How a version is being brought out: an automatic return to an older one is a deployment of its own."""
+        found: list[dict[str, Any]] = self.api.job.get_deployments(name)
+        return next((deployment for deployment in found if deployment["JobSpecModifyIndex"] == index), None)
 
-    def last_events(self, name: str) -> str:
-        """The newest thing that Nomad says about each task that does not run."""
-        words = []
-        for alloc in self.api.job.get_allocations(name):
-            for task, state in (alloc["TaskStates"] or {}).items():
-                if state["State"] != "running" and state["Events"] and alloc["DesiredStatus"] == "run":
-                    words.append(f"{task}: {state['Events'][-1]['DisplayMessage']}")
-        return "; ".join(words) or "no task has said anything"
+    def _serves(self, name: str, job: dict[str, Any]) -> bool:
+        """Whether each group runs in this version only, as often as it asks for, with every check passing in Consul."""
+        running = [alloc for alloc in self.api.job.get_allocations(name) if alloc["ClientStatus"] == "running"]
+        if any(alloc["JobVersion"] != job["Version"] for alloc in running):
+            return False
+        return all(self._is_complete(group, running) for group in job["TaskGroups"])
+
+    def _is_complete(self, group: dict[str, Any], running: list[dict[str, Any]]) -> bool:
+        ours = {alloc["ID"] for alloc in running if alloc["TaskGroup"] == group["Name"]}
+        return len(ours) >= group["Count"] and all(
+            len(ours & self._passing(service["Name"])) >= group["Count"] for service in group["Services"] or []
+        )
+
+    def _passing(self, service: str) -> set[str]:
+        """The allocations whose instance of a service passes its checks; its id holds theirs."""
+        found = self._clients.consul.health.service(service, passing=True)[1]
+        return {match[1] for entry in found if (match := _ALLOCATION.search(entry["Service"]["ID"]))}
+
+    def last_words(self, name: str, version: int) -> str:
+        """What the tasks of a version said last, and what Nomad says of how they ended."""
+        allocs = [alloc for alloc in self.api.job.get_allocations(name) if alloc["JobVersion"] == version]
+        words = [line for alloc in allocs for line in self._words(alloc)]
+        return "\n".join(dict.fromkeys(words)) or "no task has said anything"
+
+    def _words(self, alloc: dict[str, Any]) -> Iterator[str]:
+        for task, state in (alloc["TaskStates"] or {}).items():
+            told = [event for event in state["Events"] or [] if event["Type"] in _TELLING]
+            if told:
+                yield f"{task}: {told[-1]['DisplayMessage']}"
+            if told or state["State"] != "running":
+                yield from (f"{task}: {line}" for line in self._log(alloc["ID"], task))
+
+    def _log(self, alloc: str, task: str) -> list[str]:
+        """The last line of each stream of a task, as far as Nomad still has it."""
+        said = []
+        for stream in ("stderr", "stdout"):
+            try:
+                read = self.api.client.stream_logs.stream
+                text = read(alloc, task, stream, plain=True, origin="end", offset=2_000)
+            except BaseNomadException:
+                continue
+            said += [line[:_LONGEST_LINE] for line in text.splitlines()[-1:]]
+        return said
 
 
 def stop(clients: Clients, name: str, seconds: float = 60) -> None:
@@ -187,6 +230,16 @@ def stop(clients: Clients, name: str, seconds: float = 60) -> None:
         if time.monotonic() > until:
             raise StackError(f"job {name} does not end", f"waited {seconds:.0f} s", f"./justw logs {name}")
         time.sleep(0.2)
+
+
+def _under_way(deployment: dict[str, Any] | None) -> bool:
+    return deployment is not None and deployment["Status"] in {
+        "running",
+        "pending",
+        "initializing",
+        "paused",
+        "blocked",
+    }
 
 
 def _plain_python() -> str:
