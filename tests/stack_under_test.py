@@ -46,8 +46,18 @@ class RunningStack:
         found: list[dict[str, Any]] = self.clients.consul.health.service(service, passing=True)[1]
         return found
 
+    def readiness(self) -> list[dict[str, Any]]:
+        """What each instance of the gateway says of itself; behind the edge, only one of them would be asked."""
+        services = [entry["Service"] for entry in self.instances("gateway")]
+        urls = [f"http://{service['Address']}:{service['Port']}/readyz" for service in services]
+        return [httpx.get(url, timeout=5).json() for url in urls]
+
+    def breakers(self, service: str) -> set[str]:
+        """The states of the breaker before a service, in all instances of the gateway."""
+        return {str(ready["breakers"][service]) for ready in self.readiness()}
+
     def whole(self) -> bool:
-        """Whether every instance that the jobs ask for passes its checks and the gateway misses nothing."""
+        """Whether every instance that the jobs ask for passes its checks and no gateway misses anything."""
         wanted = {
             service["Name"]: group["Count"]
             for job in nomad.names()
@@ -55,8 +65,8 @@ class RunningStack:
             for group in self.clients.nomad.job.get_job(job)["TaskGroups"]
             for service in group["Services"] or []
         }
-        ready = httpx.get(self.url("gateway") + "/readyz", timeout=5).json()
-        return ready["status"] == "ready" and all(len(self.instances(name)) == wanted[name] for name in wanted)
+        ready = {state["status"] for state in self.readiness()}
+        return ready == {"ready"} and all(len(self.instances(name)) == wanted[name] for name in wanted)
 
     def steady(self, seconds: float = 60) -> None:
         """Returns once the stack has been whole for a while: what an earlier test broke is mended in every instance."""

@@ -14,7 +14,7 @@ job "edge" {
     max_parallel      = 1
     min_healthy_time  = "2s"
     healthy_deadline  = "60s"
-    progress_deadline = "3m"
+    progress_deadline = "0s"
     auto_revert       = true
   }
 

@@ -20,7 +20,7 @@ job "gateway" {
     max_parallel      = 1
     min_healthy_time  = "2s"
     healthy_deadline  = "60s"
-    progress_deadline = "3m"
+    progress_deadline = "0s"
   }
 
   migrate {
@@ -65,10 +65,6 @@ job "gateway" {
         "traefik.http.routers.gateway.entrypoints=web",
         "traefik.http.routers.gateway.middlewares=again@file",
         "traefik.http.services.gateway.loadbalancer.strategy=p2c",
-        # The edge looks for itself, too: it notices sooner, and also while Consul is away.
-        "traefik.http.services.gateway.loadbalancer.healthcheck.path=/readyz",
-        "traefik.http.services.gateway.loadbalancer.healthcheck.interval=500ms",
-        "traefik.http.services.gateway.loadbalancer.healthcheck.timeout=1s",
       ]
 
       check {
@@ -76,7 +72,7 @@ job "gateway" {
         type     = "http"
         path     = "/readyz"
         interval = "1s"
-        timeout  = "1s"
+        timeout  = "5s"
       }
 
       check {
@@ -84,7 +80,7 @@ job "gateway" {
         type     = "http"
         path     = "/livez"
         interval = "5s"
-        timeout  = "2s"
+        timeout  = "5s"
 
         check_restart {
           limit = 9

@@ -20,7 +20,7 @@ job "user-service" {
     max_parallel      = 1
     min_healthy_time  = "2s"
     healthy_deadline  = "60s"
-    progress_deadline = "3m"
+    progress_deadline = "0s"
   }
 
   migrate {
@@ -62,7 +62,7 @@ job "user-service" {
         name     = "grpc health"
         type     = "grpc"
         interval = "1s"
-        timeout  = "1s"
+        timeout  = "5s"
       }
     }
 

@@ -147,26 +147,27 @@ class Nomad:
         """Returns once the version asked for runs alone and passes its checks; refuses with what its tasks said."""
         until = time.monotonic() + seconds
         while True:
-            state, why = self._health(name)
+            state, why, version = self._health(name)
             if state == "healthy":
                 return
             if state == "failed" or time.monotonic() > until:
-                raise StackError(f"job {name} is not healthy", why, f"./justw logs {name}")
+                why = f"{why}\n{self.last_words(name, version)}"
+                raise StackError(f"version {version} of job {name} is not healthy", why, f"./justw logs {name}")
             time.sleep(0.25)
 
-    def _health(self, name: str) -> tuple[str, str]:
+    def _health(self, name: str) -> tuple[str, str, int]:
         try:
             job = self.api.job.get_job(name)
         except URLNotFoundNomadException:
-            return "waiting", "Nomad does not know the job"
+            return "waiting", "Nomad does not know the job", 0
         index = self._registered.get(name, job["JobModifyIndex"])
         deployment = self._deployment(name, index)
-        version = deployment["JobVersion"] if deployment else job["Version"]
-        if job["JobModifyIndex"] == index and self._serves(name, job) and not _under_way(deployment):
-            return "healthy", ""
-        state = "failed" if deployment and deployment["Status"] in {"failed", "cancelled"} else "waiting"
-        said = deployment["StatusDescription"] if deployment else f"version {version} is coming up"
-        return state, f"{said}\n{self.last_words(name, version)}"
+        if job["JobModifyIndex"] == index and not _under_way(deployment) and self._serves(name, job):
+            return "healthy", "", job["Version"]
+        if deployment is None:
+            return "waiting", "its instances do not all run and pass their checks", job["Version"]
+        state = "failed" if deployment["Status"] in {"failed", "cancelled"} else "waiting"
+        return state, deployment["StatusDescription"], deployment["JobVersion"]
 
     def _deployment(self, name: str, index: int) -> dict[str, Any] | None:
         """How a version is being brought out: an automatic return to an older one is a deployment of its own."""
@@ -202,8 +203,7 @@ class Nomad:
             told = [event for event in state["Events"] or [] if event["Type"] in _TELLING]
             if told:
                 yield f"{task}: {told[-1]['DisplayMessage']}"
-            if told or state["State"] != "running":
-                yield from (f"{task}: {line}" for line in self._log(alloc["ID"], task))
+            yield from (f"{task}: {line}" for line in self._log(alloc["ID"], task))
 
     def _log(self, alloc: str, task: str) -> list[str]:
         """The last line of each stream of a task, as far as Nomad still has it."""

@@ -1,0 +1,122 @@
+"""Open-loop load: requests arrive at a fixed rate, whether or not earlier ones were answered, and none is sent twice.
+
+Half of them share kept-alive connections, half come on a connection of their own, as callers in the world do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import httpx
+
+_KEPT = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30.0)
+_FRESH = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+_PATIENCE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What arrives, and the status that counts as success."""
+
+    method: str
+    path: str
+    expected: int = httpx.codes.OK
+    headers: dict[str, str] = field(default_factory=dict)
+    json: object = None
+    pause: float = 0.0
+    """Seconds between the first and the second half of the body: so long at least is the request under way."""
+
+    def content(self) -> bytes:
+        return b"" if self.json is None else json.dumps(self.json).encode()
+
+    async def halves(self) -> AsyncIterator[bytes]:
+        content = self.content()
+        yield content[: len(content) // 2]
+        await asyncio.sleep(self.pause)
+        yield content[len(content) // 2 :]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How one request ended: `status` 0 is no answer at all; `seconds` count from its arrival."""
+
+    request: Request
+    at: float
+    seconds: float
+    status: int
+    said: str
+    headers: httpx.Headers = field(default_factory=httpx.Headers)
+
+    @property
+    def failed(self) -> bool:
+        return self.status != self.request.expected
+
+
+class Load(threading.Thread):
+    """Sends what `arrival(number)` gives, `rate` times a second, from entering the block to leaving it."""
+
+    def __init__(self, url: str, rate: float, arrival: Callable[[int], Request]) -> None:
+        super().__init__(daemon=True)
+        self.answers: list[Answer] = []
+        self._url, self._rate, self._arrival = url, rate, arrival
+        self._stopping = threading.Event()
+
+    def __enter__(self) -> Load:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._stopping.set()
+        self.join(_PATIENCE_SECONDS + 5)
+
+    def run(self) -> None:
+        asyncio.run(self._send())
+
+    @property
+    def failures(self) -> list[Answer]:
+        return [answer for answer in self.answers if answer.failed]
+
+    def report(self) -> str:
+        """How many, how many of them failed and how, and how long they took."""
+        times = sorted(answer.seconds for answer in self.answers)
+        kinds = Counter(f"{a.request.method} {a.status} {a.said[:60]}".strip() for a in self.failures)
+        told = "".join(f"; {count} x {kind}" for kind, count in kinds.most_common(5))
+        middle, late = (times[int(len(times) * part)] * 1000 for part in (0.5, 0.99))
+        return f"{len(self.failures)} failed of {len(times)}, p50 {middle:.0f} ms, p99 {late:.0f} ms{told}"
+
+    async def _send(self) -> None:
+        began = time.monotonic()
+        timeout = httpx.Timeout(_PATIENCE_SECONDS)
+        async with (
+            httpx.AsyncClient(base_url=self._url, limits=_KEPT, timeout=timeout) as kept,
+            httpx.AsyncClient(base_url=self._url, limits=_FRESH, timeout=timeout) as fresh,
+            asyncio.TaskGroup() as sending,
+        ):
+            for number in itertools.count():
+                if self._stopping.is_set():
+                    break
+                due = began + number / self._rate
+                await asyncio.sleep(due - time.monotonic())
+                sending.create_task(self._exchange((kept, fresh)[number % 2], self._arrival(number), due))
+
+    async def _exchange(self, http: httpx.AsyncClient, request: Request, due: float) -> None:
+        status, said, answered = 0, "", httpx.Headers()
+        try:
+            content = request.halves() if request.pause else request.content()
+            typed = {"Content-Type": "application/json", "Content-Length": str(len(request.content()))}
+            headers = request.headers | (typed if request.json is not None else {})
+            reply = await http.request(request.method, request.path, content=content, headers=headers)
+        except httpx.TransportError as error:
+            said = repr(error)
+        else:
+            status, answered = reply.status_code, reply.headers
+            said = "" if status == request.expected else reply.text
+        self.answers.append(Answer(request, time.time(), time.monotonic() - due, status, said, answered))
