@@ -17,6 +17,7 @@ from stack.clients import Clients
 from stack.config import ROOT, Stack
 from stack.console import StackError
 from stack.process import require_free
+from stack.rollout import Rollout
 from stack.tools import Tools
 from stack.zipapps import Artifact
 
@@ -32,10 +33,6 @@ PORTS = {
     "postgres": ("postgres",),
     "edge": ("gateway",),
 }
-# The events of a task that say why it does not run; others only say that it is being started or stopped.
-_TELLING = {"Driver Failure", "Failed Artifact Download", "Failed Validation", "Setup Failure", "Terminated"}
-_ALLOCATION = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
-_LONGEST_LINE = 300
 
 
 def names() -> list[str]:
@@ -145,77 +142,7 @@ class Nomad:
 
     def wait_healthy(self, name: str, seconds: float = 180) -> None:
         """Returns once the version asked for runs alone and passes its checks; refuses with what its tasks said."""
-        until = time.monotonic() + seconds
-        while True:
-            state, why, version = self._health(name)
-            if state == "healthy":
-                return
-            if state == "failed" or time.monotonic() > until:
-                why = f"{why}\n{self.last_words(name, version)}"
-                raise StackError(f"version {version} of job {name} is not healthy", why, f"./justw logs {name}")
-            time.sleep(0.25)
-
-    def _health(self, name: str) -> tuple[str, str, int]:
-        try:
-            job = self.api.job.get_job(name)
-        except URLNotFoundNomadException:
-            return "waiting", "Nomad does not know the job", 0
-        index = self._registered.get(name, job["JobModifyIndex"])
-        deployment = self._deployment(name, index)
-        if job["JobModifyIndex"] == index and not _under_way(deployment) and self._serves(name, job):
-            return "healthy", "", job["Version"]
-        if deployment is None:
-            return "waiting", "its instances do not all run and pass their checks", job["Version"]
-        state = "failed" if deployment["Status"] in {"failed", "cancelled"} else "waiting"
-        return state, deployment["StatusDescription"], deployment["JobVersion"]
-
-    def _deployment(self, name: str, index: int) -> dict[str, Any] | None:
-        """How a version is being brought out: an automatic return to an older one is a deployment of its own."""
-        found: list[dict[str, Any]] = self.api.job.get_deployments(name)
-        return next((deployment for deployment in found if deployment["JobSpecModifyIndex"] == index), None)
-
-    def _serves(self, name: str, job: dict[str, Any]) -> bool:
-        """Whether each group runs in this version only, as often as it asks for, with every check passing in Consul."""
-        running = [alloc for alloc in self.api.job.get_allocations(name) if alloc["ClientStatus"] == "running"]
-        if any(alloc["JobVersion"] != job["Version"] for alloc in running):
-            return False
-        return all(self._is_complete(group, running) for group in job["TaskGroups"])
-
-    def _is_complete(self, group: dict[str, Any], running: list[dict[str, Any]]) -> bool:
-        ours = {alloc["ID"] for alloc in running if alloc["TaskGroup"] == group["Name"]}
-        return len(ours) >= group["Count"] and all(
-            len(ours & self._passing(service["Name"])) >= group["Count"] for service in group["Services"] or []
-        )
-
-    def _passing(self, service: str) -> set[str]:
-        """The allocations whose instance of a service passes its checks; its id holds theirs."""
-        found = self._clients.consul.health.service(service, passing=True)[1]
-        return {match[1] for entry in found if (match := _ALLOCATION.search(entry["Service"]["ID"]))}
-
-    def last_words(self, name: str, version: int) -> str:
-        """What the tasks of a version said last, and what Nomad says of how they ended."""
-        allocs = [alloc for alloc in self.api.job.get_allocations(name) if alloc["JobVersion"] == version]
-        words = [line for alloc in allocs for line in self._words(alloc)]
-        return "\n".join(dict.fromkeys(words)) or "no task has said anything"
-
-    def _words(self, alloc: dict[str, Any]) -> Iterator[str]:
-        for task, state in (alloc["TaskStates"] or {}).items():
-            told = [event for event in state["Events"] or [] if event["Type"] in _TELLING]
-            if told:
-                yield f"{task}: {told[-1]['DisplayMessage']}"
-            yield from (f"{task}: {line}" for line in self._log(alloc["ID"], task))
-
-    def _log(self, alloc: str, task: str) -> list[str]:
-        """The last line of each stream of a task, as far as Nomad still has it."""
-        said = []
-        for stream in ("stderr", "stdout"):
-            try:
-                read = self.api.client.stream_logs.stream
-                text = read(alloc, task, stream, plain=True, origin="end", offset=2_000)
-            except BaseNomadException:
-                continue
-            said += [line[:_LONGEST_LINE] for line in text.splitlines()[-1:]]
-        return said
+        Rollout(self._clients, name, self._registered.get(name)).wait(seconds)
 
 
 def stop(clients: Clients, name: str, seconds: float = 60) -> None:
@@ -230,16 +157,6 @@ def stop(clients: Clients, name: str, seconds: float = 60) -> None:
         if time.monotonic() > until:
             raise StackError(f"job {name} does not end", f"waited {seconds:.0f} s", f"./justw logs {name}")
         time.sleep(0.2)
-
-
-def _under_way(deployment: dict[str, Any] | None) -> bool:
-    return deployment is not None and deployment["Status"] in {
-        "running",
-        "pending",
-        "initializing",
-        "paused",
-        "blocked",
-    }
 
 
 def _plain_python() -> str:

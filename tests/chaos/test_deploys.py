@@ -175,7 +175,7 @@ def _deaf(job: dict[str, Any]) -> None:
 
 
 # What the last words of each are.
-SAID = {_crashing: "this release is broken", _deaf: '"event": "serving"'}
+SAID = {_crashing: "this release is broken", _deaf: '"service": "gateway"'}
 
 
 @pytest.mark.parametrize(
