@@ -64,6 +64,19 @@ job "user-service" {
         interval = "1s"
         timeout  = "5s"
       }
+
+      check {
+        name         = "liveness"
+        type         = "grpc"
+        grpc_service = "liveness"
+        interval     = "5s"
+        timeout      = "5s"
+
+        check_restart {
+          limit = 9
+          grace = "30s"
+        }
+      }
     }
 
     task "user-service" {

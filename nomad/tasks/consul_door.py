@@ -62,14 +62,13 @@ def exchange(consul: str, method: str, path: str, token: str, body: bytes = b"")
 
 
 class Door(ThreadingMixIn, UnixStreamServer):
-    """Listens on a socket that only this user can open."""
+    """Listens on a socket."""
 
     daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, socket: str, consul: str, login: Login) -> None:
         Path(socket).unlink(missing_ok=True)
-        os.umask(0o177)
         self.consul, self.login = consul, login
         super().__init__(socket, Visitor)
 
@@ -121,6 +120,7 @@ def main() -> None:
     socket, url, identity = sys.argv[1:]
     consul = urlsplit(url).netloc
     login = Login(consul, Path(identity))
+    os.umask(0o177)  # nobody else may open the socket
     door = Door(socket, consul, login)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=door.shutdown).start())
     door.serve_forever()
