@@ -79,11 +79,11 @@ job "gateway" {
         name     = "liveness"
         type     = "http"
         path     = "/livez"
-        interval = "5s"
+        interval = "1s"
         timeout  = "5s"
 
         check_restart {
-          limit = 9
+          limit = 46
           grace = "30s"
         }
       }

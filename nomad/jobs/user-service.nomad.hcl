@@ -69,11 +69,11 @@ job "user-service" {
         name         = "liveness"
         type         = "grpc"
         grpc_service = "liveness"
-        interval     = "5s"
+        interval     = "1s"
         timeout      = "5s"
 
         check_restart {
-          limit = 9
+          limit = 46
           grace = "30s"
         }
       }
