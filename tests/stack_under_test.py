@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,8 +48,36 @@ class RunningStack:
         found: list[dict[str, Any]] = self.clients.consul.health.service(service, passing=True)[1]
         return found
 
+    def gateways(self) -> list[str]:
+        """The URL of each passing instance of the gateway; behind the edge, only one of them would be asked."""
+        services = [entry["Service"] for entry in self.instances("gateway")]
+        return [f"http://{service['Address']}:{service['Port']}" for service in services]
+
+    def readiness(self) -> list[dict[str, Any]]:
+        """What each instance of the gateway says of itself."""
+        return [httpx.get(f"{url}/readyz", timeout=5).json() for url in self.gateways()]
+
+    def knock(self) -> None:
+        """One call to each service from each gateway: a breaker that opened closes by a call, not by time alone."""
+        for url in self.gateways():
+            for path in ("/v1/users/me", "/v1/orders?limit=1"):
+                httpx.get(url + path, headers={"Authorization": f"Bearer {self._token()}"}, timeout=15)
+
+    @cache  # noqa: B019 -- there is one of it in a test run
+    def _token(self) -> str:
+        someone = {"email": f"{secrets.token_hex(8)}@knocking.example", "password": secrets.token_urlsafe(16)}
+        httpx.post(
+            self.url("gateway") + "/v1/users", json=someone | {"name": "Knocking"}, timeout=15
+        ).raise_for_status()
+        signed_in = httpx.post(self.url("gateway") + "/v1/sessions", json=someone, timeout=15).raise_for_status()
+        return str(signed_in.json()["access_token"])
+
+    def breakers(self, service: str) -> set[str]:
+        """The states of the breaker before a service, in all instances of the gateway."""
+        return {str(ready["breakers"][service]) for ready in self.readiness()}
+
     def whole(self) -> bool:
-        """Whether every instance that the jobs ask for passes its checks and the gateway misses nothing."""
+        """Whether every instance that the jobs ask for passes its checks and no gateway misses anything."""
         wanted = {
             service["Name"]: group["Count"]
             for job in nomad.names()
@@ -55,8 +85,8 @@ class RunningStack:
             for group in self.clients.nomad.job.get_job(job)["TaskGroups"]
             for service in group["Services"] or []
         }
-        ready = httpx.get(self.url("gateway") + "/readyz", timeout=5).json()
-        return ready["status"] == "ready" and all(len(self.instances(name)) == wanted[name] for name in wanted)
+        ready = {state["status"] for state in self.readiness()}
+        return ready == {"ready"} and all(len(self.instances(name)) == wanted[name] for name in wanted)
 
     def steady(self, seconds: float = 60) -> None:
         """Returns once the stack has been whole for a while: what an earlier test broke is mended in every instance."""
@@ -65,6 +95,7 @@ class RunningStack:
         def look() -> bool:
             try:
                 whole = self.whole()
+                _ = whole or self.knock()
             except httpx.HTTPError:
                 whole = False
             if not whole:

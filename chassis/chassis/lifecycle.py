@@ -87,19 +87,24 @@ class Process(Generic[K]):
         self._closers.append(closer)
 
     async def close(self) -> None:
-        """End the background work and close what was opened; a failure is logged and the rest goes on."""
+        """End the background work, then close what it stood on; a failure is logged and the rest goes on."""
+        await self._end_background()
         for closer in reversed(self._closers):
             try:
                 await asyncio.wait_for(closer(), FLUSH_SECONDS)
             except Exception:
                 log.exception("close failed")
+        # A closer may have left something to be done in the background.
+        await self._end_background()
+        await self.vault.close()
+        await self.consul.close()
+
+    async def _end_background(self) -> None:
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=FLUSH_SECONDS)
-        await self.vault.close()
-        await self.consul.close()
 
 
 def run(name: str, knobs: type[K], compose: Callable[[Process[K]], Awaitable[None]]) -> None:

@@ -29,6 +29,7 @@ _OPTIONS = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
 )
 _PROBE_SECONDS = 1.0
+_LIVENESS = "liveness"
 
 
 async def serve(
@@ -50,7 +51,7 @@ async def serve(
     _add_reflection(server, services)
     address = process.environment.bind_address
     server.add_insecure_port(address)
-    await status.look()
+    await status.begin()
     await server.start()
     log.info("serving", address=address)
     watch = process.supervise("readiness", status.follow)
@@ -72,6 +73,11 @@ class _Health:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def begin(self) -> None:
+        """The liveness beside it asks for no more than an answer: what restarts a process must not depend on others."""
+        await self._servicer.set(_LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        await self.look()
 
     async def follow(self) -> None:
         while True:

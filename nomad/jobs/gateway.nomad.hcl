@@ -1,4 +1,4 @@
-# The gateway: REST in, gRPC out. One instance, on the documented port.
+# The gateway: REST in, gRPC out. Two instances behind the edge, which finds them by their tags.
 
 variable "python" { type = string }
 variable "artifact_url" { type = string }
@@ -8,26 +8,41 @@ variable "zipapp_cache" { type = string }
 variable "consul_url" { type = string }
 variable "vault_url" { type = string }
 variable "otlp_grpc_url" { type = string }
-variable "gateway_port" { type = number }
 
 job "gateway" {
   type = "service"
 
-  # One instance at a time, and the next only when the last one answers; back to the old version if it never does.
+  # What these settings are for stands in nomad/README.md.
   update {
+    canary            = 1
+    auto_promote      = true
+    auto_revert       = true
     max_parallel      = 1
     min_healthy_time  = "2s"
     healthy_deadline  = "60s"
-    progress_deadline = "3m"
-    auto_revert       = true
+    progress_deadline = "0s"
   }
 
-  group "edge" {
+  migrate {
+    max_parallel     = 1
+    min_healthy_time = "2s"
+    healthy_deadline = "60s"
+  }
+
+  reschedule {
+    delay          = "5s"
+    delay_function = "exponential"
+    max_delay      = "1m"
+    unlimited      = true
+  }
+
+  group "api" {
+    count = 2
+
     network {
-      port "http" { static = var.gateway_port }
+      port "http" {}
     }
 
-    # A killed instance is started again in place, at once and without end.
     restart {
       interval = "1m"
       attempts = 60
@@ -35,21 +50,42 @@ job "gateway" {
       mode     = "delay"
     }
 
-    # Out of Consul first, then time for the last callers to notice, then SIGTERM.
     shutdown_delay = "2s"
 
     service {
       name     = "gateway"
       port     = "http"
       provider = "consul"
-      tags     = ["http", "version=${var.version}"]
+      tags = [
+        "http",
+        "version=${var.version}",
+        "traefik.enable=true",
+        "traefik.http.routers.gateway.rule=PathPrefix(`/`)",
+        "traefik.http.routers.gateway.priority=10",
+        "traefik.http.routers.gateway.entrypoints=web",
+        "traefik.http.routers.gateway.middlewares=again@file",
+        "traefik.http.services.gateway.loadbalancer.strategy=p2c",
+      ]
 
       check {
         name     = "readiness"
         type     = "http"
         path     = "/readyz"
         interval = "1s"
-        timeout  = "1s"
+        timeout  = "5s"
+      }
+
+      check {
+        name     = "liveness"
+        type     = "http"
+        path     = "/livez"
+        interval = "1s"
+        timeout  = "5s"
+
+        check_restart {
+          limit = 46
+          grace = "30s"
+        }
       }
     }
 

@@ -13,13 +13,28 @@ variable "otlp_grpc_url" { type = string }
 job "order-service" {
   type = "service"
 
-  # One instance at a time, and the next only when the last one answers; back to the old version if it never does.
+  # What these settings are for stands in nomad/README.md.
   update {
+    canary            = 1
+    auto_promote      = true
+    auto_revert       = true
     max_parallel      = 1
     min_healthy_time  = "2s"
     healthy_deadline  = "60s"
-    progress_deadline = "3m"
-    auto_revert       = true
+    progress_deadline = "0s"
+  }
+
+  migrate {
+    max_parallel     = 1
+    min_healthy_time = "2s"
+    healthy_deadline = "60s"
+  }
+
+  reschedule {
+    delay          = "5s"
+    delay_function = "exponential"
+    max_delay      = "1m"
+    unlimited      = true
   }
 
   dynamic "group" {
@@ -36,7 +51,6 @@ job "order-service" {
         port "grpc" {}
       }
 
-      # A killed instance is started again in place, at once and without end.
       restart {
         interval = "1m"
         attempts = 60
@@ -44,7 +58,6 @@ job "order-service" {
         mode     = "delay"
       }
 
-      # Out of Consul first, then time for the last callers to notice, then SIGTERM.
       shutdown_delay = "2s"
 
       service {
@@ -57,7 +70,20 @@ job "order-service" {
           name     = "grpc health"
           type     = "grpc"
           interval = "1s"
-          timeout  = "1s"
+          timeout  = "5s"
+        }
+
+        check {
+          name         = "liveness"
+          type         = "grpc"
+          grpc_service = "liveness"
+          interval     = "1s"
+          timeout      = "5s"
+
+          check_restart {
+            limit = 46
+            grace = "30s"
+          }
         }
       }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -16,25 +17,31 @@ from stack.clients import Clients
 from stack.config import ROOT, Stack
 from stack.console import StackError
 from stack.process import require_free
+from stack.rollout import Rollout
 from stack.tools import Tools
 from stack.zipapps import Artifact
 
 JOBS = ROOT / "nomad" / "jobs"
+TASKS = ROOT / "nomad" / "tasks"
 # What others stand on comes first, and goes last.
 FOUNDATION = ("artifacts", "telemetry", "postgres")
+CALLERS = ("order-service", "gateway", "edge")
 # The ports that a job must have; all others are Nomad's choice.
 PORTS = {
     "artifacts": ("artifacts",),
     "telemetry": ("telemetry", "otlp_grpc", "otlp_http"),
     "postgres": ("postgres",),
-    "gateway": ("gateway",),
+    "edge": ("gateway",),
 }
 
 
 def names() -> list[str]:
     """Every job that has a file, in the order in which they start."""
     found = {file.name.removesuffix(".nomad.hcl") for file in JOBS.glob("*.nomad.hcl")}
-    services = sorted(found - set(FOUNDATION), key=lambda name: (name == "gateway", name == "order-service", name))
+    callers = ("order-service", "gateway", "edge")
+    services = sorted(
+        found - set(FOUNDATION), key=lambda name: (callers.index(name) + 1 if name in callers else 0, name)
+    )
     return [*FOUNDATION, *services]
 
 
@@ -42,8 +49,9 @@ class Nomad:
     """Compares the running jobs with the files, and says what differs."""
 
     def __init__(self, stack: Stack, clients: Clients, tools: Tools, artifacts: dict[str, Artifact]) -> None:
-        self.stack, self.api = stack, clients.nomad
+        self.stack, self.api, self._clients = stack, clients.nomad, clients
         self._tools, self._artifacts = tools, artifacts
+        self._registered: dict[str, int] = {}
 
     def bootstrap(self, token: str) -> None:
         """Makes the management token valid; does nothing where that was done."""
@@ -68,7 +76,11 @@ class Nomad:
         plan = self.api.job.plan_job(name, {"Job": job, "Diff": True})
         if plan["Diff"]["Type"] != "None":
             before, after = "\n".join(_old(plan["Diff"])), "\n".join(_new(plan["Diff"]))
-            yield Change(f"nomad job {name}", before, after, lambda: self.api.job.register_job(name, {"Job": job}))
+            yield Change(f"nomad job {name}", before, after, lambda: self.register(name, job))
+
+    def register(self, name: str, job: dict[str, Any]) -> None:
+        """Asks for a new version of a job; `wait_healthy` waits for this very one, whatever comes after it."""
+        self._registered[name] = self.api.job.register_job(name, {"Job": job})["JobModifyIndex"]
 
     def require_ports(self, name: str) -> None:
         """Refuses by name when a job that does not run yet would find its port taken: Nomad itself would only wait."""
@@ -105,6 +117,8 @@ class Nomad:
             "vault_url": stack.url("vault"),
             "otlp_grpc_url": stack.url("otlp_grpc"),
             "gateway_port": stack.port("gateway"),
+            "traefik_bin": str(tools.traefik),
+            "consul_door": (TASKS / "consul_door.py").read_text(),
             "zipapp_cache": str(stack.state / "zipapps"),
             "artifacts_dir": str(stack.artifacts),
             "artifacts_port": stack.port("artifacts"),
@@ -127,47 +141,8 @@ class Nomad:
         return values
 
     def wait_healthy(self, name: str, seconds: float = 180) -> None:
-        """Returns once the newest version of a job runs and its checks pass; refuses with what Nomad says."""
-        until = time.monotonic() + seconds
-        while True:
-            state, why = self._health(name)
-            if state == "healthy":
-                return
-            if state == "failed" or time.monotonic() > until:
-                raise StackError(f"job {name} is not healthy", why, f"./justw logs {name}")
-            time.sleep(0.25)
-
-    def _health(self, name: str) -> tuple[str, str]:
-        try:
-            deployment = self.api.job.get_deployment(name)
-        except URLNotFoundNomadException:
-            return "waiting", "Nomad does not know the job"
-        version = self.api.job.get_job(name)["Version"]
-        if not deployment or deployment["JobVersion"] != version:
-            return ("healthy", "") if self._runs(name, version) else ("waiting", self.last_events(name))
-        states = {"successful": "healthy", "failed": "failed", "cancelled": "failed"}
-        state = states.get(deployment["Status"], "waiting")
-        if state == "healthy" and not self._runs(name, version):
-            state = "waiting"
-        return state, f"{deployment['StatusDescription']}; {self.last_events(name)}"
-
-    def _runs(self, name: str, version: int) -> bool:
-        wanted = sum(group["Count"] for group in self.api.job.get_job(name)["TaskGroups"])
-        running = [
-            alloc
-            for alloc in self.api.job.get_allocations(name)
-            if alloc["ClientStatus"] == "running" and alloc["JobVersion"] == version
-        ]
-        return len(running) >= int(wanted)
-
-    def last_events(self, name: str) -> str:
-        """The newest thing that Nomad says about each task that does not run."""
-        words = []
-        for alloc in self.api.job.get_allocations(name):
-            for task, state in (alloc["TaskStates"] or {}).items():
-                if state["State"] != "running" and state["Events"] and alloc["DesiredStatus"] == "run":
-                    words.append(f"{task}: {state['Events'][-1]['DisplayMessage']}")
-        return "; ".join(words) or "no task has said anything"
+        """Returns once the version asked for runs alone and passes its checks; refuses with what its tasks said."""
+        Rollout(self._clients, name, self._registered.get(name)).wait(seconds)
 
 
 def stop(clients: Clients, name: str, seconds: float = 60) -> None:
@@ -190,7 +165,10 @@ def _plain_python() -> str:
 
 
 def _hcl(value: str | int) -> str:
-    return str(value) if isinstance(value, int) else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, int):
+        return str(value)
+    # A JSON string is one of HCL too, but for what HCL would fill in.
+    return json.dumps(value, ensure_ascii=False).replace("${", "$${").replace("%{", "%%{")
 
 
 def _fields(diff: dict[str, Any], side: str, path: str = "") -> Iterator[str]:

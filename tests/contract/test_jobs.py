@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from chassis.lifecycle import FLUSH_SECONDS
 from chassis.settings import Environment
 from stack import nomad
 from stack.clients import Clients
@@ -17,7 +19,7 @@ from stack.console import StackError
 from stack.tools import Tools
 from stack.zipapps import Artifact
 
-from .checkout import SERVICES, blocks, job_file, keys
+from .checkout import ROOT, SERVICES, blocks, job_file, keys
 
 ENVIRONMENT = {name.upper() for name in Environment.model_fields}
 # The zipapp unpacks itself there before any code of ours runs.
@@ -42,7 +44,7 @@ def server(sent: list[str]) -> nomad.Nomad:
     api = SimpleNamespace(jobs=SimpleNamespace(request=request))
     clients = cast(Clients, SimpleNamespace(nomad=api))
     tool = Path("/tool")
-    tools = Tools(tool, tool, tool, tool, tool, tool, tool, exec_driver=True)
+    tools = Tools(tool, tool, tool, tool, tool, tool, tool, tool, exec_driver=True)
     artifacts = {name: Artifact(name, Path("/built.pyz"), "0" * 64) for name in SERVICES}
     return nomad.Nomad(Stack("dev", 0), clients, tools, artifacts)
 
@@ -87,6 +89,14 @@ def test_a_variable_that_nothing_supplies_is_refused_by_name(
         server.parse("odd")
 
 
+def test_the_edge_gets_its_identity_as_a_file_and_no_token_from_nomad() -> None:
+    text = job_file("edge").read_text()
+    assert [
+        re.search(r"^\s*file\s*=\s*true", body, re.MULTILINE) is not None for _, body in blocks(text, "identity")
+    ] == [True]
+    assert [head for head in ("consul", "vault", "env") for _ in blocks(text, head)] == []
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_gets_its_identities_as_files_and_never_as_variables(service: str) -> None:
     found = [body for _, body in blocks(job_file(service).read_text(), "identity")]
@@ -115,3 +125,48 @@ def test_every_service_of_a_job_has_a_check_in_consul(job: str) -> None:
     for body in found:
         assert list(blocks(body, "check"))
         assert re.search(r'^\s*provider\s*=\s*"consul"', body, re.MULTILINE)
+
+
+def written(job: str, setting: str) -> str:
+    found = set(re.findall(rf'\b{setting}\s*[=:]\s*"?(\w+)"?', job_file(job).read_text()))
+    assert len(found) == 1, f"{setting} of {job}: {found}"
+    return found.pop()
+
+
+def seconds(text: str) -> float:
+    return float(text.removesuffix("s"))
+
+
+def knob(service: str, name: str) -> float:
+    return float(json.loads((ROOT / "consul" / "kv" / "config" / f"{service}.json").read_text())[name])
+
+
+@pytest.mark.parametrize("head", ["update", "migrate", "reschedule", "restart", "check_restart"])
+def test_what_is_explained_once_is_set_the_same_in_every_service(head: str) -> None:
+    found = {service: list(blocks(job_file(service).read_text(), head)) for service in SERVICES}
+    assert all(found.values())
+    assert len({re.sub(r"\s+", " ", body) for bodies in found.values() for _, body in bodies}) == 1
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_that_drains_as_long_as_it_may_is_not_killed(service: str) -> None:
+    longest = knob(service, "drain_seconds") + knob(service, "grace_seconds") + 3 * FLUSH_SECONDS
+    assert seconds(written(service, "kill_timeout")) > longest
+
+
+def test_the_edge_gives_up_an_idle_connection_before_the_gateway_does() -> None:
+    assert seconds(written("edge", "idleConnTimeout")) < knob("gateway", "keep_alive_seconds") / 1.5
+
+
+def test_the_edge_waits_for_an_answer_longer_than_the_gateway_may_take() -> None:
+    assert seconds(written("edge", "responseHeaderTimeout")) > knob("gateway", "response_seconds")
+
+
+def test_the_edge_shows_what_is_marked_for_it_and_only_the_gateway_is() -> None:
+    assert written("edge", "exposedByDefault") == "false"
+    assert [job for job in FILES if "traefik.enable=true" in job_file(job).read_text()] == ["gateway"]
+
+
+def test_the_edge_believes_no_caller_about_earlier_hops_and_has_no_dashboard() -> None:
+    text = job_file("edge").read_text()
+    assert not re.search(r"trustedIPs|insecure|dashboard:|^\s*api:", text, re.MULTILINE)

@@ -23,7 +23,8 @@ SERVICES = {
     "user-service": 2,
     "order-service": 2,
     "order-service-worker": 1,
-    "gateway": 1,
+    "gateway": 2,
+    "edge": 1,
     "postgres": 1,
     "artifacts": 1,
 }

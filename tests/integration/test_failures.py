@@ -48,9 +48,9 @@ def test_without_the_user_service_calls_that_need_it_are_refused_clearly(no_user
 def test_an_open_breaker_refuses_at_once_and_says_so(running: RunningStack, no_user_service: Person) -> None:
     def open_breaker() -> bool:
         no_user_service.get("/v1/users/me")
-        return bool(no_user_service.http.get("/readyz").json()["breakers"]["user-service"] == "open")
+        return running.breakers("user-service") == {"open"}
 
-    eventually("the breaker is open", open_breaker, 15)
+    eventually("the breaker is open in every gateway", open_breaker, 15)
     began = time.monotonic()
     reply = no_user_service.get("/v1/users/me")
     assert reply.status_code == httpx.codes.SERVICE_UNAVAILABLE
@@ -58,15 +58,15 @@ def test_an_open_breaker_refuses_at_once_and_says_so(running: RunningStack, no_u
 
 
 def test_the_breaker_heals_by_itself_within_ten_seconds(running: RunningStack, no_user_service: Person) -> None:
-    def breaker() -> str:
+    def breakers() -> set[str]:
         no_user_service.get("/v1/users/me")
-        return str(no_user_service.http.get("/readyz").json()["breakers"]["user-service"])
+        return running.breakers("user-service")
 
-    eventually("the breaker is open", lambda: breaker() == "open", 15)
+    eventually("the breaker is open in every gateway", lambda: breakers() == {"open"}, 15)
     running.scale("user-service", "api", 2)
     eventually("an instance is back", lambda: running.instances("user-service"), 60)
     eventually("a call passes", lambda: no_user_service.get("/v1/users/me").status_code == httpx.codes.OK, 10)
-    eventually("the breaker is closed", lambda: breaker() == "closed", 10)
+    eventually("the breaker is closed", lambda: breakers() == {"closed"}, 10)
 
 
 def test_an_order_placed_without_the_user_service_is_finished_after_its_return(
@@ -103,7 +103,8 @@ class OrderStream(threading.Thread):
             if reply.status_code == httpx.codes.CREATED:
                 self.acknowledged[key] = reply.json()["id"]
                 return
-            assert reply.status_code in {503, 504}, reply.text
+            # 502 is the edge's word for a gateway that died with the request.
+            assert reply.status_code in {502, 503, 504}, reply.text
             self.refused += 1
             time.sleep(0.05)
 
@@ -135,8 +136,7 @@ def _kill_one(running: RunningStack, job: str) -> None:
     victim = random.choice(before)
     os.kill(victim, signal.SIGKILL)
     eventually(f"{job} runs again", lambda: len(set(running.pids(job)) - {victim}) == len(before), 10)
-    wanted = {"order-service": 2, "user-service": 2, "gateway": 1}[job]
-    eventually(f"{job} passes its checks", lambda: len(running.instances(job)) == wanted, 10)
+    eventually(f"{job} passes its checks", lambda: len(running.instances(job)) == 2, 10)
 
 
 def test_postgres_killed_comes_back_with_every_order(running: RunningStack, person: Person) -> None:

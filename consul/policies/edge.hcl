@@ -1,0 +1,8 @@
+# Finds the instances of the gateway.
+service "gateway" {
+  policy = "read"
+}
+
+node_prefix "" {
+  policy = "read"
+}

@@ -1,0 +1,202 @@
+"""Hypothesis: no request is lost to a deploy, be the new version good or bad.
+
+Fault: a new version of each service under open-loop load. Observed: every answer. Recovery: the bad version is gone by
+itself. Control: without shutdown_delay and drain, the same load does lose requests.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from load import Load, Request
+from people import register
+from stack_under_test import RunningStack, eventually
+
+from stack.console import StackError
+from stack.nomad import Nomad
+from stack.tools import ensure
+
+SERVICES = ("gateway", "order-service", "user-service")
+A_SECOND = 1_000_000_000
+PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
+
+pytestmark = pytest.mark.timeout(600)
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def nomad(running: RunningStack) -> Nomad:
+    return Nomad(running.stack, running.clients, ensure(), {})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_it_was(running: RunningStack, nomad: Nomad) -> Iterator[None]:
+    """Begins on a whole system; afterwards each job is again the one that was deployed."""
+    running.steady()
+    before = {name: running.clients.nomad.job.get_job(name) for name in SERVICES}
+    yield
+    for name, job in before.items():
+        nomad.register(name, job)
+    for name in before:
+        nomad.wait_healthy(name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patience(running: RunningStack, as_it_was: None) -> Iterator[None]:
+    """Time enough for each request: a slow machine is not a lost request, and only these are looked for."""
+    before = {f"config/{name}": running.kv(f"config/{name}") for name in SERVICES}
+    for key, text in before.items():
+        running.put_kv(key, json.dumps(_patient(json.loads(text))))
+    yield
+    for key, text in before.items():
+        running.put_kv(key, text)
+
+
+def _patient(knobs: dict[str, Any]) -> dict[str, Any]:
+    sections = {name: _patient(value) for name, value in knobs.items() if isinstance(value, dict)}
+    return (
+        knobs | {name: 20.0 for name in ("deadline_seconds", "password_deadline_seconds") if name in knobs} | sections
+    )
+
+
+@pytest.fixture
+def arrivals(http: httpx.Client) -> Callable[[int], Request]:
+    """Orders placed, read and listed, and a look at oneself; some bodies come slowly: a few are always under way."""
+    people = [register(http) for _ in range(3)]
+    known = [person.settled(person.place(PENNY).json()["id"])["id"] for person in people]
+
+    def arrival(number: int) -> Request:
+        who = number % len(people)
+        person, kind = people[who], number // len(people) % 4
+        if kind == 0:
+            keyed = person.headers | {"Idempotency-Key": secrets.token_hex(16)}
+            body = {"currency": "EUR", "lines": PENNY}
+            return Request("POST", "/v1/orders", httpx.codes.CREATED, keyed, body, pause=1.5 if number % 5 == 0 else 0)
+        path = (f"/v1/orders/{known[who]}", "/v1/orders?limit=5", "/v1/users/me")[kind - 1]
+        return Request("GET", path, headers=person.headers)
+
+    return arrival
+
+
+def release(running: RunningStack, nomad: Nomad, name: str, change: Change = lambda _: None) -> None:
+    """Registers another version of a job as it runs now, with `change` made to it."""
+    job = copy.deepcopy(running.clients.nomad.job.get_job(name))
+    job["Meta"] = {"release": secrets.token_hex(4)}
+    change(job)
+    nomad.register(name, job)
+
+
+def loaded(running: RunningStack, arrivals: Callable[[int], Request], rate: float, deploy: Callable[[], None]) -> Load:
+    """What became of the requests that arrived before, during and after a deploy."""
+    with Load(running.url("gateway"), rate, arrivals) as load:
+        eventually("the load flows", lambda: len(load.answers) > rate, 30)
+        deploy()
+        enough = len(load.answers) + 2 * rate
+        eventually("the load went on afterwards", lambda: len(load.answers) > enough, 60)
+    return load
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_rolling_deploy_loses_no_request(
+    running: RunningStack, nomad: Nomad, arrivals: Callable[[int], Request], name: str
+) -> None:
+    before = set(running.pids(name))
+
+    def deploy() -> None:
+        release(running, nomad, name)
+        nomad.wait_healthy(name)
+
+    load = loaded(running, arrivals, 15, deploy)
+    print(f"{name}: {load.report()}")
+    assert before & set(running.pids(name)) == set()
+    assert len(load.answers) >= 100
+    assert load.failures == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", SERVICES)
+def test_ten_thousand_requests_during_deploys_are_all_answered(
+    running: RunningStack, nomad: Nomad, arrivals: Callable[[int], Request], name: str
+) -> None:
+    deploys = 0
+    with Load(running.url("gateway"), 40, arrivals) as load:
+        while len(load.answers) < 10_000:
+            release(running, nomad, name)
+            nomad.wait_healthy(name)
+            deploys += 1
+    print(f"{name}, {deploys} deploys: {load.report()}")
+    assert load.failures == []
+
+
+def _abrupt(job: dict[str, Any]) -> None:
+    for group in job["TaskGroups"]:
+        group["ShutdownDelay"] = 0
+        for task in group["Tasks"]:
+            task["KillSignal"], task["KillTimeout"] = "SIGKILL", 0
+
+
+def test_without_delay_and_drain_the_same_load_loses_requests(
+    running: RunningStack, nomad: Nomad, arrivals: Callable[[int], Request]
+) -> None:
+    release(running, nomad, "gateway", _abrupt)
+    nomad.wait_healthy("gateway")
+
+    def deploy() -> None:
+        release(running, nomad, "gateway", _abrupt)
+        nomad.wait_healthy("gateway")
+
+    load = loaded(running, arrivals, 15, deploy)
+    print(f"gateway, no drain: {load.report()}")
+    assert load.failures
+
+
+def _impatient(job: dict[str, Any]) -> None:
+    for update in [job["Update"], *(group["Update"] for group in job["TaskGroups"])]:
+        update["HealthyDeadline"] = 10 * A_SECOND
+
+
+def _crashing(job: dict[str, Any]) -> None:
+    _impatient(job)
+    for group in job["TaskGroups"]:
+        group["Tasks"][0]["Config"]["args"] = ["-c", "raise SystemExit('this release is broken')"]
+
+
+def _deaf(job: dict[str, Any]) -> None:
+    _impatient(job)
+    for group in job["TaskGroups"]:
+        group["Tasks"][0]["Env"]["BIND_ADDRESS"] = "127.0.0.1:0"
+
+
+# What the last words of each are.
+SAID = {_crashing: "this release is broken", _deaf: '"service": "gateway"'}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), [("user-service", _crashing), ("gateway", _deaf)], ids=["crashes", "never gets ready"]
+)
+def test_a_bad_release_goes_back_by_itself_and_nobody_notices(
+    running: RunningStack, nomad: Nomad, arrivals: Callable[[int], Request], name: str, change: Change
+) -> None:
+    before = set(running.pids(name))
+    refusals: list[StackError] = []
+
+    def deploy() -> None:
+        release(running, nomad, name, change)
+        with pytest.raises(StackError) as refused:
+            nomad.wait_healthy(name)
+        refusals.append(refused.value)
+
+    load = loaded(running, arrivals, 15, deploy)
+    print(f"{name}, bad release: {load.report()}\n{refusals[0].why}")
+    assert "rolling back to job version" in refusals[0].why
+    assert SAID[change] in refusals[0].why
+    Nomad(running.stack, running.clients, ensure(), {}).wait_healthy(name)
+    assert set(running.pids(name)) == before
+    assert load.failures == []
