@@ -135,8 +135,8 @@ def _kill_one(running: RunningStack, job: str) -> None:
     before = running.pids(job)
     victim = random.choice(before)
     os.kill(victim, signal.SIGKILL)
-    eventually(f"{job} runs again", lambda: len(set(running.pids(job)) - {victim}) == len(before), 10)
-    eventually(f"{job} passes its checks", lambda: len(running.instances(job)) == 2, 10)
+    eventually(f"{job} runs again", lambda: len(set(running.pids(job)) - {victim}) == len(before), 30)
+    eventually(f"{job} passes its checks", lambda: len(running.instances(job)) == 2, 30)
 
 
 def test_postgres_killed_comes_back_with_every_order(running: RunningStack, person: Person) -> None:
