@@ -25,10 +25,10 @@ from stack.clients import Clients
 
 LATER = {httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT}
 DEADLINE_SECONDS = 3.0
-# What a busy machine may add to any answer. The goal, 50 ms, can be measured on a quiet one only.
-SLACK_SECONDS = 5.0
+# What a starved machine may add to any answer, that of the caller included; the goal of 50 ms is for a quiet one.
+SLACK_SECONDS = 15.0
 KILL_TIMEOUT_SECONDS = 20.0
-RATE = 15
+RATE = 8
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
 
 pytestmark = pytest.mark.timeout(600)
