@@ -25,7 +25,7 @@ job "order-service" {
   dynamic "group" {
     for_each = {
       api    = { count = 2, args = [], service = "order-service" }
-      worker = { count = 1, args = ["worker"], service = "order-service-worker" }
+      worker = { count = 2, args = ["worker"], service = "order-service-worker" }
     }
     labels = [group.key]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,7 +18,7 @@ from psycopg.types.json import Jsonb
 
 from chassis.errors import RpcError
 from chassis.eventstore import EventLog, RecordedEvent
-from chassis.telemetry import continued
+from chassis.telemetry import continued, meter
 from order_service import history
 from order_service.domain import OrderPlaced, Status
 from order_service.errands import KINDS
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 Connection = AsyncConnection[DictRow]
+_visible = meter().create_histogram(
+    "projection.lag.seconds",
+    "s",
+    "time from deciding an event to its being visible in the rows of a projection",
+    explicit_bucket_boundaries_advisory=[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60],
+)
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,15 @@ class Projector:
                 await self._apply(connection, position, event)
             if batch:
                 await connection.execute(_ADVANCE, (name, position))
+        self._tell(batch)
         return len(batch)
+
+    def _tell(self, batch: Sequence[tuple[int, RecordedEvent]]) -> None:
+        """Measure what has just become visible; an event's time is its decision's, some milliseconds before commit."""
+        now = datetime.now(UTC)
+        for _, event in batch:
+            seconds = max(0.0, (now - history.occurred_at(event)).total_seconds())
+            _visible.record(seconds, {"projection": self._projection.name})
 
     def _known(self, batch: Sequence[tuple[int, RecordedEvent]]) -> list[tuple[int, RecordedEvent]]:
         """The events before the first that this version does not know, as they would be recorded today."""
