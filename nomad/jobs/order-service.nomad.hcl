@@ -80,6 +80,22 @@ job "order-service" {
           args    = concat(["-I", "-S", "local/order-service.pyz"], group.value.args)
         }
 
+        # What an operator does from inside, with the identity of the job: ./justw audit-orders, projection-rebuild.
+        action "audit" {
+          command = var.python
+          args    = ["-I", "-S", "local/order-service.pyz", "audit"]
+        }
+
+        dynamic "action" {
+          for_each = ["orders", "errands"]
+          labels   = ["rebuild-${action.value}"]
+
+          content {
+            command = var.python
+            args    = ["-I", "-S", "local/order-service.pyz", "rebuild", action.value]
+          }
+        }
+
         env {
           BIND_ADDRESS                = "${NOMAD_ADDR_grpc}"
           CONSUL_HTTP_ADDR            = var.consul_url

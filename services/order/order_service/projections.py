@@ -117,13 +117,14 @@ class Projector:
         while not stopping.is_set():
             self.news.clear()
             try:
-                projected = await self.step()
+                projected = await self._project()
+                self._tell(projected)
             except RpcError as error:
                 log.warning("projection waits", projection=self._projection.name, error=str(error))
-                projected = 0
+                projected = []
             except UnknownEvent as error:
                 log.error("projection stopped", projection=self._projection.name, error=str(error))  # noqa: TRY400
-                projected = 0
+                projected = []
             if projected:
                 self._after()
             else:
@@ -131,18 +132,20 @@ class Projector:
 
     async def step(self) -> int:
         """Project one batch; the number of events, 0 also while another worker is at it. Raises UnknownEvent."""
+        return len(await self._project())
+
+    async def _project(self) -> list[tuple[int, RecordedEvent]]:
         name = self._projection.name
         async with self._database.connection() as connection:
             if not await _value(connection, _LOCK, name, "locked"):
-                return 0
+                return []
             position = await _value(connection, _POSITION, name, "position") or 0
             batch = self._known(await self._store.since(position, self._settings().batch_size))
             for position, event in batch:
                 await self._apply(connection, position, event)
             if batch:
                 await connection.execute(_ADVANCE, (name, position))
-        self._tell(batch)
-        return len(batch)
+        return batch
 
     def _tell(self, batch: Sequence[tuple[int, RecordedEvent]]) -> None:
         """Measure what has just become visible; an event's time is its decision's, some milliseconds before commit."""
