@@ -23,7 +23,7 @@ def run(stack: Stack, job: str, group: str, action: str) -> subprocess.Completed
     program = tools.find("nomad")
     if program is None:
         raise StackError("nomad is not there", "it was not built yet", "./justw deploy")
-    where = ["-job", job, "-group", group, "-task", job, "-allocation", _instance(clients, job, group)]
+    where = ["-job", job, "-group", group, "-task", job, "-alloc", _instance(clients, job, group)]
     command = [str(program), "action", *where, "-t=false", "-i=false", action]
     token = clients.credentials.token("nomad-management")
     env = os.environ | {"NOMAD_ADDR": stack.url("nomad"), "NOMAD_TOKEN": token}
