@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from stack import nomad, process, tools
+from stack import gauges, nomad, process, tools
 from stack.agents import daemon, require_running
 from stack.clients import Clients
 from stack.config import Stack
@@ -20,7 +20,7 @@ def status(stack: Stack) -> None:
         say(line)
     require_running(stack)
     clients = Clients(stack)
-    for section in (_jobs(clients), _instances(clients), _gateway(stack)):
+    for section in (_jobs(clients), _instances(clients), _gateway(stack), _work(stack)):
         say()
         for line in section:
             say(line)
@@ -59,6 +59,20 @@ def _instance(name: str, entry: dict[str, Any]) -> str:
     passing = all(check["Status"] == "passing" for check in entry["Checks"])
     version = next((tag.partition("=")[2] for tag in service["Tags"] or [] if tag.startswith("version=")), "")
     return f"{name:<22} {service['Address']}:{service['Port']:<8} {'passing' if passing else 'failing':<10} {version}"
+
+
+def _work(stack: Stack) -> Iterator[str]:
+    """What the workers told telemetry last; without telemetry there is nothing to tell."""
+
+    def last(name: str) -> dict[str, float]:
+        return gauges.last_values(stack, name, "order-service")
+
+    for worker, active in sorted(last("worker.active").items()):
+        yield f"worker {worker.partition('=')[2]:<15} {'active' if active else 'stands by'}"
+    for projection, behind in sorted(last("projection.lag.events").items()):
+        yield f"projection {projection.partition('=')[2]:<11} {behind:.0f} events behind"
+    for (_, count), (_, age) in zip(last("errands.open").items(), last("errands.oldest.seconds").items(), strict=False):
+        yield f"errands                {count:.0f} open, the oldest for {age:.1f} s"
 
 
 def _gateway(stack: Stack) -> Iterator[str]:

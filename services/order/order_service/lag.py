@@ -24,10 +24,10 @@ _open = meter().create_gauge("errands.open", description="errands owed to the Us
 _age = meter().create_gauge("errands.oldest.seconds", "s", "how long the oldest open errand has been owed")
 
 
-async def follow(leadership: Leadership, database: Database, settings: Callable[[], Settings]) -> None:
+async def follow(leadership: Leadership, database: Database, settings: Callable[[], Settings], instance: str) -> None:
     """Look and tell for ever. Only the active worker asks the database, so that nothing is told twice."""
     while True:
-        _active.set(int(leadership.active))
+        _active.set(int(leadership.active), {"instance": instance[:8]})
         if leadership.active:
             try:
                 await _look(database)

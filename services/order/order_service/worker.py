@@ -41,7 +41,8 @@ async def compose(process: Process[Settings]) -> None:
     errands = Projector(ERRANDS, store, database, knobs, after=fulfilment.news.set)
     for name, projector in {"projection orders": orders, "projection errands": errands}.items():
         process.add_readiness(name, projector.state)
-    leadership = Leadership(database, process.environment.instance_id, knobs)
+    instance = process.environment.instance_id
+    leadership = Leadership(database, instance, knobs)
     parts = {"projection orders": orders.follow, "projection errands": errands.follow, "fulfilment": fulfilment.follow}
     loops = [
         process.supervise(name, lambda work=work: leadership.during(process.stopping, work))  # type: ignore[misc]
@@ -49,7 +50,7 @@ async def compose(process: Process[Settings]) -> None:
     ]
     wake = process.supervise("wake", lambda: _wake(store, orders.news, errands.news))
     process.supervise("leadership", lambda: leadership.stand(process.stopping))
-    process.supervise("lag", lambda: lag.follow(leadership, database, knobs))
+    process.supervise("lag", lambda: lag.follow(leadership, database, knobs, instance))
     process.supervise("purge keys", lambda: _purge(keys))
     await server.serve(process, lambda _: None, [])
     wake.cancel()
