@@ -70,13 +70,13 @@ audit-orders:
 projection-rebuild name:
     {{ stack }} projection-rebuild {{ quote(name) }}
 
-# Run the tests, or some tiers of them: unit contract integration infra chaos
+# Run the tests, or some tiers of them: unit contract integration infra chaos (and `long`: what takes minutes)
 [group('work')]
 [no-exit-message]
 test *tiers:
     {{ stack }} test {{ tiers }}
 
-# Measure: starts (needs a running stack)
+# Measure: starts, lag (needs a running stack)
 [group('work')]
 [no-exit-message]
 bench name="starts":
