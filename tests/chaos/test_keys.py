@@ -15,11 +15,7 @@ SENDERS = 16
 HISTORIES = """SELECT count(*) FROM events WHERE originator_version = 1
                AND convert_from(state, 'UTF8')::jsonb #>> '{data,user_id}' = %s"""
 
-
-@pytest.fixture(autouse=True)
-def steady(running: RunningStack) -> None:
-    """No test begins on what the one before has broken."""
-    running.steady()
+pytestmark = pytest.mark.usefixtures("whole")
 
 
 @pytest.mark.timeout(3600)

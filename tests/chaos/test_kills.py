@@ -16,11 +16,7 @@ from tables import change
 
 CUSTOMERS = 4
 
-
-@pytest.fixture(autouse=True)
-def steady(running: RunningStack) -> None:
-    """No test begins on what the one before has broken."""
-    running.steady()
+pytestmark = pytest.mark.usefixtures("whole")
 
 
 def kill(running: RunningStack, times: int) -> None:

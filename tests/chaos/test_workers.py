@@ -20,11 +20,7 @@ GOAL_SECONDS = 5.0
 # The goal is for a machine of its own; on one that does much else, what counts is that it is a matter of seconds.
 BOUND_SECONDS = 15.0
 
-
-@pytest.fixture(autouse=True)
-def steady(running: RunningStack) -> None:
-    """No test begins on what the one before has broken."""
-    running.steady()
+pytestmark = pytest.mark.usefixtures("whole")
 
 
 def active(running: RunningStack) -> tuple[str, int]:
