@@ -58,13 +58,25 @@ logs service:
 trace id:
     {{ stack }} trace {{ quote(id) }}
 
-# Run the tests, or some tiers of them: unit contract integration infra chaos
+# Prove over the whole store that no order is lost, doubled or holds wrong credit (exit 1: findings)
+[group('operate')]
+[no-exit-message]
+audit-orders:
+    {{ stack }} audit-orders
+
+# Make a read table anew from all events and switch over to it: orders
+[group('operate')]
+[no-exit-message]
+projection-rebuild name:
+    {{ stack }} projection-rebuild {{ quote(name) }}
+
+# Run the tests, or some tiers of them: unit contract integration infra chaos (and `long`: what takes minutes)
 [group('work')]
 [no-exit-message]
 test *tiers:
     {{ stack }} test {{ tiers }}
 
-# Measure: starts (needs a running stack)
+# Measure: starts, lag (needs a running stack)
 [group('work')]
 [no-exit-message]
 bench name="starts":

@@ -107,8 +107,8 @@ class Process(Generic[K]):
             await asyncio.wait(tasks, timeout=FLUSH_SECONDS)
 
 
-def run(name: str, knobs: type[K], compose: Callable[[Process[K]], Awaitable[None]]) -> None:
-    """Live one life and exit: 0 after a drain, 1 when configuration is refused or `compose` fails."""
+def run(name: str, knobs: type[K], compose: Callable[[Process[K]], Awaitable[int | None]]) -> None:
+    """Live one life and exit: with what `compose` returns (None is 0), 1 when configuration is refused or it fails."""
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     code = loop.run_until_complete(live(name, knobs, compose))
@@ -118,7 +118,7 @@ def run(name: str, knobs: type[K], compose: Callable[[Process[K]], Awaitable[Non
     os._exit(code)
 
 
-async def live(name: str, knobs: type[K], compose: Callable[[Process[K]], Awaitable[None]]) -> int:
+async def live(name: str, knobs: type[K], compose: Callable[[Process[K]], Awaitable[int | None]]) -> int:
     """`run` without the event loop and without the exit: the exit code of one life."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -127,15 +127,13 @@ async def live(name: str, knobs: type[K], compose: Callable[[Process[K]], Awaita
     telemetry.log_to_stdout(name)
     try:
         process = await _until(stopping, configure(name, knobs, stopping))
-        if process is not None:
-            await _serve(process, compose)
+        return await _serve(process, compose) if process is not None else 0
     except ConfigurationError as refusal:
         log.critical("configuration refused, the process does not start", problem=str(refusal))
         return 1
     except Exception:
         log.exception("process failed")
         return 1
-    return 0
 
 
 async def configure(name: str, knobs: type[K], stopping: asyncio.Event) -> Process[K]:
@@ -152,16 +150,17 @@ async def configure(name: str, knobs: type[K], stopping: asyncio.Event) -> Proce
     return process
 
 
-async def _serve(process: Process[K], compose: Callable[[Process[K]], Awaitable[None]]) -> None:
+async def _serve(process: Process[K], compose: Callable[[Process[K]], Awaitable[int | None]]) -> int:
     log.info("starting", version=process.environment.version, instance=process.environment.instance_id)
     serving = asyncio.ensure_future(compose(process))
     stopped = asyncio.ensure_future(process.stopping.wait())
     try:
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
         knobs = process.knobs.value
-        await asyncio.wait_for(serving, knobs.drain_seconds + knobs.grace_seconds + FLUSH_SECONDS)
+        return await asyncio.wait_for(serving, knobs.drain_seconds + knobs.grace_seconds + FLUSH_SECONDS) or 0
     except TimeoutError:
         log.warning("drain took too long, the rest is abandoned")
+        return 0
     finally:
         stopped.cancel()
         await process.close()

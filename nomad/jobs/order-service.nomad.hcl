@@ -40,7 +40,7 @@ job "order-service" {
   dynamic "group" {
     for_each = {
       api    = { count = 2, args = [], service = "order-service" }
-      worker = { count = 1, args = ["worker"], service = "order-service-worker" }
+      worker = { count = 2, args = ["worker"], service = "order-service-worker" }
     }
     labels = [group.key]
 
@@ -104,6 +104,22 @@ job "order-service" {
         config {
           command = var.python
           args    = concat(["-I", "-S", "local/order-service.pyz"], group.value.args)
+        }
+
+        # What an operator does from inside, with the identity of the job: ./justw audit-orders, projection-rebuild.
+        action "audit" {
+          command = var.python
+          args    = ["-I", "-S", "local/order-service.pyz", "audit"]
+        }
+
+        dynamic "action" {
+          for_each = ["orders", "errands"]
+          labels   = ["rebuild-${action.value}"]
+
+          content {
+            command = var.python
+            args    = ["-I", "-S", "local/order-service.pyz", "rebuild", action.value]
+          }
         }
 
         env {

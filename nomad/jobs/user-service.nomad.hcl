@@ -98,6 +98,12 @@ job "user-service" {
         args    = ["-I", "-S", "local/user-service.pyz"]
       }
 
+      # What an operator does from inside, with the identity of the job: ./justw audit-orders.
+      action "audit" {
+        command = var.python
+        args    = ["-I", "-S", "local/user-service.pyz", "audit"]
+      }
+
       env {
         BIND_ADDRESS                = "${NOMAD_ADDR_grpc}"
         CONSUL_HTTP_ADDR            = var.consul_url

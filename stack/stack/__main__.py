@@ -107,6 +107,18 @@ def _chaos(arguments: list[str]) -> None:
     chaos(config.current(), arguments)
 
 
+def _audit(_: list[str]) -> int:
+    from stack.audit import audit
+
+    return audit(config.current())
+
+
+def _rebuild(arguments: list[str]) -> int:
+    from stack.rebuild import rebuild
+
+    return rebuild(config.current(), arguments)
+
+
 def _build(_: list[str]) -> None:
     from stack.deploy import build
 
@@ -137,6 +149,8 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "destroy": _destroy,
     "test": _test,
     "chaos": _chaos,
+    "audit-orders": _audit,
+    "projection-rebuild": _rebuild,
     "build": _build,
     "protos": _protos,
 }

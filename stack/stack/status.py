@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from stack import nomad, process, tools
+from stack import gauges, nomad, process, tools
 from stack.agents import daemon, require_running
 from stack.clients import Clients
 from stack.config import Stack
@@ -20,7 +20,7 @@ def status(stack: Stack) -> None:
         say(line)
     require_running(stack)
     clients = Clients(stack)
-    for section in (_jobs(clients), _instances(clients), _gateways(clients)):
+    for section in (_jobs(clients), _instances(clients), _gateways(clients), _work(stack)):
         say()
         for line in section:
             say(line)
@@ -75,3 +75,17 @@ def _gateways(clients: Clients) -> Iterator[str]:
             yield f"  needs {name:<16} {state}"
         for name, state in ready.get("breakers", {}).items():
             yield f"  breaker {name:<14} {state}"
+
+
+def _work(stack: Stack) -> Iterator[str]:
+    """What the workers told telemetry last; without telemetry there is nothing to tell."""
+
+    def last(name: str) -> dict[str, float]:
+        return gauges.last_values(stack, name, "order-service")
+
+    for worker, active in sorted(last("worker.active").items()):
+        yield f"worker {worker.partition('=')[2]:<15} {'active' if active else 'stands by'}"
+    for projection, behind in sorted(last("projection.lag.events").items()):
+        yield f"projection {projection.partition('=')[2]:<11} {behind:.0f} events behind"
+    for (_, count), (_, age) in zip(last("errands.open").items(), last("errands.oldest.seconds").items(), strict=False):
+        yield f"errands                {count:.0f} open, the oldest for {age:.1f} s"

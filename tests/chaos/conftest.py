@@ -14,3 +14,9 @@ def chaos(running: RunningStack) -> Iterator[Chaos]:
     made = Chaos(running)
     yield made
     made.off()
+
+
+@pytest.fixture
+def whole(running: RunningStack) -> None:
+    """No test begins on what the one before has broken."""
+    running.steady()

@@ -29,7 +29,7 @@ def recipes() -> dict[str, Any]:
 
 def typed(text: str) -> set[str]:
     """The recipes that a text calls."""
-    return set(re.findall(r"\./justw ([a-z]+)", text))
+    return set(re.findall(r"\./justw ([a-z-]+)", text))
 
 
 def test_every_command_of_the_readme_is_a_recipe(recipes: dict[str, Any]) -> None:
@@ -60,4 +60,4 @@ def test_there_are_few_recipes_each_with_a_line_and_a_group(recipes: dict[str, A
 
 
 def test_every_command_of_the_stack_has_a_recipe_and_every_recipe_a_command() -> None:
-    assert set(re.findall(r"\{\{ ?stack ?\}\} (\w+)", JUSTFILE)) == set(COMMANDS)
+    assert set(re.findall(r"\{\{ ?stack ?\}\} ([\w-]+)", JUSTFILE)) == set(COMMANDS)

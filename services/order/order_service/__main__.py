@@ -1,14 +1,18 @@
-"""The Order Service put together: without an argument it serves gRPC, with `worker` it does the work after that."""
+"""The Order Service put together: without an argument it serves gRPC, with `worker` it does the work after that.
+
+`audit` and `rebuild NAME` are an operator's: they do one thing and end.
+"""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import grpc
 
 from chassis import lifecycle, server
 from chassis.lifecycle import Process
-from order_service import worker
+from order_service import audit, rebuild, worker
 from order_service.commands import Commands
 from order_service.keys import PostgresKeys
 from order_service.queries import PostgresTable, Queries
@@ -35,11 +39,17 @@ async def compose(process: Process[Settings]) -> None:
 
 
 def main() -> None:
-    entries = {(): compose, ("worker",): worker.compose}
-    entry = entries.get(tuple(sys.argv[1:]))
-    if entry is None:
-        sys.exit("usage: order-service.pyz [worker]")
-    lifecycle.run("order-service", Settings, entry)
+    match sys.argv[1:]:
+        case []:
+            lifecycle.run("order-service", Settings, compose)
+        case ["worker"]:
+            lifecycle.run("order-service", Settings, worker.compose)
+        case ["audit"]:
+            lifecycle.run("order-service", Settings, audit.compose)
+        case ["rebuild", name]:
+            lifecycle.run("order-service", Settings, partial(rebuild.compose, name=name))
+        case _:
+            sys.exit("usage: order-service.pyz [worker | audit | rebuild NAME]")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,9 @@ class Errands(Protocol):
     async def claim(self, limit: int, seconds: float) -> list[Errand]:
         """Take at most `limit` that are due; nobody else gets them for so many seconds."""
 
+    async def take_over(self) -> int:
+        """Make due what is claimed by workers that are no longer active; how many errands that are."""
+
     async def finish(self, errand: Errand) -> None:
         """It is done."""
 
@@ -60,6 +63,11 @@ class PostgresErrands:
             rows = await (await connection.execute(_CLAIM, (seconds, limit))).fetchall()
         return [Errand(**row) for row in rows]
 
+    async def take_over(self) -> int:
+        """See Errands."""
+        async with self._database.connection() as connection:
+            return (await connection.execute(_TAKE_OVER)).rowcount
+
     async def finish(self, errand: Errand) -> None:
         """See Errands."""
         async with self._database.connection() as connection:
@@ -71,11 +79,12 @@ class PostgresErrands:
             await connection.execute(_POSTPONE, (seconds, errand.position))
 
 
-_CLAIM = """UPDATE errands SET due_at = now() + make_interval(secs => %s), tries = tries + 1
+_CLAIM = """UPDATE errands SET due_at = now() + make_interval(secs => %s), tries = tries + 1, claimed = true
             WHERE position IN (SELECT position FROM errands WHERE due_at <= now()
                                ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED)
             RETURNING position, order_id, kind, traceparent, tries"""
-_POSTPONE = "UPDATE errands SET due_at = now() + make_interval(secs => %s) WHERE position = %s"
+_TAKE_OVER = "UPDATE errands SET due_at = now(), claimed = false WHERE claimed AND due_at > now()"
+_POSTPONE = "UPDATE errands SET due_at = now() + make_interval(secs => %s), claimed = false WHERE position = %s"
 
 
 class MemoryErrands:
@@ -107,6 +116,12 @@ class MemoryErrands:
             del self._due[errand.position]
             self._later[errand.position] = errand
         return claimed
+
+    async def take_over(self) -> int:
+        """See Errands."""
+        taken = len(self._later)
+        self.pass_time()
+        return taken
 
     async def finish(self, errand: Errand) -> None:
         """See Errands."""

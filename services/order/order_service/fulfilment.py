@@ -47,15 +47,26 @@ class Fulfilment:
         self.news = asyncio.Event()
 
     async def follow(self, stopping: asyncio.Event) -> None:
-        """Run what is due until told to stop; what is running then gets to its end."""
+        """Run what is due until told to stop; what is running then gets to its end.
+
+        Begins with what others had claimed: who runs this is the active worker, and they are not any more.
+        """
+        taken_over = False
         while not stopping.is_set():
             try:
+                if not taken_over:
+                    await self._take_over()
+                    taken_over = True
                 await self._next()
             except RpcError as error:
                 log.warning("errands cannot be claimed, trying again", error=str(error))
                 await asyncio.sleep(self._settings().poll_seconds)
         if self._running:
             await asyncio.wait(self._running)
+
+    async def _take_over(self) -> None:
+        if taken := await self._errands.take_over():
+            log.info("errands taken over", errands=taken)
 
     async def _next(self) -> None:
         self.news.clear()

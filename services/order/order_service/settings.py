@@ -19,6 +19,8 @@ class Settings(Knobs):
     idempotency_ttl_seconds: float = Field(ge=60, description="how long a repeat finds the first answer")
     batch_size: int = Field(ge=1, le=10_000, description="events a projection takes in one transaction")
     poll_seconds: float = Field(gt=0, le=60, description="longest sleep of the worker when nothing wakes it")
+    term_seconds: float = Field(ge=0.5, le=60, description="time after which a silent active worker is replaced")
+    lag_seconds: float = Field(gt=0, le=60, description="pause between two looks at how far behind the worker is")
     errands_at_once: int = Field(ge=1, le=1_000, description="errands to the User Service at one time")
     errand_seconds: float = Field(gt=0, le=300, description="one try of an errand; later another worker may try")
     retry_first_seconds: float = Field(gt=0, le=60, description="pause after the first failed try of an errand")

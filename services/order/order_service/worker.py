@@ -1,6 +1,6 @@
 """The worker put together: projections and the process manager, side by side and each restarted alone.
 
-Invariant: any number of workers may run; locks and claims in the database keep them apart.
+Invariant: any number of workers may run; one is active, and locks and claims in the database keep even two apart.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from chassis import client, server
 from chassis.errors import RpcError
 from chassis.eventstore import EventLog
 from chassis.lifecycle import Process
+from order_service import lag
 from order_service.commands import Commands
 from order_service.errands import PostgresErrands
 from order_service.fulfilment import Fulfilment
 from order_service.keys import Keys, PostgresKeys
+from order_service.leadership import Leadership
 from order_service.projections import ERRANDS, ORDERS, Projector
 from order_service.settings import Settings
 from order_service.storage import open_storage
@@ -39,16 +41,21 @@ async def compose(process: Process[Settings]) -> None:
     errands = Projector(ERRANDS, store, database, knobs, after=fulfilment.news.set)
     for name, projector in {"projection orders": orders, "projection errands": errands}.items():
         process.add_readiness(name, projector.state)
+    instance = process.environment.instance_id
+    leadership = Leadership(database, instance, knobs)
+    parts = {"projection orders": orders.follow, "projection errands": errands.follow, "fulfilment": fulfilment.follow}
     loops = [
-        process.supervise("projection orders", lambda: orders.follow(process.stopping)),
-        process.supervise("projection errands", lambda: errands.follow(process.stopping)),
-        process.supervise("fulfilment", lambda: fulfilment.follow(process.stopping)),
+        process.supervise(name, lambda work=work: leadership.during(process.stopping, work))  # type: ignore[misc]
+        for name, work in parts.items()
     ]
     wake = process.supervise("wake", lambda: _wake(store, orders.news, errands.news))
+    process.supervise("leadership", lambda: leadership.stand(process.stopping))
+    process.supervise("lag", lambda: lag.follow(leadership, database, knobs, instance))
     process.supervise("purge keys", lambda: _purge(keys))
     await server.serve(process, lambda _: None, [])
     wake.cancel()
     await asyncio.wait(loops, timeout=process.knobs.value.grace_seconds)
+    await leadership.resign()
 
 
 async def _wake(store: EventLog, *sleepers: asyncio.Event) -> None:

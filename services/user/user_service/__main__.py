@@ -1,6 +1,8 @@
-"""The User Service put together."""
+"""The User Service put together: without an argument it serves gRPC; `audit` is an operator's, does that and ends."""
 
 from __future__ import annotations
+
+import sys
 
 import grpc
 
@@ -8,6 +10,7 @@ from chassis import lifecycle, server
 from chassis.database import Database
 from chassis.lifecycle import Process
 from shop.user.v1.user_pb2_grpc import add_UserServiceServicer_to_server
+from user_service import audit
 from user_service.accounts import PostgresAccounts
 from user_service.commands import Commands
 from user_service.passwords import Passwords
@@ -34,7 +37,13 @@ async def compose(process: Process[Settings]) -> None:
 
 
 def main() -> None:
-    lifecycle.run("user-service", Settings, compose)
+    match sys.argv[1:]:
+        case []:
+            lifecycle.run("user-service", Settings, compose)
+        case ["audit"]:
+            lifecycle.run("user-service", Settings, audit.compose)
+        case _:
+            sys.exit("usage: user-service.pyz [audit]")
 
 
 if __name__ == "__main__":
