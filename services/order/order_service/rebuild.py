@@ -93,8 +93,9 @@ class Rebuild:
 
     async def _project(self, connection: Connection, position: int) -> int:
         batch = await self._store.since(position, self._settings().batch_size)
-        for at, event in batch:
-            await ORDERS.apply(connection, at, event)
+        async with connection.pipeline():
+            for at, event in batch:
+                await ORDERS.apply(connection, at, event)
         return batch[-1][0] if batch else position
 
     async def _check(self, search_path: LiteralString, position: int | None, what: str) -> None:
