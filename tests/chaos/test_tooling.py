@@ -84,9 +84,10 @@ def test_what_cannot_be_done_is_refused_with_the_reason(chaos: Chaos, words: str
     assert chaos.active() == []
 
 
-def test_latency_makes_every_answer_late(chaos: Chaos, read: Read) -> None:
+@pytest.mark.parametrize("service", ["order-service", "gateway"])
+def test_latency_makes_every_answer_late(chaos: Chaos, read: Read, service: str) -> None:
     assert quickest(read) < 0.5
-    chaos.order("latency order-service 500", 60)
+    chaos.order(f"latency {service} 500", 60)
     eventually("every answer is late", lambda: quickest(read) >= 0.5, 20)
     chaos.off()
     eventually("answers are quick again", lambda: quickest(read) < 0.5, 20)

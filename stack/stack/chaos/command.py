@@ -17,7 +17,7 @@ from stack.config import Stack
 from stack.console import StackError, say
 from stack.lock import exclusive
 
-_BEGIN_SECONDS = 30.0
+_BEGIN_SECONDS = 60.0
 _UNDO_SECONDS = 90.0
 
 

@@ -15,7 +15,7 @@ from stack.console import StackError
 
 TAG = "chaos"
 _OF = "chaos-of"
-_TTL = "10s"
+_TTL = "30s"
 _MAINTENANCE = "_service_maintenance:"
 
 
