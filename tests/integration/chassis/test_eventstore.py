@@ -8,11 +8,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from embedded.world import World, started
 
 from chassis.eventstore import AlreadyRecorded, EventLog, MemoryEventStore, RecordedEvent, VersionConflict
 from chassis.recorder import EventStore
-
-from .world import World, started
 
 KEYS = "CREATE TABLE keys (key text CONSTRAINT keys_key PRIMARY KEY, stream uuid NOT NULL)"
 
