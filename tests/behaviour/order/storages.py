@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ TABLES = "events, orders, projections, errands, idempotency_keys"
 class MemoryStorage:
     """The fakes of the unit tests; `project` does what the projection of errands does."""
 
-    kinds = KINDS
+    kinds: Mapping[str, Kind] = KINDS
 
     def __init__(self) -> None:
         self.keys = MemoryKeys()

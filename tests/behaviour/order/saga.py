@@ -1,0 +1,216 @@
+"""Errands that fail, die, come twice or late, and cancellations at any moment: credit is held by confirmed orders only.
+
+Whatever happened, once everything has returned and no errand is open, the sum is exact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from types import MappingProxyType
+from typing import Any, TypeVar
+from uuid import UUID
+
+from behaviour.order.faults import Fate, Killed, UnreliableErrands, UnreliableLog, UnreliableUsers, away, fate
+from behaviour.order.interleaved import Interleaved
+from behaviour.order.service import ADA, Service, Storage, shipped
+from behaviour.order.storages import MemoryStorage
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from order_service.commands import Commands
+from order_service.domain import Line, Order, OrderClosed, Status
+from order_service.errands import KINDS, Errand
+from order_service.fulfilment import Fulfilment
+from order_service.users import FakeUsers
+
+T = TypeVar("T")
+
+CREDIT = 1000
+ROUNDS = 20
+LIVES = [
+    ["OrderPlaced", "OrderConfirmed"],
+    ["OrderPlaced", "OrderRejected"],
+    ["OrderPlaced", "OrderCancelled"],
+    ["OrderPlaced", "OrderConfirmed", "OrderCancelled"],
+]
+
+FREQUENT = [Fate.LATE, Fate.KILLED_DURING_CALL] * 2
+fates = st.lists(st.sampled_from([*Fate, *FREQUENT]), min_size=1, max_size=4)
+seldom = st.integers(0, 3).map(lambda drawn: drawn == 0)
+seeds = st.integers(0, 2**16)
+
+
+class Saga(RuleBasedStateMachine):
+    """On memory; a subclass may `open` and `close` other parts."""
+
+    orders: Bundle[Order] = Bundle("orders")
+    users_of: type[FakeUsers] = FakeUsers
+    fulfilment_of: type[Fulfilment] = Fulfilment
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storage = self.open()
+        self.users = self.users_of(CREDIT)
+        self.service = Service(shipped(), self.storage, self.users)
+        self.luck = random.Random(0)
+        self.service.commands._store = Interleaved(self.storage.store, self.luck)
+        log = UnreliableLog(self.storage.store, self.luck)
+        self.unreliable = UnreliableUsers(self.users, self.luck)
+        commands = Commands(log, self.storage.keys, shipped)
+        errands = UnreliableErrands(self.storage.errands)
+        self.fulfilment = self.fulfilment_of(errands, log, commands, self.unreliable, shipped)
+        self.placed: list[Order] = []
+
+    def open(self) -> Storage:
+        self.runner = asyncio.Runner()
+        return MemoryStorage()
+
+    def close(self) -> None:
+        self.runner.close()
+
+    def teardown(self) -> None:
+        try:
+            self.run(self._return(late_last=True))
+            self.nothing_is_leaked()
+        finally:
+            self.close()
+
+    def run(self, wanted: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(wanted)
+
+    @rule(target=orders, amount=st.sampled_from([1, 300, 600, 1000]))
+    def place(self, amount: int) -> Order:
+        order = self.run(self.service.place(f"k{len(self.placed)}", ADA, Line("tea", 1, amount)))
+        self.placed.append(order)
+        return order
+
+    @rule(order=orders)
+    def cancel(self, order: Order) -> None:
+        self.run(self._cancel(order.id))
+
+    @rule(order=orders)
+    def deliver_again(self, order: Order) -> None:
+        """Every errand the order ever needed is owed once more."""
+        for kind in {KINDS[each] for each in self.run(self.service.types(order.id)) if each in KINDS}:
+            self.run(self.storage.owe(order.id, kind))
+
+    @rule(cancelled=st.lists(orders, max_size=1), drawn=fates, twice=st.booleans(), late=seldom, seed=seeds)
+    def work(self, cancelled: list[Order], drawn: list[Fate], twice: bool, late: bool, seed: int) -> None:
+        """Every errand is tried (`twice`: by two workers at once) while a user cancels; projections may be `late`."""
+        self.luck.seed(seed)
+        if not late:
+            self.run(self.storage.project())
+        self.run(self._work([*drawn], twice, [order.id for order in cancelled]))
+
+    @rule(seed=seeds)
+    def let_late_calls_arrive(self, seed: int) -> None:
+        self.luck.seed(seed)
+        self.run(self.unreliable.arrive())
+
+    @rule(gone=st.booleans())
+    def let_the_user_service_go_or_return(self, gone: bool) -> None:
+        self.users.away = away() if gone else None
+
+    @rule(late_last=st.booleans())
+    def let_everything_return(self, late_last: bool) -> None:
+        self.run(self._return(late_last))
+        self.nothing_is_leaked()
+
+    @invariant()
+    def what_is_confirmed_is_held(self) -> None:
+        for order in self._now():
+            if order.status is Status.CONFIRMED:
+                assert self.users.held.get(order.id) == order.total
+
+    @invariant()
+    def nothing_is_held_twice(self) -> None:
+        assert self.users.available + sum(self.users.held.values()) == CREDIT
+        assert self.users.available >= 0
+
+    def nothing_is_leaked(self) -> None:
+        orders = self._now()
+        assert {order.id: order.total for order in orders if order.status is Status.CONFIRMED} == self.users.held
+        for order in orders:
+            assert self.run(self.service.types(order.id)) in LIVES
+
+    def _now(self) -> list[Order]:
+        return [self.run(self.service.queries.get_order(ADA, order.id)) for order in self.placed]
+
+    async def _cancel(self, order_id: UUID) -> None:
+        try:
+            await self.service.commands.cancel_order(ADA, order_id, [])
+        except OrderClosed:
+            return
+
+    async def _work(self, drawn: list[Fate], twice: bool = False, cancelled: list[UUID] | None = None) -> None:
+        errands = []
+        for _ in range(1 + twice):
+            await self.storage.pass_time()
+            errands += await self.storage.errands.claim(1000, 60)
+        self.luck.shuffle(errands)
+        drawn += [Fate.FINE] * (len(errands) - len(drawn))
+        attempts = [self._attempt(errand, drawn.pop(0)) for errand in errands]
+        await asyncio.gather(*attempts, *(self._cancel(order_id) for order_id in cancelled or []))
+
+    async def _attempt(self, errand: Errand, drawn: Fate) -> None:
+        fate.set(drawn)
+        try:
+            await self.fulfilment.attempt(errand)
+        except Killed:
+            return
+
+    async def _return(self, late_last: bool) -> None:
+        """The User Service is back, nobody is killed any more, and every errand gets the time it needs."""
+        self.users.away = None
+        for _ in range(ROUNDS):
+            if not late_last:
+                await self.unreliable.arrive()
+            await self.storage.project()
+            if not await self.storage.open_errands():
+                break
+            await self._work([])
+        assert await self.storage.open_errands() == 0
+        await self.unreliable.arrive()
+
+
+def planted(bug: str) -> type[Saga]:
+    """A saga with one of its defences taken away."""
+
+    class Forgets(FakeUsers):
+        async def release(self, order_id: UUID, user_id: UUID) -> None:
+            await super().release(order_id, user_id)
+            self.released.discard(order_id)
+
+    class Doubles(FakeUsers):
+        async def reserve(self, order_id: UUID, user_id: UUID, currency: str, amount: int) -> None:
+            known = order_id in self.held
+            await super().reserve(order_id, user_id, currency, amount)
+            self.available -= amount if known else 0
+
+    class KeepsWhatIsRejected(MemoryStorage):
+        kinds = MappingProxyType({event: kind for event, kind in KINDS.items() if event != "OrderRejected"})
+
+    class FinishesFirst(Fulfilment):
+        async def _run(self, errand: Errand) -> None:
+            await self._errands.finish(errand)
+            await super()._run(errand)
+
+    class Planted(Saga):
+        users_of = {"a release is forgotten": Forgets, "a repeat reserves again": Doubles}.get(bug, FakeUsers)
+        fulfilment_of = FinishesFirst if bug == "an errand is finished before it is done" else Fulfilment
+
+        def open(self) -> Storage:
+            storage = super().open()
+            return KeepsWhatIsRejected() if bug == "a rejected order gives nothing back" else storage
+
+    return Planted
+
+
+BUGS = [
+    "a release is forgotten",
+    "a repeat reserves again",
+    "a rejected order gives nothing back",
+    "an errand is finished before it is done",
+]
