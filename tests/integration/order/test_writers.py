@@ -202,8 +202,9 @@ async def rows(storage: PostgresStorage, query: str) -> list[tuple[int, ...]]:
     return await asyncio.to_thread(storage.world.vault.postgres.rows, query, **options)
 
 
-async def test_no_reader_skips_or_repeats_one_of_3000_events(storage: PostgresStorage, late_commits: None) -> None:
-    await crowd(storage, 63 * 3 * WRITERS, seconds=100)
+@pytest.mark.timeout(300)
+async def test_no_reader_skips_or_repeats_an_event(storage: PostgresStorage, late_commits: None) -> None:
+    await crowd(storage, 32 * 3 * WRITERS, seconds=280)
 
 
 @pytest.mark.long
