@@ -11,10 +11,13 @@ from typing import Any
 from uuid import UUID
 
 from behaviour.order.interleaved import Interleaved
+from behaviour.order.service import Service
 
 from chassis.errors import RpcError, unavailable
 from chassis.eventstore import EventLog, RecordedEvent
+from order_service.commands import Commands
 from order_service.errands import Errand, Errands
+from order_service.fulfilment import Fulfilment
 from order_service.users import CreditRefused, FakeUsers
 
 
@@ -121,6 +124,25 @@ class UnreliableErrands:
 
     async def postpone(self, errand: Errand, seconds: float) -> None:
         await self._errands.postpone(errand, seconds)
+
+
+class Worker:
+    """The process manager of a service, each of its attempts with a fate."""
+
+    def __init__(self, service: Service, luck: random.Random, kind: type[Fulfilment] = Fulfilment) -> None:
+        log = UnreliableLog(service.store, luck)
+        self.users = UnreliableUsers(service.users, luck)
+        commands = Commands(log, service.keys, lambda: service.settings)
+        errands = UnreliableErrands(service.errands)
+        self._fulfilment = kind(errands, log, commands, self.users, lambda: service.settings)
+
+    async def attempt(self, errand: Errand, drawn: Fate) -> None:
+        """Try the errand in this task until it is done, postponed, or the worker dead."""
+        fate.set(drawn)
+        try:
+            await self._fulfilment.attempt(errand)
+        except Killed:
+            return
 
 
 async def _unheard(call: Callable[[], Awaitable[None]]) -> None:

@@ -12,14 +12,13 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 from uuid import UUID
 
-from behaviour.order.faults import Fate, Killed, UnreliableErrands, UnreliableLog, UnreliableUsers, away, fate
+from behaviour.order.faults import Fate, Worker, away
 from behaviour.order.interleaved import Interleaved
 from behaviour.order.service import ADA, Service, Storage, shipped
 from behaviour.order.storages import MemoryStorage
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from order_service.commands import Commands
 from order_service.domain import Line, Order, OrderClosed, Status
 from order_service.errands import KINDS, Errand
 from order_service.fulfilment import Fulfilment
@@ -56,11 +55,7 @@ class Saga(RuleBasedStateMachine):
         self.service = Service(shipped(), self.storage, self.users)
         self.luck = random.Random(0)
         self.service.commands._store = Interleaved(self.storage.store, self.luck)
-        log = UnreliableLog(self.storage.store, self.luck)
-        self.unreliable = UnreliableUsers(self.users, self.luck)
-        commands = Commands(log, self.storage.keys, shipped)
-        errands = UnreliableErrands(self.storage.errands)
-        self.fulfilment = self.fulfilment_of(errands, log, commands, self.unreliable, shipped)
+        self.worker = Worker(self.service, self.luck, self.fulfilment_of)
         self.placed: list[Order] = []
 
     def open(self) -> Storage:
@@ -107,7 +102,7 @@ class Saga(RuleBasedStateMachine):
     @rule(seed=seeds)
     def let_late_calls_arrive(self, seed: int) -> None:
         self.luck.seed(seed)
-        self.run(self.unreliable.arrive())
+        self.run(self.worker.users.arrive())
 
     @rule(gone=st.booleans())
     def let_the_user_service_go_or_return(self, gone: bool) -> None:
@@ -151,28 +146,21 @@ class Saga(RuleBasedStateMachine):
             errands += await self.storage.errands.claim(1000, 60)
         self.luck.shuffle(errands)
         drawn += [Fate.FINE] * (len(errands) - len(drawn))
-        attempts = [self._attempt(errand, drawn.pop(0)) for errand in errands]
+        attempts = [self.worker.attempt(errand, drawn.pop(0)) for errand in errands]
         await asyncio.gather(*attempts, *(self._cancel(order_id) for order_id in cancelled or []))
-
-    async def _attempt(self, errand: Errand, drawn: Fate) -> None:
-        fate.set(drawn)
-        try:
-            await self.fulfilment.attempt(errand)
-        except Killed:
-            return
 
     async def _return(self, late_last: bool) -> None:
         """The User Service is back, nobody is killed any more, and every errand gets the time it needs."""
         self.users.away = None
         for _ in range(ROUNDS):
             if not late_last:
-                await self.unreliable.arrive()
+                await self.worker.users.arrive()
             await self.storage.project()
             if not await self.storage.open_errands():
                 break
             await self._work([])
         assert await self.storage.open_errands() == 0
-        await self.unreliable.arrive()
+        await self.worker.users.arrive()
 
 
 def planted(bug: str) -> type[Saga]:

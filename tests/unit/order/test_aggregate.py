@@ -18,7 +18,7 @@ from order_service.keys import Key, MemoryKeys
 
 
 def test_orders_do_what_the_model_says() -> None:
-    drive(Orders, examples=100, steps=30)
+    drive(Orders, examples=60, steps=30)
 
 
 class NoVersions(MemoryEventStore):

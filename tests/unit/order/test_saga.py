@@ -8,7 +8,7 @@ from behaviour.order.saga import BUGS, Saga, planted
 
 
 def test_credit_is_neither_leaked_nor_doubled_whatever_fails() -> None:
-    drive(Saga, examples=300, steps=25)
+    drive(Saga, examples=150, steps=25)
 
 
 @pytest.mark.long
