@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
+from behaviour.eventlog import event
 from embedded.postgres import Postgres
 from embedded.world import World, started
 from eventsourcing.persistence import OperationalError
@@ -20,7 +21,7 @@ from chassis.errors import ConfigurationError, RpcError
 from chassis.eventstore import AlreadyRecorded, VersionConflict
 from chassis.recorder import EventStore
 
-from .test_eventstore import event, postgres_keys, prepare
+from .test_eventstore import postgres_keys, prepare
 from .waiting import until
 
 
