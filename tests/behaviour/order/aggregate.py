@@ -10,19 +10,17 @@ import itertools
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID, uuid4
 
 from behaviour.order.interleaved import Interleaved
-from behaviour.order.service import ADA, EVE, TEA, Service, Storage, shipped
-from behaviour.order.storages import MemoryStorage
+from behaviour.order.machine import Machine
+from behaviour.order.service import ADA, EVE, TEA, Service, shipped
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import Bundle, invariant, rule
 
 from order_service.commands import KeyReused
 from order_service.domain import Invalid, Line, Order, OrderClosed, OrderUnknown, Refusal, Status, VersionMismatch
-
-T = TypeVar("T")
 
 NEXT = {
     ("pending", "confirm"): "confirmed",
@@ -73,16 +71,13 @@ class Expected:
             yield [told[number] for number in range(len(decisions))], order
 
 
-def attempt(wanted: Coroutine[Any, Any, Order]) -> Awaitable[object]:
+async def attempt(wanted: Coroutine[Any, Any, Order]) -> object:
     """The order, or the class of the refusal."""
 
-    async def answer() -> object:
-        try:
-            return await wanted
-        except Refusal as refusal:
-            return type(refusal)
-
-    return answer()
+    try:
+        return await wanted
+    except Refusal as refusal:
+        return type(refusal)
 
 
 def told(answer: object) -> object:
@@ -98,34 +93,18 @@ decisions = st.one_of(
 )
 
 
-class Orders(RuleBasedStateMachine):
-    """On memory; a subclass may `open` and `close` another storage."""
+class Orders(Machine):
+    """Commands of two users with two keys."""
 
     orders: Bundle[UUID] = Bundle("orders")
 
     def __init__(self) -> None:
         super().__init__()
-        self.service = Service(shipped(), self.open())
+        self.service = Service(shipped(), self.storage)
         self.luck = random.Random(0)
         self.service.commands._store = Interleaved(self.service.store, self.luck)
         self.known: dict[UUID, Expected] = {}
         self.placed: dict[tuple[UUID, str], tuple[tuple[Line, ...], Order]] = {}
-
-    def open(self) -> Storage:
-        self.runner = asyncio.Runner()
-        return MemoryStorage()
-
-    def close(self) -> None:
-        self.runner.close()
-
-    def teardown(self) -> None:
-        self.close()
-
-    def run(self, wanted: Awaitable[T]) -> T:
-        async def wait() -> T:
-            return await wanted
-
-        return self.runner.run(wait())
 
     def at_once(self, seed: int, wanted: Sequence[Awaitable[object]]) -> list[object]:
         self.luck.seed(seed)

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
 from types import MappingProxyType
-from typing import Any, TypeVar
 from uuid import UUID
 
 from behaviour.order.faults import Fate, Worker, away
 from behaviour.order.interleaved import Interleaved
+from behaviour.order.machine import Machine
 from behaviour.order.service import ADA, Service, Storage, shipped
 from behaviour.order.storages import MemoryStorage
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import Bundle, invariant, rule
 
 from order_service.domain import Line, Order, OrderClosed, Status
 from order_service.errands import KINDS, Errand
 from order_service.fulfilment import Fulfilment
 from order_service.users import FakeUsers
-
-T = TypeVar("T")
 
 CREDIT = 1000
 ROUNDS = 20
@@ -41,8 +38,8 @@ seldom = st.integers(0, 3).map(lambda drawn: drawn == 0)
 seeds = st.integers(0, 2**16)
 
 
-class Saga(RuleBasedStateMachine):
-    """On memory; a subclass may `open` and `close` other parts."""
+class Saga(Machine):
+    """Orders of one user, and workers to whom everything may happen."""
 
     orders: Bundle[Order] = Bundle("orders")
     users_of: type[FakeUsers] = FakeUsers
@@ -50,7 +47,6 @@ class Saga(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.storage = self.open()
         self.users = self.users_of(CREDIT)
         self.service = Service(shipped(), self.storage, self.users)
         self.luck = random.Random(0)
@@ -58,22 +54,12 @@ class Saga(RuleBasedStateMachine):
         self.worker = Worker(self.service, self.luck, self.fulfilment_of)
         self.placed: list[Order] = []
 
-    def open(self) -> Storage:
-        self.runner = asyncio.Runner()
-        return MemoryStorage()
-
-    def close(self) -> None:
-        self.runner.close()
-
     def teardown(self) -> None:
         try:
             self.run(self._return(late_last=True))
             self.nothing_is_leaked()
         finally:
-            self.close()
-
-    def run(self, wanted: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(wanted)
+            super().teardown()
 
     @rule(target=orders, amount=st.sampled_from([1, 300, 600, 1000]))
     def place(self, amount: int) -> Order:

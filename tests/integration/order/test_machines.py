@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 from behaviour.machines import drive
 from behaviour.order.aggregate import Orders
+from behaviour.order.machine import Machine
 from behaviour.order.saga import Saga
 from behaviour.order.service import Storage, shipped
 from behaviour.order.storages import PostgresStorage, on_postgres
@@ -38,20 +39,9 @@ def opened(postgres: Postgres, tables: str) -> Iterator[Opened]:
             runner.run(stack.aclose())
 
 
-def test_orders_do_what_the_model_says(opened: Opened) -> None:
-    class OnPostgres(Orders):
-        def open(self) -> Storage:
-            self.runner = opened.runner
-            return opened.empty()
-
-        def close(self) -> None:
-            """The next example uses it too."""
-
-    drive(OnPostgres, examples=15, steps=15)
-
-
-def test_credit_is_neither_leaked_nor_doubled_whatever_fails(opened: Opened) -> None:
-    class OnPostgres(Saga):
+@pytest.mark.parametrize("machine", [Orders, Saga])
+def test_orders_and_their_credit_are_what_the_model_says(opened: Opened, machine: type[Machine]) -> None:
+    class OnPostgres(machine):  # type: ignore[misc, valid-type]
         def open(self) -> Storage:
             self.runner = opened.runner
             return opened.empty()
