@@ -115,6 +115,9 @@ class UnreliableErrands:
     async def claim(self, limit: int, seconds: float) -> list[Errand]:
         return await self._errands.claim(limit, seconds)
 
+    async def take_over(self) -> int:
+        return await self._errands.take_over()
+
     async def finish(self, errand: Errand) -> None:
         if fate.get() is Fate.FINISH_FAILS:
             raise away()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-
 from behaviour.order import service as behaviour
 from behaviour.order.service import ADA, EVE, TEA, Knobs, shipped
 from behaviour.order.storages import MemoryStorage
+
 from chassis.testing import process
 from order_service.watching import Watchers
 
