@@ -76,11 +76,11 @@ projection-rebuild name:
 test *tiers:
     {{ stack }} test {{ tiers }}
 
-# Measure: starts, lag (needs a running stack)
+# Measure something; without a name, say what can be measured
 [group('work')]
 [no-exit-message]
-bench name="starts":
-    uv run --no-sync --quiet python tests/bench/{{ quote(name) }}.py
+bench name="":
+    uv run --no-sync --quiet python tests/bench {{ quote(name) }}
 
 # Break something for a while: `chaos list` says what; `chaos off` ends it
 [group('work')]

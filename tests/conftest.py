@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-
 from people import Person, register
 from stack_under_test import RunningStack
+
+pytest.register_assert_rewrite("behaviour")
+# The same examples at each run, however slow the machine is: a red test is a change in the code.
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,11 @@ from uuid import UUID
 
 _EMAIL = re.compile(r"[^\s@\x00-\x1f\x7f]+@[^\s@\x00-\x1f\x7f]+")
 LARGEST_AMOUNT = 2**63 - 1
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(map(chr, range(0xFE00, 0xFE10)))
+"""Letters, marks and symbols that show nothing by themselves; what else shows nothing has a category that says so."""
+_EMPTY = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp", "Zs"))
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Turns the direction of the text behind it, so that one name is shown as another."""
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a defect
@@ -108,10 +113,10 @@ def email_key(email: str) -> str:
 def check_registration(email: str, name: str, password: str) -> None:
     """Refuse what cannot be registered, naming each field."""
     wrong = {}
-    if not 3 <= len(email) <= 254 or not _EMAIL.fullmatch(email):
-        wrong["email"] = "must be an email address of at most 254 characters"
-    if not 1 <= len(name.strip()) <= 200 or not _clean(name):
-        wrong["name"] = "must have 1 to 200 characters, none of them a control character"
+    if not 3 <= len(email) <= 254 or not _EMAIL.fullmatch(email) or not all(map(_visible, email)):
+        wrong["email"] = "must be an email address of at most 254 characters, each of them visible"
+    if not 1 <= len(name.strip()) <= 200 or not _clean(name) or not any(map(_visible, name)):
+        wrong["name"] = "must have 1 to 200 characters, one of them visible and none a control character"
     if not 8 <= len(password) <= 256:
         wrong["password"] = "must have 8 to 256 characters"  # noqa: S105 - a sentence
     if wrong:
@@ -147,4 +152,8 @@ def _again(known: Reservation, wanted: Reservation) -> Reservation:
 
 
 def _clean(text: str) -> bool:
-    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+    return not any(unicodedata.category(each) in ("Cc", "Cs") or each in _TURNS for each in text)
+
+
+def _visible(character: str) -> bool:
+    return unicodedata.category(character) not in _EMPTY and character not in _BLANK

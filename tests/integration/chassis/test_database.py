@@ -10,13 +10,13 @@ from pathlib import Path
 import grpc
 import psycopg
 import pytest
+from embedded.postgres import Postgres
+from embedded.world import World, started
 
 from chassis.deadline import deadline
 from chassis.errors import ConfigurationError, RpcError
 
-from .postgres import Postgres
 from .waiting import until
-from .world import World, started
 
 
 @pytest.fixture

@@ -1,48 +1,25 @@
-"""One behaviour suite for both event stores, then what only Postgres can get wrong."""
+"""The event log on Postgres passes the suite of event logs."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
+from behaviour.eventlog import *  # noqa: F403 - each function of the suite is a test here
+from embedded.postgres import Postgres
+from embedded.world import World, started
 
-from chassis.eventstore import AlreadyRecorded, EventLog, MemoryEventStore, RecordedEvent, VersionConflict
+from chassis.eventstore import RecordedEvent
 from chassis.recorder import EventStore
 
-from .world import World, started
-
 KEYS = "CREATE TABLE keys (key text CONSTRAINT keys_key PRIMARY KEY, stream uuid NOT NULL)"
-
-
-class MemoryKeys:
-    """Idempotency keys as the memory store's `within` callback."""
-
-    def __init__(self) -> None:
-        self.known: set[str] = set()
-
-    def __call__(self, _cursor: Any, _events: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
-        if extra["key"] in self.known:
-            raise AlreadyRecorded("keys_key")
-        self.known.add(extra["key"])
 
 
 def postgres_keys(cursor: Any, events: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
     stream = events[0].stream if events else uuid4()
     cursor.execute("INSERT INTO keys (key, stream) VALUES (%s, %s)", (extra["key"], stream))
-
-
-@pytest.fixture(params=["memory", "postgres"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[EventLog]:
-    if request.param == "memory":
-        yield MemoryEventStore(within=MemoryKeys())
-        return
-    # Only sync fixtures can be asked for by name from a running loop, so the world is made here.
-    async with started(request.getfixturevalue("postgres"), request.getfixturevalue("schema")) as world:
-        await prepare(world)
-        yield await EventStore.open(world.database, within=postgres_keys)
 
 
 async def prepare(world: World) -> None:
@@ -51,116 +28,8 @@ async def prepare(world: World) -> None:
         await connection.execute(KEYS)
 
 
-def event(stream: UUID, version: int, kind: str = "OrderPlaced", **data: Any) -> RecordedEvent:
-    meta = {"occurred_at": "2026-01-01T00:00:00Z", "command_id": str(uuid4()), "traceparent": ""}
-    return RecordedEvent(stream, version, kind, data, meta)
-
-
-async def test_an_append_on_a_version_that_has_passed_is_a_conflict(store: EventLog) -> None:
-    stream = uuid4()
-    first = event(stream, 1)
-    await store.append(stream, 0, [first])
-    with pytest.raises(VersionConflict):
-        await store.append(stream, 0, [event(stream, 1, "OrderCancelled")])
-    assert await store.read(stream) == [first]
-
-
-async def test_an_append_that_conflicts_leaves_nothing_behind(store: EventLog) -> None:
-    stream = uuid4()
-    await store.append(stream, 0, [event(stream, 1), event(stream, 2)])
-    with pytest.raises(VersionConflict):
-        await store.append(stream, 1, [event(stream, 2, "OrderRejected"), event(stream, 3, "OrderRejected")], key="k")
-    assert [e.version for e in await store.read(stream)] == [1, 2]
-    other = uuid4()
-    await store.append(other, 0, [event(other, 1)], key="k")
-
-
-async def test_events_that_do_not_follow_are_a_programming_error(store: EventLog) -> None:
-    stream = uuid4()
-    with pytest.raises(ValueError, match="expected version 1"):
-        await store.append(stream, 0, [event(stream, 2)])
-    with pytest.raises(ValueError, match="expected version 1"):
-        await store.append(stream, 0, [event(uuid4(), 1)])
-
-
-async def test_a_key_that_was_used_refuses_the_events_that_come_with_it(store: EventLog) -> None:
-    first, second = uuid4(), uuid4()
-    await store.append(first, 0, [event(first, 1)], key="once")
-    with pytest.raises(AlreadyRecorded) as refusal:
-        await store.append(second, 0, [event(second, 1)], key="once")
-    assert refusal.value.constraint == "keys_key"
-    assert await store.read(second) == []
-
-
-async def test_a_key_can_be_written_without_events(store: EventLog) -> None:
-    await store.append(uuid4(), 0, [], key="alone")
-    with pytest.raises(AlreadyRecorded):
-        await store.append(uuid4(), 0, [], key="alone")
-
-
-async def test_an_unknown_stream_is_empty(store: EventLog) -> None:
-    assert await store.read(uuid4()) == []
-    assert await store.since(0) == []
-    assert await store.head() == 0
-
-
-async def test_events_come_back_as_they_were(store: EventLog) -> None:
-    stream = uuid4()
-    events = [event(stream, 1, lines=[{"sku": "ä", "quantity": 2}], total=10**15), event(stream, 2, "OrderConfirmed")]
-    await store.append(stream, 0, events)
-    assert await store.read(stream) == events
-    assert await store.read(stream, after=1) == events[1:]
-
-
-async def test_positions_grow_over_all_streams(store: EventLog) -> None:
-    one, two = uuid4(), uuid4()
-    await store.append(one, 0, [event(one, 1)])
-    await store.append(two, 0, [event(two, 1), event(two, 2)])
-    await store.append(one, 1, [event(one, 2)])
-    found = await store.since(0)
-    assert [(e.stream, e.version) for _, e in found] == [(one, 1), (two, 1), (two, 2), (one, 2)]
-    positions = [position for position, _ in found]
-    assert positions == sorted(set(positions))
-    assert [e.version for _, e in await store.since(positions[1], limit=1)] == [2]
-    assert await store.head() == positions[-1]
-
-
-async def test_of_many_writers_at_one_version_one_wins(store: EventLog) -> None:
-    stream = uuid4()
-    attempts = [store.append(stream, 0, [event(stream, 1, f"Try{number}")]) for number in range(20)]
-    results = await asyncio.gather(*attempts, return_exceptions=True)
-    assert results.count(None) == 1
-    assert sum(isinstance(result, VersionConflict) for result in results) == 19
-    assert len(await store.read(stream)) == 1
-
-
-async def test_a_subscription_gives_what_was_and_what_comes(store: EventLog) -> None:
-    stream = uuid4()
-    await store.append(stream, 0, [event(stream, 1)])
-    found = store.subscribe(0)
-    assert (await asyncio.wait_for(anext(found), 5))[1].version == 1
-    following = asyncio.ensure_future(anext(found))
-    await asyncio.sleep(0)
-    await store.append(stream, 1, [event(stream, 2)])
-    position, second = await asyncio.wait_for(following, 5)
-    assert second.version == 2
-    again = store.subscribe(position)
-    await store.append(stream, 2, [event(stream, 3)])
-    assert (await asyncio.wait_for(anext(again), 5))[1].version == 3
-
-
-async def test_a_subscription_skips_nothing_while_many_write(store: EventLog) -> None:
-    async def write(count: int) -> None:
-        stream = uuid4()
-        for version in range(1, count + 1):
-            await store.append(stream, version - 1, [event(stream, version)])
-
-    writers = asyncio.gather(*(write(20) for _ in range(10)))
-    seen: list[tuple[UUID, int]] = []
-    async with asyncio.timeout(30):
-        async for _, found in store.subscribe(0):
-            seen.append((found.stream, found.version))
-            if len(seen) == 200:
-                break
-    await writers
-    assert len(set(seen)) == 200
+@pytest.fixture
+async def store(postgres: Postgres, schema: str) -> AsyncIterator[EventStore]:
+    async with started(postgres, schema) as world:
+        await prepare(world)
+        yield await EventStore.open(world.database, within=postgres_keys)

@@ -10,6 +10,9 @@ from uuid import uuid4
 
 import grpc
 import pytest
+from behaviour.eventlog import event
+from embedded.postgres import Postgres
+from embedded.world import World, started
 from eventsourcing.persistence import OperationalError
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 
@@ -18,10 +21,8 @@ from chassis.errors import ConfigurationError, RpcError
 from chassis.eventstore import AlreadyRecorded, VersionConflict
 from chassis.recorder import EventStore
 
-from .postgres import Postgres
-from .test_eventstore import event, postgres_keys, prepare
+from .test_eventstore import postgres_keys, prepare
 from .waiting import until
-from .world import World, started
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from embedded.postgres import Postgres
 
 from chassis.database import Database
 from chassis.errors import RpcError
@@ -20,7 +21,6 @@ from chassis.testing import FakeConsul, process
 from chassis.vault import Vault
 
 from .identities import Nomad
-from .postgres import Postgres
 from .servers import Server, openbao
 from .waiting import until
 

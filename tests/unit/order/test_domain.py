@@ -70,9 +70,32 @@ def test_an_order_in_the_currency_of_the_credit_is_accepted(currency: str) -> No
     assert domain.place(USER, currency, [GOOD], currency) == domain.place(USER, currency, [GOOD])
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [Line("t", 1, 0)],
+        [Line("a" * 64, 10_000, 0)],
+        [Line("tea", 1, 10**9)],
+        [Line("0.x_Y-z", 1, 1)],
+        [GOOD] * 100,
+    ],
+)
+def test_what_is_just_within_the_bounds_is_accepted(lines: list[Line]) -> None:
+    placed = domain.place(USER, "EUR", lines)
+    assert placed.total == sum(line.quantity * line.unit_price for line in lines)
+
+
 def test_the_largest_order_fits_64_bits() -> None:
     placed = domain.place(USER, "EUR", [Line("gold", 10_000, 10**9)] * 100)
-    assert placed.total == 10**15
+    assert placed.total == 10**15 <= domain.LARGEST_TOTAL == 2**63 - 1
+
+
+def test_a_total_that_does_not_fit_names_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(domain, "LARGEST_TOTAL", 300)
+    assert domain.place(USER, "EUR", [GOOD]).total == 300
+    with pytest.raises(Invalid) as refusal:
+        domain.place(USER, "EUR", [GOOD, Line("tea-2", 1, 1)])
+    assert list(refusal.value.fields) == ["lines"]
 
 
 def test_a_stale_version_is_told_before_a_closed_state() -> None:

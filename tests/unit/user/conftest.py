@@ -1,63 +1,18 @@
-"""The User Service's use cases on memory, with the shipped knobs but cheap passwords."""
+"""The User Service's use cases on memory."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from behaviour.user.service import FakeSigner, Knobs, Service, shipped
 
-from user_service.accounts import MemoryAccounts
-from user_service.commands import Commands
-from user_service.passwords import Passwords
-from user_service.queries import Queries
-from user_service.settings import Settings
-from user_service.tokens import Tokens
-
-KV = Path(__file__).parents[3] / "consul" / "kv" / "config" / "user-service.json"
-SHIPPED: dict[str, Any] = json.loads(KV.read_text())
-CHEAP = {"password_memory_kib": 8192, "password_passes": 1}
-
-Knobs = Callable[..., Settings]
-
-
-class FakeSigner:
-    """Signs like the transit engine; each key version is a key of its own."""
-
-    def __init__(self) -> None:
-        self.keys = {1: Ed25519PrivateKey.generate()}
-
-    def rotate(self) -> None:
-        self.keys[len(self.keys) + 1] = Ed25519PrivateKey.generate()
-
-    async def sign(self, key: str, payload: bytes) -> tuple[bytes, int]:
-        return self.keys[len(self.keys)].sign(payload), len(self.keys)
-
-
-@dataclass
-class Service:
-    """The service without its wire."""
-
-    settings: Settings
-    signer: FakeSigner = field(default_factory=FakeSigner)
-    accounts: MemoryAccounts = field(default_factory=MemoryAccounts)
-
-    def __post_init__(self) -> None:
-        passwords = Passwords(lambda: self.settings, b"pepper")
-        self.commands = Commands(self.accounts, passwords, Tokens(self.signer), lambda: self.settings)
-        self.queries = Queries(self.accounts)
+__all__ = ["FakeSigner", "Knobs", "Service"]
 
 
 @pytest.fixture
 def knobs() -> Knobs:
-    """Settings as shipped, with changes."""
-    return lambda **changes: Settings.model_validate({**SHIPPED, **CHEAP, **changes})
+    return shipped
 
 
 @pytest.fixture
-def service(knobs: Knobs) -> Service:
-    return Service(knobs())
+def service() -> Service:
+    return Service(shipped())

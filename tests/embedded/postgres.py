@@ -79,6 +79,12 @@ class Postgres:
             for statement in statements:
                 connection.execute(statement)
 
+    def make_schema(self, name: str) -> str:
+        """A database with its owner role and schema, all of one name, as the stack prepares one for a service."""
+        self.execute(f"CREATE ROLE {name} NOLOGIN", f"CREATE DATABASE {name}")
+        self.execute(f"CREATE SCHEMA {name} AUTHORIZATION {name}", dbname=name)
+        return name
+
     def rows(self, query: str, **changes: str) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.dsn(**changes), autocommit=True) as connection:
             return connection.execute(query).fetchall()

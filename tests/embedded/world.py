@@ -8,12 +8,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from embedded.postgres import Postgres
+
 from chassis.database import Database
 from chassis.discovery import Endpoint, Endpoints
 from chassis.leases import LeasedLogin
 from chassis.vault import Lease
-
-from .postgres import Postgres
 
 
 class FakeVault:
@@ -46,13 +46,13 @@ class FakeVault:
 class World:
     """A Database as a process would have it, without the process."""
 
-    def __init__(self, postgres: Postgres, name: str, seconds: float = 3600) -> None:
+    def __init__(self, postgres: Postgres, name: str, seconds: float = 3600, connections: int = 5) -> None:
         self.vault = FakeVault(postgres, seconds)
         self.servers = Endpoints("postgres")
         self.servers.replace((Endpoint("postgres", f"127.0.0.1:{postgres.port}"),))
         self.login = LeasedLogin(self.vault, name)
         self.tasks: list[asyncio.Task[None]] = []
-        self.database = Database(name, self.login, self.servers, self.supervise, max_size=5)
+        self.database = Database(name, self.login, self.servers, self.supervise, max_size=connections)
 
     def supervise(self, _name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         async def run() -> None:
@@ -75,9 +75,9 @@ class World:
 
 
 @asynccontextmanager
-async def started(postgres: Postgres, name: str, seconds: float = 3600) -> AsyncIterator[World]:
+async def started(postgres: Postgres, name: str, seconds: float = 3600, connections: int = 5) -> AsyncIterator[World]:
     """A world that runs until the block ends."""
-    world = World(postgres, name, seconds)
+    world = World(postgres, name, seconds, connections)
     await world.start()
     try:
         yield world

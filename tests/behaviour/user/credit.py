@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from behaviour.user.service import Service
 
-from user_service import domain
 from user_service.domain import (
-    Credit,
     CreditExceeded,
     CurrencyMismatch,
-    Refusal,
-    Reservation,
     ReservationConflict,
     ReservationReleased,
-    State,
     UserUnknown,
 )
-
-if TYPE_CHECKING:
-    from .conftest import Service
-
-USER = UUID(int=1)
 
 
 async def register(service: Service) -> UUID:
@@ -115,24 +103,19 @@ async def test_an_order_of_another_user_is_neither_reserved_nor_released(service
     assert await available(service, ada) == 99_700
 
 
-steps = st.lists(st.tuples(st.booleans(), st.integers(0, 4), st.integers(0, 120)))
+async def test_orders_that_reserve_at_once_hold_no_more_than_there_is(service: Service) -> None:
+    user_id = await register(service)
+    asked = (service.commands.reserve_credit(uuid4(), user_id, "EUR", 15_000) for _ in range(16))
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert outcomes.count(None) == 6
+    assert sum(isinstance(outcome, CreditExceeded) for outcome in outcomes) == 10
+    assert await available(service, user_id) == 10_000
 
 
-@given(st.integers(0, 200), steps)
-def test_whatever_is_asked_the_held_sum_is_exact_and_within_the_limit(
-    limit: int, asked: list[tuple[bool, int, int]]
-) -> None:
-    kept: dict[UUID, Reservation] = {}
-    for reserve, number, amount in asked:
-        order_id = UUID(int=number)
-        held = sum(reservation.holds for reservation in kept.values())
-        wanted = Reservation(order_id, USER, amount, State.HELD)
-        try:
-            kept[order_id] = (
-                domain.reserve(Credit("EUR", limit, held), kept.get(order_id), wanted, "EUR")
-                if reserve
-                else domain.release(kept.get(order_id), order_id, USER)
-            )
-        except Refusal:
-            continue
-        assert 0 <= sum(reservation.holds for reservation in kept.values()) <= limit
+async def test_a_reservation_and_its_release_at_once_hold_nothing(service: Service) -> None:
+    user_id, order_ids = await register(service), [uuid4() for _ in range(8)]
+    reserved = (service.commands.reserve_credit(order_id, user_id, "EUR", 300) for order_id in order_ids)
+    released = (service.commands.release_credit(order_id, user_id) for order_id in order_ids)
+    outcomes = await asyncio.gather(*reserved, *released, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} <= {type(None), ReservationReleased}
+    assert await available(service, user_id) == 100_000

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
 
 import pytest
+from behaviour.user.service import Knobs, Service
 
 from user_service.domain import BadCredentials, EmailTaken, Invalid, UserUnknown
-
-if TYPE_CHECKING:
-    from .conftest import Knobs, Service
 
 GOOD = {"email": "ada@example.com", "name": "Ada", "password": "correct horse"}
 
@@ -25,11 +23,21 @@ GOOD = {"email": "ada@example.com", "name": "Ada", "password": "correct horse"}
         ("email", "a@b@c"),
         ("email", "ada@exam\x00ple.com"),
         ("email", "a" * 250 + "@x.io"),
+        ("email", "\u200b@example.com"),
+        ("email", "ada\u200b@example.com"),
+        ("email", "ada@exam\u00adple.com"),
+        ("email", "ada\u3164@example.com"),
+        ("email", "\u2066ada@example.com"),
         ("name", ""),
         ("name", "   "),
         ("name", "A\x00da"),
         ("name", "A\nda"),
         ("name", "a" * 201),
+        ("name", "\u200b\u200d\ufeff"),
+        ("name", " \u2060 "),
+        ("name", "\u3164"),
+        ("name", "\u2800\u034f\ufe0f"),
+        ("name", "A\u202eda"),
         ("password", "1234567"),
         ("password", "p" * 257),
     ],
@@ -44,6 +52,18 @@ async def test_all_broken_fields_are_named_at_once(service: Service) -> None:
     with pytest.raises(Invalid) as refusal:
         await service.commands.register_user("", "", "")
     assert set(refusal.value.fields) == {"email", "name", "password"}
+
+
+@pytest.mark.parametrize("name", ["Å", "نیلوفر\u200cآبی", "👩\u200d🚀 Ada", "李", "O'Neill-Łoś"])
+async def test_a_name_of_any_script_is_taken_as_it_is(service: Service, name: str) -> None:
+    user = await service.commands.register_user(**{**GOOD, "name": name})
+    assert (await service.queries.get_user(user.id)).name == name
+
+
+async def test_of_registrations_at_once_with_one_email_one_wins(service: Service, knobs: Knobs) -> None:
+    service.settings = knobs(password_concurrency=2, password_waiting=10)
+    outcomes = await asyncio.gather(*(service.commands.register_user(**GOOD) for _ in range(4)), return_exceptions=True)
+    assert sum(isinstance(outcome, EmailTaken) for outcome in outcomes) == 3
 
 
 @pytest.mark.parametrize("spelling", ["ada@example.com", "ADA@EXAMPLE.COM", "Ada@Example.com"])

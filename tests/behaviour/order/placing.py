@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
+from behaviour.order.service import ADA, EVE, TEA, Service
 
 from chassis.eventstore import RecordedEvent, VersionConflict
 from order_service.commands import Contended, KeyReused
 from order_service.domain import Invalid, Line, OrderClosed, OrderUnknown, Status, VersionMismatch
-
-from .conftest import ADA, EVE, TEA
-
-if TYPE_CHECKING:
-    from .conftest import Service
 
 
 async def test_an_invalid_order_leaves_no_trace(service: Service) -> None:
@@ -68,11 +62,21 @@ async def test_a_repeat_answers_the_same_also_when_the_rules_have_become_stricte
         await service.place("k2")
 
 
-async def test_an_expired_key_places_a_new_order(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_expired_key_places_a_new_order(service: Service) -> None:
     first = await service.place("k1")
-    later = datetime.now(UTC) + timedelta(seconds=service.settings.idempotency_ttl_seconds + 1)
-    monkeypatch.setattr("order_service.keys.datetime", type("Later", (), {"now": lambda _: later}))
-    assert (await service.place("k1")).id != first.id
+    await service.storage.expire_keys()
+    second = await service.place("k1")
+    assert second.id != first.id
+    assert await service.place("k1") == second
+
+
+async def test_only_keys_that_have_expired_are_forgotten(service: Service) -> None:
+    await service.place("k1")
+    await service.storage.expire_keys()
+    kept = await service.place("k2")
+    assert await service.keys.purge() == 1
+    assert await service.keys.purge() == 0
+    assert await service.place("k2") == kept
 
 
 async def test_a_placed_order_is_pending_and_its_id_sorts_by_time(service: Service) -> None:
@@ -144,6 +148,7 @@ async def test_an_order_that_never_stands_still_is_given_up(service: Service) ->
 
 async def test_lists_are_newest_first_in_pages_that_do_not_overlap(service: Service) -> None:
     placed = [(await service.place(f"k{number}")).id for number in range(5)]
+    await service.owe()
     first = await service.queries.list_orders(ADA, None, None, 2)
     second = await service.queries.list_orders(ADA, None, first.orders[-1].id, 2)
     third = await service.queries.list_orders(ADA, None, second.orders[-1].id, 2)
@@ -156,5 +161,6 @@ async def test_lists_can_be_narrowed_to_a_status(service: Service) -> None:
     order = await service.place("k1")
     await service.place("k2")
     await service.commands.confirm_order(order.id)
+    await service.owe()
     page = await service.queries.list_orders(ADA, Status.CONFIRMED, None, 10)
     assert [each.id for each in page.orders] == [order.id]

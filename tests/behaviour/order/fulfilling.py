@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import pytest
+from behaviour.order.service import ADA, Knobs, Service
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from chassis.errors import unavailable
 from order_service.domain import Line, Status
 from order_service.users import FakeUsers
-
-from .conftest import ADA
-
-if TYPE_CHECKING:
-    from .conftest import Knobs, Service
 
 AWAY = unavailable("BREAKER_OPEN", "away", 1)
 
@@ -28,10 +23,10 @@ async def status(service: Service, order_id: UUID) -> Status:
     return (await service.queries.get_order(ADA, order_id)).status
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
+async def until(what: str, condition: Callable[[], Awaitable[bool]], seconds: float = 20) -> None:
     ends_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends_at, "the condition did not come true in time"
+    while not await condition():
+        assert time.monotonic() < ends_at, f"not within {seconds} s: {what}"
         await asyncio.sleep(0.005)
 
 
@@ -40,7 +35,7 @@ async def test_an_order_beyond_the_credit_is_rejected_with_the_reason(service: S
     await service.work()
     events = await service.queries.list_order_events(ADA, order.id)
     assert (events[-1].type, events[-1].data) == ("OrderRejected", {"reason": "CREDIT_EXCEEDED"})
-    assert service.errands.open == 0
+    assert await service.storage.open_errands() == 0
 
 
 async def test_a_placed_order_is_confirmed_and_its_total_held(service: Service) -> None:
@@ -57,7 +52,7 @@ async def test_while_the_user_service_is_away_an_order_stays_pending_and_is_fini
     service.users.away = AWAY
     for _ in range(3):
         await service.work()
-        service.errands.pass_time()
+        await service.storage.pass_time()
     assert await status(service, order.id) is Status.PENDING
     service.users.away = None
     await service.work()
@@ -66,9 +61,9 @@ async def test_while_the_user_service_is_away_an_order_stays_pending_and_is_fini
 
 async def test_an_errand_that_is_run_again_has_the_effect_of_once(service: Service) -> None:
     order = await service.place()
-    service.errands.add(order.id, "reserve")
+    await service.storage.owe(order.id, "reserve")
     for _ in range(3):
-        service.errands.add(order.id, "reserve")
+        await service.storage.owe(order.id, "reserve")
         await service.work()
     assert await service.types(order.id) == ["OrderPlaced", "OrderConfirmed"]
     assert service.users.available == 99_700
@@ -115,30 +110,47 @@ async def test_an_order_cancelled_during_its_reservation_holds_nothing_in_the_en
     await service.work()
     await service.work()
     assert service.users.available == 100_000
-    assert service.errands.open == 0
+    assert await service.storage.open_errands() == 0
     assert await service.types(order.id) == ["OrderPlaced", "OrderCancelled"]
 
 
 async def test_one_errand_that_always_fails_holds_up_no_other(service: Service, knobs: Knobs) -> None:
     service.settings = knobs(errands_at_once=1, poll_seconds=0.01)
-    service.errands.add(UUID(int=99), "reserve")
+    await service.storage.owe(UUID(int=99), "reserve")
     order = await service.place()
     await service.owe()
-    following = asyncio.create_task(service.fulfilment.follow(asyncio.Event()))
-    await until(lambda: order.id in service.users.held)
-    following.cancel()
-    assert service.errands.open == 1
+    await followed_until(service, order.id)
+    assert await service.storage.open_errands() == 1
 
 
 async def test_a_new_errand_wakes_the_process_manager_at_once(service: Service, knobs: Knobs) -> None:
     service.settings = knobs(poll_seconds=60.0)
-    following = asyncio.create_task(service.fulfilment.follow(asyncio.Event()))
-    await asyncio.sleep(0)
     order = await service.place()
-    await service.owe()
+
+    async def owe() -> None:
+        await service.owe()
+        service.fulfilment.news.set()
+
+    await followed_until(service, order.id, owe)
+
+
+async def followed_until(
+    service: Service, order_id: UUID, meanwhile: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    """Let the process manager run until the order is confirmed and its errand gone."""
+    stopping = asyncio.Event()
+    following = asyncio.create_task(service.fulfilment.follow(stopping))
+    await asyncio.sleep(0)
+    if meanwhile:
+        await meanwhile()
+
+    async def confirmed() -> bool:
+        return await status(service, order_id) is Status.CONFIRMED
+
+    await until(f"order {order_id} is confirmed", confirmed)
+    stopping.set()
     service.fulfilment.news.set()
-    await until(lambda: order.id in service.users.held)
-    following.cancel()
+    await asyncio.wait_for(following, 20)
 
 
 async def test_a_worker_that_stops_claims_nothing_more_and_finishes_what_it_began(
@@ -157,10 +169,10 @@ async def test_a_worker_that_stops_claims_nothing_more_and_finishes_what_it_bega
     orders = [await service.place("k1"), await service.place("k2")]
     await service.owe()
     following = asyncio.create_task(service.fulfilment.follow(stopping))
-    await asyncio.wait_for(stopping.wait(), 5)
+    await asyncio.wait_for(stopping.wait(), 20)
     gate.set()
-    await asyncio.wait_for(following, 5)
-    assert [await status(service, order.id) for order in orders] == [Status.CONFIRMED, Status.PENDING]
+    await asyncio.wait_for(following, 20)
+    assert {await status(service, order.id) for order in orders} == {Status.CONFIRMED, Status.PENDING}
 
 
 async def test_the_work_afterwards_goes_on_with_the_trace_of_the_request(service: Service) -> None:

@@ -1,0 +1,56 @@
+"""The User Service without its wire, on whatever accounts, with the shipped knobs but cheap passwords."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from user_service.accounts import Accounts, MemoryAccounts
+from user_service.commands import Commands
+from user_service.passwords import Passwords
+from user_service.queries import Queries
+from user_service.settings import Settings
+from user_service.tokens import Tokens
+
+KV = Path(__file__).parents[3] / "consul" / "kv" / "config" / "user-service.json"
+SHIPPED: dict[str, Any] = json.loads(KV.read_text())
+CHEAP = {"password_memory_kib": 8192, "password_passes": 1}
+
+Knobs = Callable[..., Settings]
+
+
+def shipped(**changes: Any) -> Settings:
+    """Settings as shipped but for the cost of passwords, with changes."""
+    return Settings.model_validate({**SHIPPED, **CHEAP, **changes})
+
+
+class FakeSigner:
+    """Signs like the transit engine; each key version is a key of its own."""
+
+    def __init__(self) -> None:
+        self.keys = {1: Ed25519PrivateKey.generate()}
+
+    def rotate(self) -> None:
+        self.keys[len(self.keys) + 1] = Ed25519PrivateKey.generate()
+
+    async def sign(self, key: str, payload: bytes) -> tuple[bytes, int]:
+        return self.keys[len(self.keys)].sign(payload), len(self.keys)
+
+
+@dataclass
+class Service:
+    """The service without its wire."""
+
+    settings: Settings
+    signer: FakeSigner = field(default_factory=FakeSigner)
+    accounts: Accounts = field(default_factory=MemoryAccounts)
+
+    def __post_init__(self) -> None:
+        passwords = Passwords(lambda: self.settings, b"pepper")
+        self.commands = Commands(self.accounts, passwords, Tokens(self.signer), lambda: self.settings)
+        self.queries = Queries(self.accounts)

@@ -1,0 +1,29 @@
+"""The Order Service's use cases on the module's Postgres, beside a fake User Service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from behaviour.order.service import Knobs, Service, shipped
+from behaviour.order.storages import make_tables, on_postgres
+from embedded.postgres import Postgres
+
+
+@pytest.fixture
+def knobs() -> Knobs:
+    return shipped
+
+
+@pytest.fixture(scope="module")
+def tables(postgres: Postgres) -> str:
+    """The schema in which the tables of the service are; its tests leave rows behind and begin by removing them."""
+    name = postgres.make_schema("order_service")
+    make_tables(postgres, name)
+    return name
+
+
+@pytest.fixture
+async def service(postgres: Postgres, tables: str) -> AsyncIterator[Service]:
+    async with on_postgres(postgres, tables, shipped) as storage:
+        yield Service(shipped(), storage)

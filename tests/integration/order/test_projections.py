@@ -1,0 +1,91 @@
+"""Projections on Postgres: rows and position change together, one worker at a time, and never past an unknown event."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from behaviour.order.service import ADA, Service, shipped
+from behaviour.order.storages import PostgresStorage
+
+from chassis.eventstore import RecordedEvent
+from order_service import history
+from order_service.projections import ERRANDS, ORDERS, Connection, Projection, Projector, onto_errands, onto_orders
+from order_service.upcasts import UnknownEvent
+
+
+@pytest.fixture
+def storage(service: Service) -> PostgresStorage:
+    assert isinstance(service.storage, PostgresStorage)
+    return service.storage
+
+
+def projector(storage: PostgresStorage, projection: Projection) -> Projector:
+    return Projector(projection, storage.store, storage.world.database, shipped)
+
+
+async def listed(service: Service) -> int:
+    return len((await service.queries.list_orders(ADA, None, None, 100)).orders)
+
+
+async def test_a_worker_that_dies_within_a_batch_leaves_neither_rows_nor_position(
+    service: Service, storage: PostgresStorage
+) -> None:
+    for number in range(4):
+        await service.place(f"k{number}")
+
+    async def dies(connection: Connection, position: int, event: RecordedEvent) -> None:
+        if position == 3:
+            raise RuntimeError("the worker is gone")
+        await onto_orders(connection, position, event)
+
+    with pytest.raises(RuntimeError):
+        await projector(storage, Projection("orders", dies)).step()
+    assert await listed(service) == 0
+    assert await projector(storage, ORDERS).step() == 4
+    assert await listed(service) == 4
+
+
+async def test_while_one_worker_is_at_a_projection_another_finds_nothing_to_do(
+    service: Service, storage: PostgresStorage
+) -> None:
+    await service.place()
+    began, finish = asyncio.Event(), asyncio.Event()
+
+    async def slow(connection: Connection, position: int, event: RecordedEvent) -> None:
+        began.set()
+        await finish.wait()
+        await onto_errands(connection, position, event)
+
+    first = asyncio.create_task(projector(storage, Projection("errands", slow)).step())
+    await asyncio.wait_for(began.wait(), 20)
+    assert await projector(storage, ERRANDS).step() == 0
+    finish.set()
+    assert await first == 1
+    assert await projector(storage, ERRANDS).step() == 0
+    assert await storage.open_errands() == 1
+
+
+async def test_a_projection_stops_before_an_event_of_a_newer_version_and_says_so(
+    service: Service, storage: PostgresStorage
+) -> None:
+    order = await service.place("k1")
+    past = await service.store.read(order.id)
+    await service.store.append(order.id, 1, [replace(past[0], version=2, type="OrderShipped")])
+    await service.place("k2")
+    stopped = projector(storage, ORDERS)
+    assert await stopped.step() == 1
+    assert "OrderShipped" in stopped.state()
+    with pytest.raises(UnknownEvent, match="OrderShipped"):
+        await stopped.step()
+    assert await listed(service) == 1
+
+
+async def test_rows_are_what_the_events_fold_to(service: Service, storage: PostgresStorage) -> None:
+    orders = [await service.place(f"k{number}") for number in range(3)]
+    await service.work()
+    await service.commands.cancel_order(ADA, orders[0].id, [])
+    await service.owe()
+    rows = (await service.queries.list_orders(ADA, None, None, 100)).orders
+    assert rows == [history.fold(await service.store.read(order.id)) for order in reversed(orders)]

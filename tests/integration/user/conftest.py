@@ -1,0 +1,39 @@
+"""The User Service's use cases on the module's Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from behaviour.user.service import Knobs, Service, shipped
+from embedded.postgres import Postgres
+from embedded.world import started
+
+from user_service.accounts import PostgresAccounts
+
+
+@pytest.fixture
+def knobs() -> Knobs:
+    return shipped
+
+
+@pytest.fixture(scope="module")
+def tables(postgres: Postgres) -> str:
+    """The schema in which the tables of the service are; each test begins with empty ones."""
+    name = postgres.make_schema("user_service")
+
+    async def migrate() -> None:
+        async with started(postgres, name) as world:
+            await world.database.migrate("user_service")
+
+    asyncio.run(migrate())
+    return name
+
+
+@pytest.fixture
+async def service(postgres: Postgres, tables: str) -> AsyncIterator[Service]:
+    async with started(postgres, tables) as world:
+        async with world.database.connection() as connection:
+            await connection.execute("TRUNCATE users, reservations")
+        yield Service(shipped(), accounts=PostgresAccounts(world.database))

@@ -1,0 +1,28 @@
+"""The event log in memory passes the suite of event logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from behaviour.eventlog import *  # noqa: F403 - each function of the suite is a test here
+
+from chassis.eventstore import AlreadyRecorded, MemoryEventStore, RecordedEvent
+
+
+class MemoryKeys:
+    """Idempotency keys as the memory store's `within` callback."""
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+
+    def __call__(self, _cursor: Any, _events: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
+        if extra["key"] in self.known:
+            raise AlreadyRecorded("keys_key")
+        self.known.add(extra["key"])
+
+
+@pytest.fixture
+def store() -> MemoryEventStore:
+    return MemoryEventStore(within=MemoryKeys())

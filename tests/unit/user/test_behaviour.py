@@ -1,0 +1,5 @@
+"""What the User Service does, on memory."""
+# ruff: noqa: F403 - each function of the suites is a test here
+
+from behaviour.user.credit import *
+from behaviour.user.registering import *
