@@ -86,7 +86,9 @@ class Limiter:
         elif place.began >= self._shrunk_at:
             # Calls that began before the limit last shrank tell of the same crowd again.
             self._shrunk_at = now
-            self.limit = max(float(knobs.calls_at_least), min(self.limit, max(place.beside, self.taken + 1)) * knobs.shrink)
+            self.limit = max(
+                float(knobs.calls_at_least), min(self.limit, max(place.beside, self.taken + 1)) * knobs.shrink
+            )
 
 
 def _overloaded(seconds: float) -> RpcError:

@@ -168,7 +168,9 @@ async def _discard(request: Request) -> None:
 def _stamp(request: Request, response: BaseHTTPResponse) -> None:
     if hasattr(request.ctx, "place"):
         # Here a stream has only begun: from now on it is its own business, and no measure of the load.
-        cast(Edge, request.app).limiter.release(request.ctx.place, measured=response.status < 400 or response.status == 504)
+        cast(Edge, request.app).limiter.release(
+            request.ctx.place, measured=response.status < 400 or response.status == 504
+        )
     request.ctx.status = response.status
     response.headers["traceresponse"] = request.ctx.traceresponse
     for name, value in _SECURITY.items():
