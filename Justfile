@@ -76,7 +76,7 @@ projection-rebuild name:
 test *tiers:
     {{ stack }} test {{ tiers }}
 
-# Measure: starts, lag (needs a running stack)
+# Measure: starts, lag (need a running stack), breaker
 [group('work')]
 [no-exit-message]
 bench name="starts":

@@ -16,6 +16,7 @@ from psycopg import AsyncConnection, Connection
 from psycopg.rows import DictRow
 
 _BELIEVED_SECONDS = 0.3
+_NOBODY = ("connection refused", "starting up", "shutting down", "closed the connection unexpectedly")
 _REFUSED = "the database refuses connections"
 
 
@@ -26,8 +27,10 @@ class Reach:
         self._believed_until = 0.0
         self._waiting: dict[asyncio.Timeout, asyncio.AbstractEventLoop] = {}
 
-    def failed(self) -> None:
-        """An attempt to connect has failed."""
+    def failed(self, error: psycopg.Error) -> None:
+        """An attempt to connect has failed; only one that found no server counts: a login may be refused by mistake."""
+        if not any(sign in str(error).lower() for sign in _NOBODY):
+            return
         self._believed_until = time.monotonic() + _BELIEVED_SECONDS
         for wait, loop in list(self._waiting.items()):
             loop.call_soon_threadsafe(self._send_away, wait)
@@ -65,8 +68,8 @@ class Reach:
             async def connect(cls, *args: Any, **options: Any) -> Any:
                 try:
                     connection = await super().connect(*args, **options)
-                except psycopg.Error:
-                    reach.failed()
+                except psycopg.Error as error:
+                    reach.failed(error)
                     raise
                 reach.worked()
                 return connection
@@ -82,8 +85,8 @@ class Reach:
             def connect(cls, *args: Any, **options: Any) -> Any:
                 try:
                     connection = super().connect(*args, **options)
-                except psycopg.Error:
-                    reach.failed()
+                except psycopg.Error as error:
+                    reach.failed(error)
                     raise
                 reach.worked()
                 return connection
