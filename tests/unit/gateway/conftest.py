@@ -34,7 +34,6 @@ from gateway.access import Backend
 from gateway.edge import Edge
 from gateway.health import Dependencies
 from gateway.profiles import Profiles
-from gateway.edge import Edge
 from gateway.settings import Settings
 from gateway.tokens import Tokens
 from order_service import commands as order_commands
