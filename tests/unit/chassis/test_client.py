@@ -438,9 +438,9 @@ async def _cut(_text: str, context: Any) -> str:
 
 
 async def test_a_stream_that_does_not_begin_in_time_fails_and_its_failures_open_the_breaker(world: World) -> None:
-    world.knobs = KNOBS.model_copy(update={"deadline_seconds": 0.05, "reset_seconds": 60.0})
+    world.knobs = knobs(deadline_seconds=0.05, breaker__reset_seconds=60.0)
     await world.start(never)
-    for _ in range(KNOBS.fail_max):
+    for _ in range(KNOBS.breaker.minimum_calls):
         assert (await refusal(world.stub.count(0))).code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert world.state() == "open"
 
