@@ -1,4 +1,4 @@
-"""Which instance gets a call: the less busy of two picked at random; one that just failed only when no other is left.
+"""Which instance gets a call: the less busy of two picked at random among those that nothing speaks against.
 
 Invariant: an instance that leaves the set gets no new call, and its connection closes when its last call has ended.
 """
@@ -13,62 +13,96 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc
+import structlog
+from opentelemetry import trace
 
+from chassis import telemetry
 from chassis.discovery import Endpoint, Endpoints
 from chassis.errors import RpcError, unavailable
-from chassis.transport import Transport
+from chassis.peers import BalancingKnobs, Peer
+from chassis.transport import Method, NeverSent, Transport
 
-_PENALTY_SECONDS = (1.0, 16.0)
-_EJECTING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+log = structlog.get_logger(__name__)
+
+_FAILING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+_FORGET = 0.05
+_ejections = telemetry.meter().create_counter("balancer.ejections", description="instances left out, by reason")
 
 
 @dataclass(slots=True, eq=False)
-class Peer:
-    """An instance as its caller knows it."""
+class Turn:
+    """One try of a call at one instance."""
 
-    endpoint: Endpoint
-    outstanding: int = 0
-    failures: int = 0
-    avoided_until: float = 0.0
-    gone: bool = False
+    peer: Peer
+    began: float
+    streaming: bool = False
 
 
 class Balancer:
     """Spreads calls over the live instances of one service; `on_news` is called when an instance appears."""
 
-    def __init__(self, endpoints: Endpoints, transport: Transport, on_news: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        transport: Transport,
+        on_news: Callable[[], None],
+        knobs: Callable[[], BalancingKnobs],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._endpoints = endpoints
         self._transport = transport
         self._on_news = on_news
+        self._knobs = knobs
+        self._clock = clock
         self._peers: dict[Endpoint, Peer] = {}
+        self._usual: dict[str, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
         endpoints.on_change(self._follow)
         self._follow()
 
-    @contextmanager
-    def pick(self, tried: Set[Endpoint]) -> Iterator[Peer]:
-        """An instance not in `tried`, busy until the block ends; raises RpcError(UNAVAILABLE) when there is none."""
-        peer = self._choose([peer for peer in self._peers.values() if peer.endpoint not in tried])
-        peer.outstanding += 1
-        try:
-            yield peer
-        finally:
-            peer.outstanding -= 1
-            if peer.gone and not peer.outstanding:
-                self._retire(peer)
+    @property
+    def left_out(self) -> list[str]:
+        """Addresses of the instances that are avoided now."""
+        now = self._clock()
+        return [peer.endpoint.address for peer in self._peers.values() if not peer.open_to_calls(now)]
 
-    def settle(self, peer: Peer, error: RpcError | None) -> None:
-        """Remember how a call ended: avoid an instance that cannot be reached or does not answer."""
-        if error is None or error.code not in _EJECTING:
-            peer.failures, peer.avoided_until = 0, 0.0
+    @contextmanager
+    def pick(self, tried: Set[Endpoint]) -> Iterator[Turn]:
+        """A turn at an instance, not in `tried` if another is good; raises RpcError(UNAVAILABLE) without any."""
+        now = self._clock()
+        turn = Turn(self._choose(tried, now), now)
+        turn.peer.start(now)
+        try:
+            yield turn
+        finally:
+            self._end(turn)
+
+    def streaming(self, turn: Turn) -> None:
+        """The turn goes on as a stream that has begun to answer: it does not make its instance busy."""
+        if not turn.streaming:
+            turn.streaming = True
+            turn.peer.end(turn.began)
+            turn.peer.streams += 1
+
+    def settle(self, turn: Turn, method: Method, error: RpcError | None) -> None:
+        """Remember how a try ended; an instance that cannot be reached, fails or is slow is left out for a while."""
+        now, peer = self._clock(), turn.peer
+        if error is not None and error.code in _FAILING:
+            refused = isinstance(error, NeverSent)
+            peer.failures = self._knobs().failures if refused else peer.failures + 1
+            if peer.failures >= self._knobs().failures or peer.doubted:
+                self._leave_out(peer, now, "refused" if refused else "failures")
             return
-        shortest, longest = _PENALTY_SECONDS
-        peer.avoided_until = time.monotonic() + min(longest, shortest * 2**peer.failures)
-        peer.failures = min(peer.failures + 1, 10)
+        peer.answered(turn.began, now)
+        if error is None:
+            self._timed(peer, method.path, now - turn.began)
+            if peer.outlying(self._knobs(), list(self._peers.values())):
+                self._leave_out(peer, now, "slow")
 
     def spare(self, tried: Set[Endpoint]) -> bool:
-        """Whether there is an instance that was not tried."""
-        return any(endpoint not in tried for endpoint in self._peers)
+        """Whether there is a good instance that was not tried."""
+        now = self._clock()
+        return any(at not in tried and peer.open_to_calls(now) for at, peer in self._peers.items())
 
     async def close(self) -> None:
         """Close every connection."""
@@ -76,29 +110,57 @@ class Balancer:
             del self._peers[endpoint]
             await self._transport.close(endpoint.address)
 
-    def _choose(self, candidates: list[Peer]) -> Peer:
-        if not candidates:
+    def _choose(self, tried: Set[Endpoint], now: float) -> Peer:
+        peers, knobs = list(self._peers.values()), self._knobs()
+        for peer in peers:
+            if peer.silent(now, knobs.silent_seconds, peers):
+                self._leave_out(peer, now, "silent")
+        if not peers:
             raise unavailable("UNAVAILABLE", f"no healthy instance of {self._endpoints.service}", 1.0)
-        now = time.monotonic()
-        good = [peer for peer in candidates if peer.avoided_until <= now]
-        if not good:
-            return min(candidates, key=lambda peer: peer.avoided_until)
-        if len(good) == 1:
-            return good[0]
-        one = random.randrange(len(good))  # noqa: S311
-        other = (one + random.randrange(1, len(good))) % len(good)  # noqa: S311
-        return min(good[one], good[other], key=lambda peer: peer.outstanding)
+        usable = [peer for peer in peers if peer.open_to_calls(now)]
+        fresh = [peer for peer in usable if peer.endpoint not in tried] or usable
+        if not fresh:
+            return min(peers, key=lambda peer: (peer.endpoint in tried, peer.out_until))
+        return _less_busy([peer for peer in fresh if _admitted(peer.share(now, knobs))] or fresh)
+
+    def _leave_out(self, peer: Peer, now: float, reason: str) -> None:
+        if peer.doubted and now < peer.out_until:
+            return
+        out = sum(other.doubted for other in self._peers.values() if other is not peer)
+        if out + 1 > self._knobs().left_out_share * len(self._peers):
+            return
+        peer.leave_out(now, self._knobs())
+        told = {"service": self._endpoints.service, "reason": reason}
+        _ejections.add(1, told)
+        log.warning("instance left out", of=self._endpoints.service, address=peer.endpoint.address, reason=reason)
+        trace.get_current_span().add_event("balancer.ejected", {**told, "server.address": peer.endpoint.address})
+
+    def _timed(self, peer: Peer, path: str, seconds: float) -> None:
+        usual = self._usual.get(path, seconds)
+        self._usual[path] = usual + _FORGET * (seconds - usual)
+        peer.took(seconds, max(usual, 1e-6))
+
+    def _end(self, turn: Turn) -> None:
+        peer = turn.peer
+        if turn.streaming:
+            peer.streams -= 1
+        else:
+            peer.end(turn.began)
+        if peer.gone and not peer.outstanding and not peer.streams:
+            self._retire(peer)
 
     def _follow(self) -> None:
         wanted = set(self._endpoints.current)
         for endpoint in self._peers.keys() - wanted:
             peer = self._peers.pop(endpoint)
             peer.gone = True
-            if not peer.outstanding:
+            if not peer.outstanding and not peer.streams:
                 self._retire(peer)
         new = wanted - self._peers.keys()
+        # The first ones are no newcomers: there is nobody beside whom they could warm up.
+        joined_at = self._clock() if self._peers else float("-inf")
         for endpoint in new:
-            self._peers[endpoint] = Peer(endpoint)
+            self._peers[endpoint] = Peer(endpoint, joined_at)
             self._transport.open(endpoint.address)
         if new:
             self._on_news()
@@ -109,3 +171,15 @@ class Balancer:
         task = asyncio.create_task(self._transport.close(peer.endpoint.address))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+def _admitted(share: float) -> bool:
+    return share >= 1 or random.random() < share  # noqa: S311
+
+
+def _less_busy(peers: list[Peer]) -> Peer:
+    if len(peers) == 1:
+        return peers[0]
+    one = random.randrange(len(peers))  # noqa: S311
+    other = (one + random.randrange(1, len(peers))) % len(peers)  # noqa: S311
+    return min(peers[one], peers[other], key=lambda peer: peer.outstanding)

@@ -10,16 +10,19 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import grpc
 import pybreaker
 import structlog
 from opentelemetry import trace
 from opentelemetry.metrics import CallbackOptions, Observation
+from pydantic import Field
 
 from chassis import telemetry
 from chassis.errors import RpcError
+from chassis.rolling import Window
+from chassis.settings import Section
 
 log = structlog.get_logger(__name__)
 
@@ -35,20 +38,17 @@ _FAULTS = {
 _all: weakref.WeakSet[AsyncBreaker] = weakref.WeakSet()
 
 
-class Limits(Protocol):
-    """The live knobs of a breaker."""
+class BreakerKnobs(Section):
+    """When a breaker opens, and how it finds out that it may close. A slow probe is a failed one."""
 
-    @property
-    def fail_max(self) -> int:
-        """Failures in a row that open it."""
-
-    @property
-    def reset_seconds(self) -> float:
-        """Seconds it stays open before it lets a probe through."""
-
-    @property
-    def half_open_max(self) -> int:
-        """Probes at the same time, and successes in a row that close it."""
+    window_seconds: float = Field(gt=0, le=300, description="how far back the ratios look")
+    minimum_calls: int = Field(gt=0, description="calls in the window before a ratio means anything")
+    failure_ratio: float = Field(gt=0, le=1, description="share of failed calls that opens it")
+    slow_seconds: float = Field(gt=0, le=300, description="a call that takes longer counts as slow")
+    slow_ratio: float = Field(gt=0, le=1, description="share of slow calls that opens it")
+    failures_in_a_row: int = Field(gt=0, description="failures without a success between them that open it")
+    reset_seconds: float = Field(gt=0, le=60, description="time it stays open before it probes")
+    half_open_max: int = Field(gt=0, description="probes at the same time, and successes that close it")
 
 
 class BreakerOpen(Exception):  # noqa: N818 - a state of the breaker, not a defect
@@ -71,84 +71,96 @@ class AsyncBreaker:
     def __init__(
         self,
         name: str,
-        limits: Callable[[], Limits],
+        limits: Callable[[], BreakerKnobs],
         is_failure: Callable[[BaseException], bool] = is_fault,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.is_failure = is_failure
+        self.state: State = "closed"
         self._limits = limits
         self._clock = clock
         self._lock = threading.RLock()
         self._generation = 0
         self._probes = 0
+        self._proved = 0
+        self._in_a_row = 0
         self._opened_at = 0.0
-        self._machine = pybreaker.CircuitBreaker(
-            name=name, listeners=[_Transitions(self)], throw_new_error_on_trip=False
-        )
+        self._window = Window()
+        self._machine = pybreaker.CircuitBreaker(name=name, listeners=[_Transitions(self)])
         _all.add(self)
-
-    @property
-    def state(self) -> State:
-        """Where it stands; an open breaker turns half-open at the first call after its time."""
-        return cast(State, self._machine.current_state)
 
     async def call(self, func: Callable[[], Awaitable[T]]) -> T:
         """The result of `func()`, whose failures are counted; raises BreakerOpen when it may not be made."""
-        generation = self.admit()
+        generation, began = self.admit(), self._clock()
         try:
             result = await func()
         except Exception as error:
-            self.settle(generation, failed=self.is_failure(error))
+            self.settle(generation, failed=self.is_failure(error), seconds=self._clock() - began)
             raise
         except BaseException:
             self.settle(generation, failed=None)
             raise
-        self.settle(generation, failed=False)
+        self.settle(generation, failed=False, seconds=self._clock() - began)
         return result
 
     def admit(self) -> int:
         """Allow one call, which must be settled with the generation returned; raises BreakerOpen."""
+        if self.state == "closed":
+            return self._generation
         with self._lock:
             limits = self._limits()
-            if self.state == pybreaker.STATE_OPEN:
+            if self.state == "open":
                 wait = self._opened_at + limits.reset_seconds - self._clock()
                 if wait > 0:
                     raise BreakerOpen(self.name, wait)
                 self._machine.half_open()
-            if self.state == pybreaker.STATE_HALF_OPEN:
-                if self._probes + self._machine.success_counter >= limits.half_open_max:
-                    raise BreakerOpen(self.name, min(1.0, limits.reset_seconds))
-                self._probes += 1
+            if self._probes + self._proved >= limits.half_open_max:
+                raise BreakerOpen(self.name, min(1.0, limits.reset_seconds))
+            self._probes += 1
             return self._generation
 
-    def settle(self, generation: int, failed: bool | None) -> None:
+    def settle(self, generation: int, failed: bool | None, seconds: float = 0.0) -> None:
         """Count the outcome of an admitted call; None (cancelled) only gives its place back."""
         with self._lock:
             if generation != self._generation:
                 return
-            if self.state == pybreaker.STATE_HALF_OPEN:
+            if self.state == "closed":
+                if failed is not None:
+                    self._count(failed, seconds)
+            else:
                 self._probes -= 1
-            if failed is not None:
-                self._count(failed)
+                if failed is not None:
+                    self._prove(failed, seconds)
 
     def probe_soon(self) -> None:
         """Let an open breaker probe at the next call: there is news of what it guards."""
         with self._lock:
             self._opened_at = float("-inf")
 
-    def _count(self, failed: bool) -> None:
+    def _count(self, failed: bool, seconds: float) -> None:
         limits = self._limits()
-        self._machine.fail_max = limits.fail_max
-        self._machine.success_threshold = limits.half_open_max
-        try:
-            self._machine.call(_outcome, failed)
-        except _FailedError:
-            return
+        slow = seconds > limits.slow_seconds
+        window = self._window
+        window.add(self._clock(), limits.window_seconds, failed, slow)
+        self._in_a_row = self._in_a_row + 1 if failed else 0
+        if (failed or slow) and (self._in_a_row >= limits.failures_in_a_row or _too_many(window, limits)):
+            self._machine.open()
 
-    def _changed(self, before: str, after: str) -> None:
+    def _prove(self, failed: bool, seconds: float) -> None:
+        limits = self._limits()
+        if failed or seconds > limits.slow_seconds:
+            self._machine.open()
+            return
+        self._proved += 1
+        if self._proved >= limits.half_open_max:
+            self._machine.close()
+
+    def _changed(self, before: str, after: State) -> None:
+        self.state = after
         self._generation += 1
-        self._probes = 0
+        self._probes = self._proved = self._in_a_row = 0
+        self._window.clear()
         self._opened_at = self._clock()
         log.warning("breaker changed", breaker=self.name, before=before, after=after)
         trace.get_current_span().add_event(
@@ -157,21 +169,18 @@ class AsyncBreaker:
         _transitions.add(1, {"breaker.name": self.name, "breaker.state": after})
 
 
+def _too_many(window: Window, limits: BreakerKnobs) -> bool:
+    return window.calls >= limits.minimum_calls and (
+        window.failures >= limits.failure_ratio * window.calls or window.slow >= limits.slow_ratio * window.calls
+    )
+
+
 class _Transitions(pybreaker.CircuitBreakerListener):
     def __init__(self, breaker: AsyncBreaker) -> None:
         self._breaker = weakref.proxy(breaker)
 
     def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:  # noqa: ARG002
         self._breaker._changed(old_state.name, new_state.name)
-
-
-class _FailedError(Exception):
-    """Stands for the real error, which pybreaker would raise again from a place it never was."""
-
-
-def _outcome(failed: bool) -> None:
-    if failed:
-        raise _FailedError
 
 
 def _observations(_options: CallbackOptions) -> Iterable[Observation]:

@@ -1,4 +1,4 @@
-"""What a generated stub calls through: deadline, breaker, balancing over healthy instances, one retry, telemetry.
+"""What a generated stub calls through: deadline, bulkhead, breaker, retries under a budget, balancing, telemetry.
 
 Invariant: a call ends within its deadline as an answer or an RpcError; with nobody to call it fails at once.
 """
@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
+from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from pydantic import Field
 
 from chassis import telemetry
 from chassis.balancing import Balancer
-from chassis.breaker import AsyncBreaker, BreakerOpen
+from chassis.breaker import AsyncBreaker, BreakerKnobs, BreakerOpen
+from chassis.bulkhead import Bulkhead, BulkheadKnobs
 from chassis.deadline import remaining, within
 from chassis.errors import RpcError, deadline_exceeded, unavailable
+from chassis.peers import BalancingKnobs
+from chassis.retry import Retries, RetryBudget, RetryKnobs
 from chassis.settings import Section
-from chassis.transport import GrpcTransport, Method, NeverSent, Transport, repeatable
+from chassis.transport import GrpcTransport, Method, Transport, repeatable
 
 if TYPE_CHECKING:
-    from chassis.discovery import Endpoint, Endpoints
+    from chassis.discovery import Endpoints
     from chassis.lifecycle import Process
 
 T = TypeVar("T")
@@ -40,10 +45,11 @@ _duration = telemetry.meter().create_histogram("rpc.client.duration", "ms", "tim
 class ClientKnobs(Section):
     """How one service is called."""
 
-    deadline_seconds: float = Field(gt=0, le=60, description="longest time a call may take, its retry included")
-    fail_max: int = Field(gt=0, description="failures in a row that open the breaker")
-    reset_seconds: float = Field(gt=0, le=60, description="time an open breaker waits before it probes")
-    half_open_max: int = Field(gt=0, description="probes at the same time, and successes that close the breaker")
+    deadline_seconds: float = Field(gt=0, le=60, description="longest time a call may take, its retries included")
+    bulkhead: BulkheadKnobs = Field(description="how many calls at once")
+    breaker: BreakerKnobs = Field(description="when no call is made for a while")
+    retry: RetryKnobs = Field(description="when a failed call is made again")
+    balancing: BalancingKnobs = Field(description="which instance a call goes to")
 
 
 def connect(process: Process[Any], service: str, *, knobs: ClientKnobs | Callable[[], ClientKnobs]) -> Channel:
@@ -61,11 +67,14 @@ class Channel:
         self, service: str, endpoints: Endpoints, knobs: Callable[[], ClientKnobs], transport: Transport
     ) -> None:
         self.service = service
-        self.breaker = AsyncBreaker(service, knobs)
+        self.bulkhead = Bulkhead(service, lambda: knobs().bulkhead)
+        self.breaker = AsyncBreaker(service, lambda: knobs().breaker)
+        self.budget = RetryBudget(lambda: knobs().retry)
         self._endpoints = endpoints
         self._knobs = knobs
-        self._balancer = Balancer(endpoints, transport, self.breaker.probe_soon)
+        self.balancer = Balancer(endpoints, transport, self.breaker.probe_soon, lambda: knobs().balancing)
         self._transport = transport
+        _channels.add(self)
 
     def unary_unary(
         self,
@@ -102,7 +111,7 @@ class Channel:
 
     async def close(self) -> None:
         """Close the connections to every instance."""
-        await self._balancer.close()
+        await self.balancer.close()
 
     async def _unary(self, method: Method, request: Any, limit: float | None, metadata: Metadata) -> Any:
         knobs = self._knobs()
@@ -112,26 +121,39 @@ class Channel:
             if budget <= 0:
                 raise deadline_exceeded()
             sent = _traced(metadata, span)
-            return await self._guarded(lambda: self._attempts(method, request, ends_at, sent, span), span)
+            return await self._guarded(lambda: self._attempts(method, request, ends_at, sent, span), budget, span)
 
     async def _attempts(self, method: Method, request: Any, ends_at: float, metadata: Metadata, span: Span) -> Any:
         await self._known(ends_at - time.monotonic())
-        tried: set[Endpoint] = set()
+        self.budget.earn()
+        retries = Retries(self._knobs().retry, self.budget, method)
         while True:
-            with self._balancer.pick(tried) as peer:
-                span.set_attribute("server.address", peer.endpoint.address)
-                left = max(0.001, ends_at - time.monotonic())
-                try:
-                    answer = await self._transport.unary(peer.endpoint.address, method, request, left, metadata)
-                except RpcError as error:
-                    self._balancer.settle(peer, error)
-                    tried.add(peer.endpoint)
-                    if len(tried) > 1 or not self._may_repeat(method, error, tried):
-                        raise
-                    span.add_event("rpc.retry", {"error.message": error.message[:200]})
-                else:
-                    self._balancer.settle(peer, None)
-                    return answer
+            try:
+                return await self._try(method, request, retries, ends_at=ends_at, metadata=metadata, span=span)
+            except RpcError as error:
+                pause = retries.pause(error, ends_at - time.monotonic(), self.balancer.spare(retries.tried))
+                if pause is None:
+                    raise
+                span.add_event("rpc.retry", {"error.message": error.message[:200], "pause": pause})
+                _retries.add(1, {"rpc.service": self.service})
+            await asyncio.sleep(pause)
+
+    async def _try(
+        self, method: Method, request: Any, retries: Retries, *, ends_at: float, metadata: Metadata, span: Span
+    ) -> Any:
+        with self.balancer.pick(retries.tried) as turn:
+            address = turn.peer.endpoint.address
+            retries.tried.add(turn.peer.endpoint)
+            span.set_attribute("server.address", address)
+            left = max(0.001, ends_at - time.monotonic())
+            patience = retries.patience(left, self.balancer.spare(retries.tried))
+            try:
+                answer = await self._transport.unary(address, method, request, patience, metadata)
+            except RpcError as error:
+                self.balancer.settle(turn, method, error)
+                raise
+            self.balancer.settle(turn, method, None)
+            return answer
 
     async def _stream(
         self, method: Method, request: Any, limit: float | None, metadata: Metadata
@@ -140,7 +162,7 @@ class Channel:
         with self._observed(method) as span:
             answers = self._answers(method, request, seconds, _traced(metadata, span), span)
             try:
-                first = await self._guarded(lambda: self._first(answers), span)
+                first = await self._guarded(lambda: self._first(answers), seconds, span)
                 if first is not _END:
                     yield first
                     async for answer in answers:
@@ -159,18 +181,28 @@ class Channel:
         self, method: Method, request: Any, seconds: float | None, metadata: Metadata, span: Span
     ) -> AsyncGenerator[Any, None]:
         await self._known(_FIRST_ANSWER_SECONDS)
-        with self._balancer.pick(frozenset()) as peer:
-            span.set_attribute("server.address", peer.endpoint.address)
+        with self.balancer.pick(frozenset()) as turn:
+            address = turn.peer.endpoint.address
+            span.set_attribute("server.address", address)
             try:
-                async for answer in self._transport.stream(peer.endpoint.address, method, request, seconds, metadata):
-                    self._balancer.settle(peer, None)
+                async for answer in self._transport.stream(address, method, request, seconds, metadata):
+                    if not turn.streaming:
+                        self.balancer.settle(turn, method, None)
+                        self.balancer.streaming(turn)
                     yield answer
             except RpcError as error:
-                self._balancer.settle(peer, error)
+                self.balancer.settle(turn, method, error)
                 raise
 
-    async def _guarded(self, work: Callable[[], Awaitable[T]], span: Span) -> T:
-        """Run `work` behind the breaker; an open one answers in its place."""
+    async def _guarded(self, work: Callable[[], Awaitable[T]], left: float | None, span: Span) -> T:
+        """Run `work` in a place of the bulkhead and behind the breaker; a full or open one answers in its place."""
+        await self.bulkhead.enter(_FIRST_ANSWER_SECONDS if left is None else left)
+        try:
+            return await self._broken_or(work, span)
+        finally:
+            self.bulkhead.leave()
+
+    async def _broken_or(self, work: Callable[[], Awaitable[T]], span: Span) -> T:
         try:
             return await self.breaker.call(work)
         except BreakerOpen as refusal:
@@ -178,15 +210,10 @@ class Channel:
             raise unavailable("BREAKER_OPEN", str(refusal), refusal.retry_after) from None
         except RpcError as error:
             if error.code in _LATER and error.retry_after is None:
-                error.retry_after = self._knobs().reset_seconds
+                error.retry_after = self._knobs().breaker.reset_seconds
             raise
         finally:
             span.set_attribute("breaker.state", self.breaker.state)
-
-    def _may_repeat(self, method: Method, error: RpcError, tried: set[Endpoint]) -> bool:
-        interrupted = error.code is grpc.StatusCode.UNAVAILABLE and error.reason == "UNAVAILABLE"
-        again = isinstance(error, NeverSent) or (method.repeatable and interrupted)
-        return again and self._balancer.spare(tried)
 
     async def _known(self, seconds: float) -> None:
         """Give discovery a moment for its very first answer; without one there is simply nobody to call."""
@@ -217,3 +244,19 @@ class Channel:
 def _traced(metadata: Metadata, span: Span) -> Metadata:
     header = telemetry.traceparent(span)
     return (*metadata, ("traceparent", header)) if header else tuple(metadata)
+
+
+def _gauge(name: str, unit: str, read: Callable[[Channel], float], description: str) -> None:
+    def observe(_options: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(read(channel), {"rpc.service": channel.service}) for channel in list(_channels)]
+
+    telemetry.meter().create_observable_gauge(name, [observe], unit, description)
+
+
+_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+_retries = telemetry.meter().create_counter("rpc.client.retries", description="calls made once more")
+_gauge("rpc.client.retry_budget", "1", lambda c: c.budget.left, "retries that could be made now")
+_gauge("rpc.client.retries_refused", "1", lambda c: c.budget.refused, "retries not made: the budget was spent")
+_gauge("bulkhead.taken", "1", lambda c: c.bulkhead.taken, "calls under way")
+_gauge("bulkhead.refused", "1", lambda c: c.bulkhead.refused, "calls refused for want of a place")
+_gauge("balancer.left_out", "1", lambda c: len(c.balancer.left_out), "instances that are avoided now")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +23,8 @@ from chassis.errors import RpcError, deadline_exceeded, unavailable
 from chassis.leases import LeasedLogin
 from chassis.migrate import migrate
 from chassis.pauses import backoff
-from chassis.statements import TracedAsyncCursor, alive
+from chassis.reach import Reach
+from chassis.statements import TracedAsyncCursor, alive, unlimited
 
 if TYPE_CHECKING:
     from chassis.discovery import Endpoint, Endpoints
@@ -77,7 +78,9 @@ class Database:
         self._servers = servers
         self._server: Endpoint | None = None
         self._closers: list[Callable[[], Awaitable[None]]] = []
+        self.reach = Reach()
         self._pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(
+            connection_class=self.reach.noticed(),
             kwargs=lambda: {**self.login().parameters(), "cursor_factory": TracedAsyncCursor},
             min_size=1,
             max_size=max_size,
@@ -128,10 +131,20 @@ class Database:
         Raises RpcError: UNAVAILABLE when the database is away, DEADLINE_EXCEEDED when the time is over.
         """
         try:
-            async with self._pool.connection(within(_WAIT_SECONDS)) as connection:
+            async with self._borrowed() as connection:
                 yield connection
         except _LOST as error:
             raise away(error) from error
+
+    @asynccontextmanager
+    async def _borrowed(self) -> AsyncIterator[AsyncConnection[DictRow]]:
+        """A pooled connection; who waits for one is sent away as soon as the server refuses to be connected to."""
+        async with AsyncExitStack() as stack:
+            async with self.reach.patience(self._pool.get_stats()["pool_available"]):
+                borrowed = self._pool.connection(within(_WAIT_SECONDS))
+                connection = await stack.enter_async_context(borrowed)
+            unlimited(connection)
+            yield connection
 
     async def read(self, work: Callable[[AsyncConnection[DictRow]], Awaitable[T]]) -> T:
         """The result of `work(connection)`, which only reads: it is done once more when the connection was lost."""
@@ -177,6 +190,8 @@ class Database:
 
 def away(error: BaseException) -> RpcError:
     """What a lost or missing connection means to the caller."""
-    if remaining() == 0:
+    # A statement is cancelled by its time limit, which is the deadline; the server's clock may be a moment ahead.
+    cancelled = isinstance(error.__cause__ or error, psycopg.errors.QueryCanceled) and remaining() is not None
+    if cancelled or remaining() == 0:
         return deadline_exceeded()
     return unavailable("DATABASE_UNAVAILABLE", f"database: {type(error).__name__}", _RETRY_AFTER_SECONDS)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DOMAIN = "waypost"
 _DETAILS = "grpc-status-details-bin"
+PUSHBACK = "grpc-retry-pushback-ms"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -27,7 +28,8 @@ class RpcError(Exception):
     """A refusal or failure a caller can act on.
 
     `reason` is a stable word in capitals (`EMAIL_TAKEN`), `fields` maps a request field to what is wrong with it,
-    `retry_after` is in seconds and set when trying again may help.
+    `retry_after` is in seconds and set when trying again may help. `pushback` is what the server demands of an
+    automatic retry (gRFC A6): seconds before it, below 0 for none at all.
     """
 
     def __init__(
@@ -37,6 +39,8 @@ class RpcError(Exception):
         message: str = "",
         fields: Mapping[str, str] | None = None,
         retry_after: float | None = None,
+        *,
+        pushback: float | None = None,
     ) -> None:
         super().__init__(message or reason)
         self.code = code
@@ -44,6 +48,7 @@ class RpcError(Exception):
         self.message = message or reason
         self.fields: Mapping[str, str] = dict(fields or {})
         self.retry_after = retry_after
+        self.pushback = pushback
 
     def __repr__(self) -> str:
         return f"RpcError({self.code.name}, {self.reason!r}, {self.message!r})"
@@ -91,12 +96,25 @@ def from_status(status: status_pb2.Status) -> RpcError:
 
 def from_grpc(error: grpc.aio.AioRpcError) -> RpcError:
     """The error behind a failed call, from its rich details where the server sent them."""
-    trailing: Any = error.trailing_metadata() or ()
-    for key, value in trailing:
-        if key == _DETAILS and isinstance(value, bytes):
-            return from_status(status_pb2.Status.FromString(value))
-    code = error.code()
-    return RpcError(code, code.name, error.details() or code.name)
+    metadata: Any = error.trailing_metadata() or ()
+    trailing = dict(metadata)
+    code, details = error.code(), trailing.get(_DETAILS)
+    if isinstance(details, bytes):
+        found = from_status(status_pb2.Status.FromString(details))
+    else:
+        found = RpcError(code, code.name, error.details() or code.name)
+    found.pushback = _pushback(trailing.get(PUSHBACK))
+    return found
+
+
+def _pushback(text: Any) -> float | None:
+    """Seconds; a value that is no number forbids the retry, as gRFC A6 says."""
+    if text is None:
+        return None
+    try:
+        return int(text) / 1000
+    except ValueError:
+        return -1.0
 
 
 def _pack(status: status_pb2.Status, detail: Message) -> None:

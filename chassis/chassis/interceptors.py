@@ -1,4 +1,4 @@
-"""What every accepted call goes through: errors to google.rpc.Status, a server span, the caller's deadline.
+"""What every accepted call goes through: errors to google.rpc.Status, a server span, the limit, the caller's deadline.
 
 Invariant: a handler raises RpcError or nothing; anything else is a defect, logged here and hidden from the caller.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -21,7 +21,8 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from chassis import telemetry
 from chassis.deadline import limit, remaining
-from chassis.errors import RpcError, deadline_exceeded, to_status
+from chassis.errors import PUSHBACK, RpcError, deadline_exceeded, to_status
+from chassis.limiter import Limiter, Place
 
 log = structlog.get_logger(__name__)
 
@@ -53,8 +54,60 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return _wrapped(handler, path, self._around)
 
 
+class Limit(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Gives each call a place of the limiter, a stream until its first answer; `exempt` methods need none."""
+
+    def __init__(self, limiter: Limiter, exempt: Collection[str] = ()) -> None:
+        self._limiter = limiter
+        self._exempt = frozenset(exempt)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Called by grpc.aio for each call."""
+        handler = await continuation(handler_call_details)
+        path = handler_call_details.method
+        if handler is None or path.startswith("/grpc.") or path in self._exempt:
+            return handler
+        return _limited(handler, self._limiter)
+
+
+def _limited(handler: Any, limiter: Limiter) -> Any:
+    kind = _kind(handler)
+    inner = getattr(handler, kind)
+
+    async def answer(request: Any, context: Context) -> Any:
+        with _place(limiter):
+            return await inner(request, context)
+
+    async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
+        with _place(limiter) as place:
+            async with aclosing(inner(request, context)) as items:
+                async for item in items:
+                    limiter.release(place)
+                    yield item
+
+    return _handler(handler, kind, answers if inspect.isasyncgenfunction(inner) else answer)
+
+
+@contextmanager
+def _place(limiter: Limiter) -> Iterator[Place]:
+    place, answered = limiter.admit(), False
+    try:
+        yield place
+        answered = True
+    except TimeoutError:
+        answered = True
+        raise
+    finally:
+        # A refusal is quick and a caller that hangs up is early: neither says how long work takes.
+        limiter.release(place, measured=answered)
+
+
 def _wrapped(handler: Any, path: str, around: Around) -> Any:
-    kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
+    kind = _kind(handler)
     inner = getattr(handler, kind)
 
     async def answer(request: Any, context: Context) -> Any:
@@ -67,10 +120,17 @@ def _wrapped(handler: Any, path: str, around: Around) -> Any:
             async for item in items:
                 yield item
 
-    behaviour = answers if inspect.isasyncgenfunction(inner) else answer
-    return getattr(grpc, f"{kind}_rpc_method_handler")(
-        behaviour, handler.request_deserializer, handler.response_serializer
-    )
+    return _handler(handler, kind, answers if inspect.isasyncgenfunction(inner) else answer)
+
+
+def _kind(handler: Any) -> str:
+    asked, told = ("stream" if many else "unary" for many in (handler.request_streaming, handler.response_streaming))
+    return f"{asked}_{told}"
+
+
+def _handler(like: Any, kind: str, behaviour: Callable[..., Any]) -> Any:
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    return make(behaviour, like.request_deserializer, like.response_serializer)
 
 
 @asynccontextmanager
@@ -87,6 +147,8 @@ async def _errors(path: str, context: Context) -> AsyncIterator[None]:
 
 
 async def _abort(context: Context, error: RpcError) -> None:
+    if error.pushback is not None:
+        context.set_trailing_metadata(((PUSHBACK, str(round(error.pushback * 1000))),))
     await context.abort_with_status(rpc_status.to_status(to_status(error)))
 
 
@@ -142,3 +204,8 @@ def _caller(context: Context) -> Any:
 
 
 INTERCEPTORS = (Interceptor(_errors), Interceptor(_observed), Interceptor(_in_time))
+
+
+def limited(limiter: Limiter, exempt: Collection[str] = ()) -> tuple[Any, ...]:
+    """All of them, with a limit on what is taken on; what is refused is seen like any call."""
+    return (*INTERCEPTORS, Limit(limiter, exempt))

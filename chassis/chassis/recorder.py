@@ -6,6 +6,7 @@ Invariant: an append is one transaction; when its answer is lost, the rows that 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -18,7 +19,7 @@ from eventsourcing.persistence import IntegrityError, InterfaceError, Operationa
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg import Connection, Cursor
 from psycopg.rows import DictRow
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from chassis import telemetry
 from chassis.database import Database, away
@@ -35,7 +36,8 @@ from chassis.eventstore import (
 )
 from chassis.listener import Listener
 from chassis.pauses import backoff
-from chassis.statements import TracedCursor, alive_sync
+from chassis.reach import Reach
+from chassis.statements import TracedCursor, alive_sync, unlimited
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +47,7 @@ TABLE = "events"
 _POLL_SECONDS = 1.0
 _ATTEMPTS = 3
 _LOCK_SECONDS = 2
+_LOOK_SECONDS = 0.2
 _LOST = (OperationalError, InterfaceError)
 _tracer = telemetry.tracer()
 
@@ -133,8 +136,22 @@ class EventStore:
 
 
 class _Pool(ConnectionPool[Connection[DictRow]]):
+    reach: Reach
+
     def getconn(self, timeout: float | None = None) -> Connection[DictRow]:
-        return super().getconn(within(self.timeout if timeout is None else timeout))
+        ends_at = time.monotonic() + within(self.timeout if timeout is None else timeout)
+        while True:
+            if not self.get_stats()["pool_available"]:
+                self.reach.check()
+            left = ends_at - time.monotonic()
+            try:
+                connection = super().getconn(max(0.001, min(left, _LOOK_SECONDS)))
+            except PoolTimeout:
+                if left <= _LOOK_SECONDS:
+                    raise
+                continue
+            unlimited(connection)
+            return connection
 
 
 class LeasedDatastore(PostgresDatastore):
@@ -146,7 +163,7 @@ class LeasedDatastore(PostgresDatastore):
             idle_in_transaction_session_timeout=10.0,
         )  # fmt: skip
         self.pool = _Pool(
-            connection_class=Connection[DictRow],
+            connection_class=database.reach.noticed_sync(),
             kwargs=lambda: {**database.login().parameters(), "cursor_factory": TracedCursor},
             configure=self.after_connect_func(),
             check=alive_sync,
@@ -158,6 +175,7 @@ class LeasedDatastore(PostgresDatastore):
             num_workers=1,
             name=f"{database.name} events",
         )  # type: ignore[assignment]
+        self.pool.reach = database.reach  # type: ignore[attr-defined]
 
 
 class Recorder(PostgresApplicationRecorder):

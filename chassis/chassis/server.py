@@ -6,7 +6,7 @@ Invariant: health says SERVING only while every readiness probe does; a call tha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -15,7 +15,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from chassis.interceptors import INTERCEPTORS
+from chassis.interceptors import INTERCEPTORS, limited
+from chassis.limiter import Limiter, LimiterKnobs
 
 if TYPE_CHECKING:
     from chassis.lifecycle import Process
@@ -37,14 +38,17 @@ async def serve(
     register: Callable[[grpc.aio.Server], None],
     services: Sequence[str],
     *,
-    max_concurrent_rpcs: int | None = None,
+    limits: Callable[[], LimiterKnobs] | None = None,
+    exempt: Collection[str] = (),
 ) -> None:
     """Serve at the process's bind address until it is told to stop, then drain and return.
 
-    `services` are the full names for health and reflection ("shop.user.v1.UserService"). More than
-    `max_concurrent_rpcs` calls at once are refused with RESOURCE_EXHAUSTED.
+    `services` are the full names for health and reflection ("shop.user.v1.UserService"). With `limits`, calls beyond
+    what answers in time are refused with RESOURCE_EXHAUSTED, but for the `exempt` methods ("/package.Service/Name"):
+    those that have a queue of their own, and those that give something back.
     """
-    server = grpc.aio.server(interceptors=INTERCEPTORS, options=_OPTIONS, maximum_concurrent_rpcs=max_concurrent_rpcs)
+    around = limited(Limiter(process.name, limits), exempt) if limits else INTERCEPTORS
+    server = grpc.aio.server(interceptors=around, options=_OPTIONS)
     register(server)
     status = _Health(process, services)
     status.add_to(server)

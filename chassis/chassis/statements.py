@@ -1,6 +1,7 @@
-"""Cursors that record each statement as a span, and a check of idle connections that costs no round trip.
+"""Cursors that record each statement as a span and end it at the deadline, and a free check of idle connections.
 
-Invariant: a span holds the text of a statement, never its parameters; without a trace around it there is no span.
+Invariant: a span holds the text of a statement, never its parameters; without a trace around it there is no span. The
+time limit of a transaction goes out with its first statement, so that it costs no round trip.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
-from psycopg.sql import Composable
+from psycopg.sql import SQL, Composable, Composed
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from chassis import telemetry
+from chassis.deadline import remaining
 
 Row = TypeVar("Row")
 
 _tracer = telemetry.tracer()
+_limited: WeakSet[AsyncConnection[Any] | Connection[Any]] = WeakSet()
 
 
 class TracedAsyncCursor(AsyncCursor[Row]):
@@ -29,7 +33,13 @@ class TracedAsyncCursor(AsyncCursor[Row]):
     async def execute(self, query: Any, params: Any = None, **options: Any) -> TracedAsyncCursor[Row]:
         """See psycopg."""
         with _span(query, self.connection.info.dbname):
-            await super().execute(query, params, **options)
+            limit = _limit(self.connection)
+            if limit is None:
+                await super().execute(query, params, **options)
+                return self
+            async with self.connection.pipeline():
+                await AsyncCursor(self.connection).execute(limit)
+                await super().execute(query, params, **options)
         return self
 
 
@@ -39,7 +49,13 @@ class TracedCursor(Cursor[Row]):
     def execute(self, query: Any, params: Any = None, **options: Any) -> TracedCursor[Row]:
         """See psycopg."""
         with _span(query, self.connection.info.dbname):
-            super().execute(query, params, **options)
+            limit = _limit(self.connection)
+            if limit is None:
+                super().execute(query, params, **options)
+                return self
+            with self.connection.pipeline():
+                Cursor(self.connection).execute(limit)
+                super().execute(query, params, **options)
         return self
 
 
@@ -53,6 +69,20 @@ def alive_sync(connection: Connection[Any]) -> None:
     """The same for sync connections."""
     if _spoken(connection.fileno()):
         ConnectionPool.check_connection(connection)
+
+
+def unlimited(connection: AsyncConnection[Any] | Connection[Any]) -> None:
+    """A transaction begins with the next statement on this connection, which just left its pool."""
+    _limited.discard(connection)
+
+
+def _limit(connection: AsyncConnection[Any] | Connection[Any]) -> Composed | None:
+    """What ends the statements of this transaction at the deadline; None without one, or when it was said before."""
+    left = remaining()
+    if left is None or connection in _limited:
+        return None
+    _limited.add(connection)
+    return SQL("SET LOCAL statement_timeout = {}").format(max(1, round(left * 1000)))
 
 
 def _spoken(descriptor: int) -> bool:

@@ -26,6 +26,7 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
 )
+OVERLOADED = "OVERLOADED"
 _SHED = "Concurrent RPC limit exceeded"
 _NOT_CONNECTED = ("failed to connect", "connection refused", "no connection established", "dns resolution")
 
@@ -136,10 +137,12 @@ class GrpcTransport:
 
 def _meaning(error: grpc.aio.AioRpcError) -> RpcError:
     found, code, details = from_grpc(error), error.code(), error.details() or ""
+    if found.reason == OVERLOADED and code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return NeverSent(code, found.reason, found.message, None, found.retry_after, pushback=found.pushback)
     if found.reason != code.name:
         return found
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(_SHED):
-        return NeverSent(code, code.name, "the server has enough to do")
+        return NeverSent(code, code.name, "the server has enough to do", pushback=found.pushback)
     # A server that stops ends what it has not accepted as CANCELLED (grpc#41785), what it cuts off as UNAVAILABLE.
     unaccepted = code is grpc.StatusCode.CANCELLED
     unconnected = code is grpc.StatusCode.UNAVAILABLE and any(sign in details.lower() for sign in _NOT_CONNECTED)

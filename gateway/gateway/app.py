@@ -11,7 +11,7 @@ BLUEPRINTS = (users.routes, orders.routes, watching.routes, health.routes, pages
 
 def create(backend: Backend, name: str = "gateway") -> Edge:
     """An app on `backend`; a process has one, a test may have more under names of their own."""
-    app = edge.make(name, backend.settings(), backend)
+    app = edge.make(name, backend.settings(), backend, lambda: backend.settings().limiter)
     for blueprint in BLUEPRINTS:
         app.blueprint(blueprint)
     return app

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
@@ -33,6 +33,8 @@ from sanic.http import Http
 from sanic.response import BaseHTTPResponse
 
 from chassis import telemetry
+from chassis.errors import RpcError
+from chassis.limiter import Limiter, LimiterKnobs
 from gateway.heads import Head, Verbs
 from gateway.problems import Problems
 from gateway.settings import Settings
@@ -48,16 +50,33 @@ _CLIENT_GONE = 499
 _DISCARD_BYTES = 2**25
 _DISCARD_SECONDS = 10.0
 _PROBES = {"/livez", "/readyz"}
+_CANCEL = re.compile(r"/v1/orders/[^/]+/cancel")
 _ids = RandomIdGenerator()
 
 
 class Edge(Sanic[Config, Any]):
     """Sanic with one `exchange` around each request, however it ends."""
 
+    __slots__ = ("limiter",)
+    limiter: Limiter
+
     async def handle_request(self, request: Request) -> None:
         with exchange(request):
-            await super().handle_request(request)
+            if request.path in _PROBES or _CANCEL.fullmatch(request.path):
+                await super().handle_request(request)
+            else:
+                await self._limited(request)
         await _discard(request)
+
+    async def _limited(self, request: Request) -> None:
+        try:
+            request.ctx.place = self.limiter.admit()
+        except RpcError as refusal:
+            return await self.handle_exception(request, refusal)
+        try:
+            await super().handle_request(request)
+        finally:
+            self.limiter.release(request.ctx.place, measured=False)
 
     async def handle_exception(self, request: Request, exception: BaseException, run_middleware: bool = True) -> None:
         if isinstance(exception, RequestCancelled):
@@ -72,7 +91,7 @@ class Edge(Sanic[Config, Any]):
             request.stream.request_body = None  # the rest of it is not waited for: no timeout would end that
 
 
-def make(name: str, knobs: Settings, context: object) -> Edge:
+def make(name: str, knobs: Settings, context: object, limits: Callable[[], LimiterKnobs]) -> Edge:
     """An app without routes, with limits tightened to the knobs; routes find `context` as `app.ctx`."""
     config = Config(env_prefix=None)
     config.update(
@@ -92,6 +111,7 @@ def make(name: str, knobs: Settings, context: object) -> Edge:
         request_class=Head,
         configure_logging=False,
     )
+    app.limiter = Limiter("gateway", limits)
     app.register_middleware(_stamp, "response")
     return app
 
@@ -146,6 +166,11 @@ async def _discard(request: Request) -> None:
 
 
 def _stamp(request: Request, response: BaseHTTPResponse) -> None:
+    if hasattr(request.ctx, "place"):
+        # Here a stream has only begun: from now on it is its own business, and no measure of the load.
+        cast(Edge, request.app).limiter.release(
+            request.ctx.place, measured=response.status < 400 or response.status == 504
+        )
     request.ctx.status = response.status
     response.headers["traceresponse"] = request.ctx.traceresponse
     for name, value in _SECURITY.items():

@@ -24,6 +24,7 @@ _EDGE = (
     "INTERNAL",
     "UNAVAILABLE",
     "BREAKER_OPEN",
+    "BULKHEAD_FULL",
     "OVERLOADED",
     "DEADLINE_EXCEEDED",
 )

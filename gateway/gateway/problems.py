@@ -64,6 +64,7 @@ _TABLE = (
     Kind("UNAVAILABLE", 503, "Temporarily unavailable", "A part of the system is away for the moment; try again after Retry-After seconds."),
     Kind("HISTORY_NEWER", 503, "Written by a newer version", "A newer version of the system has written this order than the one that was asked; try again after Retry-After seconds."),
     Kind("BREAKER_OPEN", 503, "Circuit open", "Calls to a failing part of the system are paused; try again after Retry-After seconds."),
+    Kind("BULKHEAD_FULL", 503, "Too many calls at once", "All places for calls to a part of the system are taken; try again after Retry-After seconds."),
     Kind("OVERLOADED", 503, "Overloaded", "There is more to do than can be done now; try again after Retry-After seconds."),
     Kind("DEADLINE_EXCEEDED", 504, "Deadline exceeded", "The answer was not there in time; whether the request took effect is not known."),
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from chassis.client import ClientKnobs
+from chassis.limiter import LimiterKnobs
 from chassis.settings import Knobs
 
 
@@ -24,5 +25,6 @@ class Settings(Knobs):
     probe_seconds: float = Field(gt=0, le=60, description="how often the dependencies are looked at for /readyz")
     watch_heartbeat_seconds: float = Field(gt=0, le=300, description="longest silence of a watch")
     watch_retry_seconds: float = Field(ge=0, le=60, description="when a caller whose watch has ended comes back")
+    limiter: LimiterKnobs = Field(description="how many requests are taken on at once")
     users: ClientKnobs = Field(description="calls to user-service")
     orders: ClientKnobs = Field(description="calls to order-service")

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pydantic import Field
 
 from chassis.client import ClientKnobs
+from chassis.limiter import LimiterKnobs
 from chassis.settings import Knobs
 
 
 class Settings(Knobs):
     """How the Order Service and its worker behave; a change is followed while they run."""
 
-    calls_at_once: int = Field(ge=1, le=100_000, description="calls beyond are refused; read at start")
     watchers_at_most: int = Field(
         ge=0, le=100_000, description="watches beyond are refused, apart from calls; read at start"
     )
     watch_seconds: float = Field(gt=0, le=3600, description="longest time of one watch; its caller then asks again")
+    limiter: LimiterKnobs = Field(description="how many calls are taken on at once")
     idempotency_ttl_seconds: float = Field(ge=60, description="how long a repeat finds the first answer")
     batch_size: int = Field(ge=1, le=10_000, description="events a projection takes in one transaction")
     poll_seconds: float = Field(gt=0, le=60, description="longest sleep of the worker when nothing wakes it")

@@ -19,6 +19,9 @@ from user_service.rpc import SERVICE, UserRpc
 from user_service.settings import Settings
 from user_service.tokens import Tokens
 
+# Passwords have a queue of their own, and what gives something back makes room.
+_EXEMPT = ("RegisterUser", "CreateSession", "ReleaseCredit")
+
 
 async def compose(process: Process[Settings]) -> None:
     database = await Database.open(process, name="user_service")
@@ -32,8 +35,8 @@ async def compose(process: Process[Settings]) -> None:
     def register(grpc_server: grpc.aio.Server) -> None:
         add_UserServiceServicer_to_server(rpc, grpc_server)
 
-    limit = process.knobs.value.calls_at_once
-    await server.serve(process, register, [SERVICE], max_concurrent_rpcs=limit)
+    exempt = [f"/{SERVICE}/{method}" for method in _EXEMPT]
+    await server.serve(process, register, [SERVICE], limits=lambda: process.knobs.value.limiter, exempt=exempt)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 from iso4217 import Currency
 from pydantic import AfterValidator, Field
 
+from chassis.limiter import LimiterKnobs
 from chassis.settings import Knobs
 
 
@@ -19,7 +20,7 @@ def _active(code: str) -> str:
 class Settings(Knobs):
     """How the User Service behaves; a change is followed while it runs."""
 
-    calls_at_once: int = Field(ge=1, le=100_000, description="calls beyond are refused; read at start")
+    limiter: LimiterKnobs = Field(description="how many calls are taken on at once")
     initial_credit: int = Field(ge=0, le=2**53, description="credit limit of a new user, in minor units")
     currency: Annotated[str, AfterValidator(_active)] = Field(description="ISO 4217 code of a new user's credit")
     token_lifetime_seconds: int = Field(ge=60, le=86400, description="how long an access token is accepted")

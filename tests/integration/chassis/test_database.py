@@ -141,3 +141,84 @@ async def test_the_deadline_cuts_a_slow_statement(world: World) -> None:
             await connection.execute("SELECT pg_sleep(30)")
     assert time.monotonic() - started_at < 2
     await world.database.check()
+
+
+async def test_a_statement_past_the_deadline_is_cancelled_in_the_server(world: World, postgres: Postgres) -> None:
+    began = time.monotonic()
+    with pytest.raises(RpcError) as refusal, deadline(0.3):
+        async with world.database.connection() as connection:
+            await connection.execute("SELECT pg_sleep(60)")
+    assert refusal.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert time.monotonic() - began < 5
+    assert sleeping(postgres) == []
+
+
+async def test_without_a_deadline_a_statement_runs_on(world: World) -> None:
+    """The control: nothing but the deadline ended the one above."""
+    async with world.database.connection() as connection:
+        await connection.execute("SELECT pg_sleep(0.6)")
+        rows = await (await connection.execute("SHOW statement_timeout")).fetchall()
+    assert rows == [{"statement_timeout": "10s"}]
+
+
+async def test_the_time_limit_ends_with_its_transaction_and_costs_no_round_trip(world: World) -> None:
+    with deadline(5.0):
+        async with world.database.connection() as connection:
+            cursor = await connection.execute("SELECT current_setting('statement_timeout') AS told, 1 AS one")
+            first = await cursor.fetchone()
+    async with world.database.connection() as connection:
+        later = await (await connection.execute("SHOW statement_timeout")).fetchone()
+    assert first is not None
+    assert first["one"] == 1
+    assert first["told"].endswith("s")
+    assert first["told"] != "10s"
+    assert later == {"statement_timeout": "10s"}
+
+
+async def test_a_task_that_is_cancelled_takes_its_statement_along(world: World, postgres: Postgres) -> None:
+    async def sleep() -> None:
+        async with world.database.connection() as connection:
+            await connection.execute("SELECT pg_sleep(60)")
+
+    task = asyncio.create_task(sleep())
+    await until("it sleeps", lambda: len(sleeping(postgres)) == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until("nothing sleeps", lambda: sleeping(postgres) == [])
+
+
+async def test_a_refused_row_is_still_told_by_its_name_under_a_deadline(world: World) -> None:
+    with deadline(5.0):
+        async with world.database.connection() as connection:
+            await connection.execute("CREATE TABLE once (id int PRIMARY KEY)")
+            await connection.execute("INSERT INTO once VALUES (1)")
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            async with world.database.connection() as connection:
+                await connection.execute("INSERT INTO once VALUES (%s)", (1,))
+
+
+async def test_while_the_server_refuses_connections_a_caller_is_told_so_long_before_its_deadline(
+    world: World, postgres: Postgres
+) -> None:
+    await world.database.check()
+    postgres.stop(kill=True)
+    began = time.monotonic()
+    with deadline(30.0), pytest.raises(RpcError) as refusal:
+        await world.database.check()
+    assert (refusal.value.code, refusal.value.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+    assert time.monotonic() - began < 2.5, "the pool would have waited for 3 seconds"
+    await asyncio.to_thread(postgres.start)
+
+    async def answers() -> bool:
+        try:
+            await world.database.check()
+        except RpcError:
+            return False
+        return True
+
+    await until("the database answers again", answers)
+
+
+def sleeping(postgres: Postgres) -> list[tuple[object, ...]]:
+    return postgres.rows("SELECT pid FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND pid <> pg_backend_pid()")

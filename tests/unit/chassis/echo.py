@@ -37,6 +37,7 @@ class Echo:
 
     behave: Behaviour
     limit: int | None = None
+    interceptors: Any = INTERCEPTORS
     seen: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
     address: str = ""
@@ -51,7 +52,7 @@ class Echo:
 
     async def start(self, address: str = "127.0.0.1:0") -> Echo:
         self.server = grpc.aio.server(
-            interceptors=INTERCEPTORS, options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=self.limit
+            interceptors=self.interceptors, options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=self.limit
         )
         self.register(self.server)
         port = self.server.add_insecure_port(address)

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import cast
 
 import grpc
 import pytest
 
-from chassis.breaker import GAUGE, AsyncBreaker, BreakerOpen, _observations
+from chassis.breaker import GAUGE, AsyncBreaker, BreakerKnobs, BreakerOpen, _observations
 from chassis.errors import RpcError, unavailable
 
 
 @dataclass
 class Limits:
-    fail_max: int = 3
+    """Three failures in a row open it; the ratios are far away unless a test brings them near."""
+
+    window_seconds: float = 10.0
+    minimum_calls: int = 1000
+    failure_ratio: float = 0.5
+    slow_seconds: float = 1.0
+    slow_ratio: float = 0.8
+    failures_in_a_row: int = 3
     reset_seconds: float = 5.0
     half_open_max: int = 1
 
@@ -49,7 +57,7 @@ async def _shedding() -> str:
 
 def a_breaker(limits: Limits | None = None) -> tuple[AsyncBreaker, Clock]:
     clock, known = Clock(), limits or Limits()
-    return AsyncBreaker("user-service", lambda: known, clock=clock), clock
+    return AsyncBreaker("user-service", lambda: cast(BreakerKnobs, known), clock=clock), clock
 
 
 async def fail(breaker: AsyncBreaker, times: int) -> None:
@@ -85,7 +93,7 @@ async def test_a_callee_that_says_no_is_alive(answer) -> None:  # type: ignore[n
 
 
 async def test_it_raises_the_failure_itself_when_it_trips() -> None:
-    breaker, _ = a_breaker(Limits(fail_max=1))
+    breaker, _ = a_breaker(Limits(failures_in_a_row=1))
     with pytest.raises(RpcError, match="nobody there"):
         await breaker.call(_broken)
     assert state_of(breaker) == "open"
@@ -204,11 +212,11 @@ async def test_news_of_the_callee_allows_a_probe_at_once() -> None:
 
 
 async def test_its_limits_are_live() -> None:
-    limits = Limits(fail_max=100)
+    limits = Limits(failures_in_a_row=100)
     breaker, clock = a_breaker(limits)
     await fail(breaker, 3)
     assert state_of(breaker) == "closed"
-    limits.fail_max = 4
+    limits.failures_in_a_row = 4
     await fail(breaker, 1)
     assert state_of(breaker) == "open"
     limits.reset_seconds = 1.0
@@ -222,6 +230,58 @@ async def test_its_state_is_a_gauge() -> None:
     await fail(breaker, 3)
     seen = [o.value for o in _observations(None) if (o.attributes or {})["breaker.name"] == "seen"]  # type: ignore[arg-type]
     assert seen == [GAUGE["open"]]
+
+
+RATIOS = {"minimum_calls": 10, "failures_in_a_row": 1000}
+
+
+async def calls(breaker: AsyncBreaker, clock: Clock, outcomes: str, apart: float = 0.1, lasting: float = 0.0) -> None:
+    """Make one call a letter, F for a failing one, `apart` seconds from each other."""
+    for outcome in outcomes:
+        clock.now += apart
+        generation = breaker.admit()
+        breaker.settle(generation, failed=outcome == "F", seconds=lasting)
+
+
+async def test_half_of_the_calls_failing_open_it_once_there_are_enough() -> None:
+    breaker, clock = a_breaker(Limits(**RATIOS))  # type: ignore[arg-type]
+    await calls(breaker, clock, ".F.F.F.F")
+    assert state_of(breaker) == "closed", "too few calls to judge by"
+    await calls(breaker, clock, ".F")
+    assert state_of(breaker) == "open"
+
+
+async def test_less_than_half_failing_leave_it_closed_however_many_they_are() -> None:
+    breaker, clock = a_breaker(Limits(**RATIOS))  # type: ignore[arg-type]
+    await calls(breaker, clock, "..F" * 200)
+    assert state_of(breaker) == "closed"
+
+
+async def test_failures_older_than_the_window_are_forgotten() -> None:
+    breaker, clock = a_breaker(Limits(**RATIOS))  # type: ignore[arg-type]
+    await calls(breaker, clock, "F" * 9)
+    clock.now += 12
+    await calls(breaker, clock, "F" * 9)
+    assert state_of(breaker) == "closed"
+    await calls(breaker, clock, "F")
+    assert state_of(breaker) == "open"
+
+
+async def test_slow_calls_open_it_although_they_succeed() -> None:
+    breaker, clock = a_breaker(Limits(**RATIOS))  # type: ignore[arg-type]
+    await calls(breaker, clock, "." * 20, lasting=0.9)
+    assert state_of(breaker) == "closed"
+    clock.now += 20
+    await calls(breaker, clock, "." * 10, lasting=1.1)
+    assert state_of(breaker) == "open"
+
+
+async def test_a_slow_probe_opens_it_again() -> None:
+    breaker, clock = a_breaker()
+    await fail(breaker, 3)
+    clock.now += 6
+    await calls(breaker, clock, ".", lasting=2.0)
+    assert state_of(breaker) == "open"
 
 
 async def _cancel(breaker: AsyncBreaker) -> None:

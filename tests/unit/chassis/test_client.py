@@ -16,15 +16,46 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from chassis import client
+from chassis.breaker import BreakerKnobs
+from chassis.bulkhead import BulkheadKnobs
 from chassis.client import Channel, ClientKnobs
 from chassis.deadline import deadline, remaining
 from chassis.discovery import Endpoint, Endpoints
 from chassis.errors import RpcError, unavailable
+from chassis.peers import BalancingKnobs
+from chassis.retry import RetryKnobs
 from chassis.transport import GrpcTransport
 
 from .echo import Echo, Stub, echo, never
 
-KNOBS = ClientKnobs(deadline_seconds=2.0, fail_max=3, reset_seconds=0.3, half_open_max=1)
+KNOBS = ClientKnobs(
+    deadline_seconds=2.0,
+    bulkhead=BulkheadKnobs(calls_at_once=1000, wait_seconds=0.05),
+    breaker=BreakerKnobs(
+        window_seconds=5.0, minimum_calls=3, failure_ratio=0.5, slow_seconds=60.0, slow_ratio=1.0,
+        failures_in_a_row=50, reset_seconds=0.3, half_open_max=1,
+    ),
+    retry=RetryKnobs(
+        attempts=2, attempt_seconds=5.0, first_seconds=0.01, longest_seconds=0.05,
+        budget_ratio=0.1, budget_per_second=0.0, budget_saved=50,
+    ),
+    balancing=BalancingKnobs(
+        failures=1, silent_seconds=5.0, outlier_factor=100.0, outlier_seconds=1.0, left_out_seconds=1.0,
+        left_out_longest_seconds=16.0, left_out_share=0.5, return_seconds=0.0, warmup_seconds=0.0,
+    ),
+)  # fmt: skip
+
+
+def knobs(**changes: Any) -> ClientKnobs:
+    """The knobs with some changed, each named section__knob or by its own name."""
+    changed = KNOBS.model_dump()
+    for name, value in changes.items():
+        section, _, knob = name.partition("__")
+        if knob:
+            changed[section][knob] = value
+        else:
+            changed[name] = value
+    return ClientKnobs(**changed)
 
 
 class World:
@@ -91,7 +122,7 @@ async def test_an_open_breaker_answers_in_place_of_the_service(world: World) -> 
 
 
 async def test_before_discovery_has_answered_a_call_waits_a_moment_not_for_ever(world: World) -> None:
-    world.knobs = KNOBS.model_copy(update={"deadline_seconds": 0.2})
+    world.knobs = knobs(deadline_seconds=0.2)
     started = time.monotonic()
     assert (await refusal(world.stub.say("hi"))).code is grpc.StatusCode.UNAVAILABLE
     assert 0.15 < time.monotonic() - started < 1.0
@@ -318,7 +349,7 @@ async def test_it_heals_by_itself_after_the_service_came_back(world: World) -> N
 
 
 async def test_a_new_instance_is_probed_at_once_although_the_breaker_is_open(world: World) -> None:
-    world.knobs = KNOBS.model_copy(update={"reset_seconds": 60.0})
+    world.knobs = knobs(breaker__reset_seconds=60.0)
     world.announce()
     for _ in range(3):
         await refusal(world.stub.say("down"))
@@ -365,7 +396,7 @@ async def test_a_stream_left_early_frees_its_instance(world: World) -> None:
     stream = world.stub.Count(StringValue(value="2"))
     assert (await anext(stream)).value == "0"
     await stream.aclose()
-    assert [peer.outstanding for peer in world.channel._balancer._peers.values()] == [0]
+    assert [peer.outstanding for peer in world.channel.balancer._peers.values()] == [0]
 
 
 @pytest.fixture
@@ -407,9 +438,9 @@ async def _cut(_text: str, context: Any) -> str:
 
 
 async def test_a_stream_that_does_not_begin_in_time_fails_and_its_failures_open_the_breaker(world: World) -> None:
-    world.knobs = KNOBS.model_copy(update={"deadline_seconds": 0.05, "reset_seconds": 60.0})
+    world.knobs = knobs(deadline_seconds=0.05, breaker__reset_seconds=60.0)
     await world.start(never)
-    for _ in range(KNOBS.fail_max):
+    for _ in range(KNOBS.breaker.minimum_calls):
         assert (await refusal(world.stub.count(0))).code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert world.state() == "open"
 

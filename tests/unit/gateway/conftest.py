@@ -101,6 +101,7 @@ class System:
     server: Any
     servers: Servers
     orders: Orders
+    app: Edge
     _guest: dict[str, str] | None = None
 
     @property
@@ -116,6 +117,10 @@ class System:
         """Change knobs of the running gateway."""
         live = self.process.knobs
         live.replace(live.value.model_copy(update=knobs))
+
+    def taken(self) -> int:
+        """Requests that the gateway works on."""
+        return int(self.app.limiter.taken)
 
     async def register(self, email: str = "ada@example.com") -> httpx.Response:
         return await self.http.post("/v1/users", json={"email": email, "name": "Ada", "password": "correct horse"})
@@ -283,7 +288,7 @@ async def running() -> AsyncIterator[System]:
     server: Any = await serving.listen(edge, "127.0.0.1:0")
     address = server.server.sockets[0].getsockname()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{address[1]}", timeout=5) as http:
-        yield System(http, address, vault, here, server, servers, orders)
+        yield System(http, address, vault, here, server, servers, orders, edge)
     await serving.close(server, 1)
     await here.close()
     await servers.close()

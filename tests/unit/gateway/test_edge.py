@@ -101,6 +101,42 @@ async def test_a_service_that_hangs_is_504_when_the_deadline_has_passed(system: 
     assert time.monotonic() - began < 2
 
 
+async def test_beyond_its_limit_it_refuses_at_once_but_probes_and_cancels_pass(system: System) -> None:
+    token = await system.token()
+    order = (await system.place(token)).json()
+    tight = system.process.knobs.value.limiter.model_copy(update={"calls_at_least": 1, "calls_at_most": 1})
+    system.change(limiter=tight)
+    system.servers.hanging.add("order-service")
+    held = asyncio.create_task(system.http.get("/v1/orders", headers=token))
+    await until(lambda: system.taken() == 1)
+    began = time.monotonic()
+    shed = await system.http.get("/v1/users/me", headers=token)
+    assert (shed.status_code, shed.json()["type"]) == (503, "/problems/overloaded")
+    assert int(shed.headers["retry-after"]) >= 1
+    assert shed.headers["traceresponse"]
+    assert time.monotonic() - began < 1.0
+    assert (await system.http.get("/readyz")).status_code == 200
+    cancelling = asyncio.create_task(system.http.post(f"/v1/orders/{order['id']}/cancel", headers=token))
+    await asyncio.sleep(0)
+    system.servers.hanging.clear()
+    assert (await cancelling).status_code == 200
+    assert (await held).status_code == 200
+    await until(lambda: system.taken() == 0)
+    assert (await system.http.get("/v1/users/me", headers=token)).status_code == 200
+
+
+async def test_a_caller_that_hangs_up_ends_its_call_to_the_service_and_trips_nothing(system: System) -> None:
+    token = await system.token()
+    system.servers.hanging.add("order-service")
+    for _ in range(8):
+        _, writer = await asyncio.open_connection(*system.address)
+        writer.write(f"GET /v1/orders HTTP/1.1\r\nhost: x\r\nauthorization: {token['authorization']}\r\n\r\n".encode())
+        await until(lambda: system.taken() == 1)
+        writer.close()
+        await until(lambda: system.taken() == 0)
+    assert (await system.http.get("/readyz")).json()["breakers"]["order-service"] == "closed"
+
+
 async def test_a_gateway_that_drains_is_not_ready(system: System) -> None:
     system.process.stopping.set()
     ready = await system.http.get("/readyz")

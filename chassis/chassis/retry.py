@@ -1,0 +1,107 @@
+"""Whether and when a failed call is made again: full jitter, the server's push-back, and a budget for the channel.
+
+Invariant: a call that may have had an effect is repeated only where the contract says so, and over time retries are no
+more than the budget's share of the calls. What never left this process costs no budget: no server is the busier for it.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+import grpc
+from pydantic import Field
+
+from chassis.discovery import Endpoint
+from chassis.errors import RpcError
+from chassis.settings import Section
+from chassis.transport import Method, NeverSent
+
+
+class RetryKnobs(Section):
+    """How often and how fast a failed call is made again."""
+
+    attempts: int = Field(ge=1, le=10, description="most times one call is made")
+    attempt_seconds: float = Field(gt=0, le=60, description="longest wait for one try while another could be made")
+    first_seconds: float = Field(gt=0, le=10, description="the first pause is random between 0 and this, then doubles")
+    longest_seconds: float = Field(gt=0, le=60, description="longest pause")
+    budget_ratio: float = Field(ge=0, le=1, description="retries each call pays for")
+    budget_per_second: float = Field(ge=0, le=1000, description="retries that are free each second")
+    budget_saved: int = Field(ge=1, le=10_000, description="most retries saved up for a burst")
+
+
+class RetryBudget:
+    """A token bucket: calls fill it a little, each retry takes one. `spent` counts what was taken."""
+
+    def __init__(self, knobs: Callable[[], RetryKnobs], clock: Callable[[], float] = time.monotonic) -> None:
+        self._knobs = knobs
+        self._clock = clock
+        self._filled_at = clock()
+        self._saved = float(knobs().budget_saved)
+        self.spent = 0
+        self.refused = 0
+
+    @property
+    def left(self) -> float:
+        """Retries that could be made now."""
+        knobs, now = self._knobs(), self._clock()
+        free = (now - self._filled_at) * knobs.budget_per_second
+        self._filled_at = now
+        self._saved = min(self._saved + free, float(knobs.budget_saved))
+        return self._saved
+
+    def earn(self) -> None:
+        """A new call was made."""
+        self._saved += self._knobs().budget_ratio
+
+    def spend(self) -> bool:
+        """Take one retry; False when there is none left."""
+        if self.left < 1:
+            self.refused += 1
+            return False
+        self._saved -= 1
+        self.spent += 1
+        return True
+
+
+class Retries:
+    """The retries of one call, and the instances it has tried."""
+
+    def __init__(self, knobs: RetryKnobs, budget: RetryBudget, method: Method) -> None:
+        self._knobs = knobs
+        self._budget = budget
+        self._method = method
+        self._made = 1
+        self.tried: set[Endpoint] = set()
+
+    def patience(self, left: float, spare: bool) -> float:
+        """Seconds to wait for this try: less than what is left while another instance could still be asked."""
+        could = self._method.repeatable and spare and self._made < self._knobs.attempts
+        return min(left, self._knobs.attempt_seconds) if could else left
+
+    def pause(self, error: RpcError, left: float, spare: bool) -> float | None:
+        """Seconds until the next try, or None: `left` is the time of the call, `spare` an instance not yet tried."""
+        if not self.tried or self._made >= self._knobs.attempts or not self._allowed(error, left):
+            return None
+        moved_on = spare and isinstance(error, NeverSent) and error.code is grpc.StatusCode.UNAVAILABLE
+        pause = 0.0 if moved_on else self._pause(error)
+        if pause >= left or not (moved_on or self._budget.spend()):
+            return None
+        self._made += 1
+        return pause
+
+    def _allowed(self, error: RpcError, left: float) -> bool:
+        if error.pushback is not None and error.pushback < 0:
+            return False
+        if isinstance(error, NeverSent):
+            return True
+        cut_off = error.code is grpc.StatusCode.UNAVAILABLE and error.reason == "UNAVAILABLE"
+        out_of_patience = error.code is grpc.StatusCode.DEADLINE_EXCEEDED and left > 0
+        return self._method.repeatable and (cut_off or out_of_patience)
+
+    def _pause(self, error: RpcError) -> float:
+        if error.pushback is not None:
+            return error.pushback
+        longest = min(self._knobs.longest_seconds, self._knobs.first_seconds * 2 ** (self._made - 1))
+        return max(error.retry_after or 0.0, random.uniform(0, longest))  # noqa: S311
