@@ -22,7 +22,7 @@ from stack import nomad
 SERVICES = {
     "user-service": 2,
     "order-service": 2,
-    "order-service-worker": 1,
+    "order-service-worker": 2,
     "gateway": 2,
     "edge": 1,
     "postgres": 1,

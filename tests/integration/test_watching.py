@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import grpc
 import httpx
@@ -86,21 +87,18 @@ def test_a_killed_instance_costs_its_watchers_nothing(running: RunningStack, per
         assert [to_the_end(person, order_id, events) for events in watches] == [[CANCELLED]] * 4
 
 
-@pytest.fixture
-def instance(running: RunningStack) -> tuple[str, int]:
-    """Address and process of an instance of the Order Service."""
-    running.steady()
-    alloc = running.allocations("order-service", "api")[0]
-    folder = running.folder(alloc, "order-service")
-    (found,) = [each["Service"] for each in running.instances("order-service") if alloc["ID"] in each["Service"]["ID"]]
-    (pid,) = [pid for pid in running.pids("order-service", "api") if pid in process.below(folder)]
+def one_of(running: RunningStack, job: str) -> tuple[str, int]:
+    """Address and process of an instance of a service."""
+    alloc = running.allocations(job, "api")[0]
+    folder = running.folder(alloc, job)
+    (found,) = [each["Service"] for each in running.instances(job) if alloc["ID"] in each["Service"]["ID"]]
+    (pid,) = [pid for pid in running.pids(job, "api") if pid in process.below(folder)]
     return f"{found['Address']}:{found['Port']}", pid
 
 
-def test_an_instance_that_ends_says_so_to_its_watchers_at_once(
-    instance: tuple[str, int], running: RunningStack, person: Person
-) -> None:
-    address, pid = instance
+def test_an_instance_that_ends_says_so_to_its_watchers_at_once(running: RunningStack, person: Person) -> None:
+    running.steady()
+    address, pid = one_of(running, "order-service")
     order_id = person.settled(person.place().json()["id"])["id"]
     asked = WatchOrderRequest(user_id=person.id, order_id=order_id, after_version=1)
     with grpc.insecure_channel(address) as channel:
@@ -120,15 +118,19 @@ def test_a_gateway_that_ends_closes_its_streams_and_the_client_goes_on_at_the_ne
 ) -> None:
     running.steady()
     order_id = person.settled(person.place().json()["id"])["id"]
-    (pid,) = running.pids("gateway")
-    with watching(person, order_id) as events:
+    address, pid = one_of(running, "gateway")
+    with (
+        httpx.Client(base_url=f"http://{address}", timeout=15) as there,
+        watching(replace(person, http=there), order_id) as events,
+    ):
         assert [next(events), next(events)] == [PLACED, CONFIRMED]
         os.kill(pid, signal.SIGTERM)
         began = time.monotonic()
         assert list(events) == []
         assert time.monotonic() - began < _SOON
+    with watching(person, order_id, last=1) as events:
+        assert next(events) == CONFIRMED
+        assert person.cancel(order_id).status_code == httpx.codes.OK
+        assert list(events) == [CANCELLED]
     eventually("the gateway has ended", lambda: process.start_time(pid) is None, 20)
     running.steady()
-    assert person.cancel(order_id).status_code == httpx.codes.OK
-    with watching(person, order_id, last=2) as events:
-        assert list(events) == [CANCELLED]
