@@ -16,7 +16,7 @@ from psycopg import AsyncConnection, Connection
 from psycopg.rows import DictRow
 
 _BELIEVED_SECONDS = 0.3
-_NOBODY = ("connection refused", "starting up", "shutting down", "closed the connection unexpectedly")
+_NOBODY = ("connection refused", "starting up", "shutting down")
 _REFUSED = "the database refuses connections"
 
 
@@ -55,7 +55,7 @@ class Reach:
                 try:
                     yield
                 finally:
-                    del self._waiting[wait]
+                    self._waiting.pop(wait, None)
         except TimeoutError:
             raise psycopg.OperationalError(_REFUSED) from None
 
@@ -94,5 +94,6 @@ class Reach:
         return Noticed
 
     def _send_away(self, wait: asyncio.Timeout) -> None:
-        if wait in self._waiting:
+        # Taken out here: two attempts may fail before who waits has left, and a wait ends once.
+        if self._waiting.pop(wait, None):
             wait.reschedule(asyncio.get_running_loop().time())

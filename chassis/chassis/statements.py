@@ -14,15 +14,15 @@ from weakref import WeakSet
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
-from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, OperationalError
 from psycopg.sql import SQL, Composable, Composed
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from chassis import telemetry
 from chassis.deadline import remaining
 
 Row = TypeVar("Row")
 
+_GOODBYE = "the server has ended the connection"
 _tracer = telemetry.tracer()
 _limited: WeakSet[AsyncConnection[Any] | Connection[Any]] = WeakSet()
 
@@ -60,15 +60,20 @@ class TracedCursor(Cursor[Row]):
 
 
 async def alive(connection: AsyncConnection[Any]) -> None:
-    """Raise when an idle connection is lost. The server speaks unasked only to say goodbye, so silence is health."""
+    """Raise when an idle connection is lost. The server speaks unasked only to say goodbye, so silence is health.
+
+    Nothing is asked of it, either: a question to a dead server would swallow the cancellation of who asks.
+    """
     if _spoken(connection.fileno()):
-        await AsyncConnectionPool.check_connection(connection)
+        await connection.close()
+        raise OperationalError(_GOODBYE)
 
 
 def alive_sync(connection: Connection[Any]) -> None:
     """The same for sync connections."""
     if _spoken(connection.fileno()):
-        ConnectionPool.check_connection(connection)
+        connection.close()
+        raise OperationalError(_GOODBYE)
 
 
 def unlimited(connection: AsyncConnection[Any] | Connection[Any]) -> None:
