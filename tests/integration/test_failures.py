@@ -139,6 +139,38 @@ def _kill_one(running: RunningStack, job: str) -> None:
     eventually(f"{job} passes its checks", lambda: len(running.instances(job)) == 2, 30)
 
 
+@pytest.fixture
+def no_gateway(running: RunningStack, http: httpx.Client) -> Iterator[httpx.Client]:
+    running.scale("gateway", "api", 0)
+    eventually("every gateway is gone", lambda: not running.pids("gateway"), 60)
+    yield http
+    running.scale("gateway", "api", 2)
+    eventually("the edge has gateways again", lambda: http.get("/livez").status_code == httpx.codes.OK, 60)
+
+
+def test_without_any_gateway_the_edge_says_when_to_come_back(no_gateway: httpx.Client) -> None:
+    reply = eventually("the edge refuses", lambda: _refused(no_gateway.get("/livez")), 10)
+    assert int(reply.headers["retry-after"]) >= 1
+
+
+def _refused(reply: httpx.Response) -> httpx.Response | None:
+    return reply if reply.status_code == httpx.codes.SERVICE_UNAVAILABLE else None
+
+
+def test_a_killed_edge_is_started_again(running: RunningStack, person: Person) -> None:
+    (victim,) = running.pids("edge")
+    os.kill(victim, signal.SIGKILL)
+    eventually("the edge runs again", lambda: set(running.pids("edge")) - {victim}, 30)
+    eventually("calls pass again", lambda: _status(person) == httpx.codes.OK, 30)
+
+
+def _status(person: Person) -> int:
+    try:
+        return person.get("/v1/users/me").status_code
+    except httpx.TransportError:
+        return 0
+
+
 def test_postgres_killed_comes_back_with_every_order(running: RunningStack, person: Person) -> None:
     order = person.settled(person.place().json()["id"])
     for pid in running.pids("postgres") or _postgres(running):
