@@ -27,7 +27,9 @@ async def compose(process: Process[Settings]) -> None:
     profiles = Profiles(lambda: knobs.value.profiles_kept)
     stubs = _stub(UserServiceStub, users), _stub(OrderServiceStub, orders)
     backend = Backend(*stubs, tokens, health, profiles, lambda: knobs.value)
-    await serving.serve(app.create(backend), process)
+    edge = app.create(backend)
+    knobs.on_change(edge.bound)
+    await serving.serve(edge, process)
 
 
 def _stub(kind: type[Any], channel: client.Channel) -> Any:

@@ -60,6 +60,15 @@ class Edge(Sanic[Config, Any]):
     __slots__ = ("limiter",)
     limiter: Limiter
 
+    def bound(self, knobs: Settings) -> None:
+        """Give every connection that comes from now on the limits of these knobs."""
+        self.config.update(
+            REQUEST_MAX_SIZE=knobs.body_limit_bytes,
+            REQUEST_TIMEOUT=knobs.request_seconds,
+            RESPONSE_TIMEOUT=knobs.response_seconds,
+            KEEP_ALIVE_TIMEOUT=knobs.keep_alive_seconds,
+        )
+
     async def handle_request(self, request: Request) -> None:
         with exchange(request):
             if request.path in _PROBES or _CANCEL.fullmatch(request.path):
@@ -94,14 +103,7 @@ class Edge(Sanic[Config, Any]):
 def make(name: str, knobs: Settings, context: object, limits: Callable[[], LimiterKnobs]) -> Edge:
     """An app without routes, with limits tightened to the knobs; routes find `context` as `app.ctx`."""
     config = Config(env_prefix=None)
-    config.update(
-        REQUEST_MAX_SIZE=knobs.body_limit_bytes,
-        REQUEST_TIMEOUT=knobs.request_seconds,
-        RESPONSE_TIMEOUT=knobs.response_seconds,
-        KEEP_ALIVE_TIMEOUT=knobs.keep_alive_seconds,
-        ACCESS_LOG=False,
-        MOTD=False,
-    )
+    config.update(ACCESS_LOG=False, MOTD=False)
     app = Edge(
         name,
         config=config,
@@ -112,6 +114,7 @@ def make(name: str, knobs: Settings, context: object, limits: Callable[[], Limit
         configure_logging=False,
     )
     app.limiter = Limiter("gateway", limits)
+    app.bound(knobs)
     app.register_middleware(_stamp, "response")
     return app
 

@@ -10,14 +10,14 @@ from chassis.settings import Knobs
 
 
 class Settings(Knobs):
-    """How the gateway behaves. What says "read at start" changes with the next start, all else at once."""
+    """How the gateway behaves; a change is followed while it runs, by "new connections" from the next one on."""
 
     deadline_seconds: float = Field(gt=0, le=60, description="time for one request, from its last byte")
     password_deadline_seconds: float = Field(gt=0, le=60, description="the same where a password is hashed")
-    body_limit_bytes: int = Field(ge=1024, le=2**24, description="largest request body; read at start")
-    request_seconds: float = Field(gt=0, le=60, description="time for a request's head to arrive; read at start")
-    response_seconds: float = Field(gt=0, le=300, description="time for body and answer; read at start")
-    keep_alive_seconds: float = Field(gt=0, le=600, description="how long an idle connection stays; read at start")
+    body_limit_bytes: int = Field(ge=1024, le=2**24, description="largest request body; new connections")
+    request_seconds: float = Field(gt=0, le=60, description="time for a request's head to arrive; new connections")
+    response_seconds: float = Field(gt=0, le=300, description="time for body and answer; new connections")
+    keep_alive_seconds: float = Field(gt=0, le=600, description="how long an idle connection stays; new connections")
     keys_seconds: float = Field(gt=0, le=86400, description="how often the public token keys are read again")
     unknown_key_seconds: float = Field(gt=0, le=60, description="least time between looks for an unknown key")
     profile_stale_seconds: float = Field(ge=0, le=86400, description="oldest kept profile told while users are away")

@@ -12,9 +12,7 @@ from chassis.settings import Knobs
 class Settings(Knobs):
     """How the Order Service and its worker behave; a change is followed while they run."""
 
-    watchers_at_most: int = Field(
-        ge=0, le=100_000, description="watches beyond are refused, apart from calls; read at start"
-    )
+    watchers_at_most: int = Field(ge=0, le=100_000, description="watches beyond are refused, apart from calls")
     watch_seconds: float = Field(gt=0, le=3600, description="longest time of one watch; its caller then asks again")
     limiter: LimiterKnobs = Field(description="how many calls are taken on at once")
     idempotency_ttl_seconds: float = Field(ge=60, description="how long a repeat finds the first answer")

@@ -47,7 +47,6 @@ class Watchers:
         self._store = store
         self._queries = queries
         self._backlog = backlog
-        self._at_most = process.knobs.value.watchers_at_most
         self._relay = _Relay(store)
         self._relaying: asyncio.Task[None] | None = None
         process.supervise("end of watches", self._end)
@@ -90,7 +89,7 @@ class Watchers:
     def _seat(self, order_id: UUID) -> Iterator[_Seat]:
         if self._process.stopping.is_set():
             raise _draining()
-        if self.count >= self._at_most:
+        if self.count >= self._process.knobs.value.watchers_at_most:
             words = "as many orders are watched here as this instance takes"
             raise RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCHERS_FULL", words, retry_after=_AGAIN_SECONDS)
         relay, seat = self._relay, _Seat(self._backlog)

@@ -30,7 +30,8 @@ class Passwords:
     def __init__(self, settings: Callable[[], Settings], pepper: bytes) -> None:
         self._settings = settings
         self._pepper = pepper
-        self._threads = ThreadPoolExecutor(settings().password_concurrency, thread_name_prefix="passwords")
+        self._size = settings().password_concurrency
+        self._threads = ThreadPoolExecutor(self._size, thread_name_prefix="passwords")
         self._accepted = 0
         self._nobody = self._hasher().hash("nobody")
 
@@ -46,12 +47,19 @@ class Passwords:
         knobs = self._settings()
         if self._accepted >= knobs.password_concurrency + knobs.password_waiting:
             raise TooBusy("too many passwords are being checked")
+        self._resize(knobs.password_concurrency)
         self._accepted += 1
         loop = asyncio.get_running_loop()
         future = self._threads.submit(work)
         # Counted until the thread is free again, also when the caller went away before.
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._finished))
         return await asyncio.wrap_future(future)
+
+    def _resize(self, size: int) -> None:
+        """Follow the knob; what waits for the threads there were is done by them still."""
+        if size != self._size:
+            self._threads.shutdown(wait=False)
+            self._size, self._threads = size, ThreadPoolExecutor(size, thread_name_prefix="passwords")
 
     def _peppered(self, password: str) -> bytes:
         return hmac.digest(self._pepper, password.encode(), "sha256")

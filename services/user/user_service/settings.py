@@ -26,5 +26,5 @@ class Settings(Knobs):
     token_lifetime_seconds: int = Field(ge=60, le=86400, description="how long an access token is accepted")
     password_memory_kib: int = Field(ge=8192, le=262144, description="Argon2id memory for one hash, in KiB")
     password_passes: int = Field(ge=1, le=10, description="Argon2id passes over that memory")
-    password_concurrency: int = Field(ge=1, le=64, description="passwords worked on at once; read at start")
+    password_concurrency: int = Field(ge=1, le=64, description="passwords worked on at once")
     password_waiting: int = Field(ge=0, le=10000, description="passwords that may wait for a turn; more are refused")

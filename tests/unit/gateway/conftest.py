@@ -308,5 +308,6 @@ def gateway_on(here: Process[Settings], vault: FakeVault) -> Edge:
     profiles = Profiles(lambda: here.knobs.value.profiles_kept)
     backend = Backend(*stubs, tokens, health, profiles, lambda: here.knobs.value)
     edge = app.create(backend, f"gateway{next(_names)}")
+    here.knobs.on_change(edge.bound)
     edge.config.TOUCHUP = False  # it rewrites Sanic's own code, which works once in a process
     return edge

@@ -206,3 +206,12 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault_of_our
     assert span.attributes is not None
     assert span.attributes["http.response.status_code"] == 499
     log.error.assert_not_called()
+
+
+async def test_a_changed_body_limit_holds_for_the_next_connection(system: System) -> None:
+    large = {"email": "ada@example.com", "name": "A" * 3000, "password": "correct horse"}
+    assert (await system.http.post("/v1/users", json=large)).status_code == 422
+    system.change(body_limit_bytes=1024)
+    async with httpx.AsyncClient(base_url=system.http.base_url) as fresh:
+        answer = await fresh.post("/v1/users", json=large)
+    assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body-too-large")

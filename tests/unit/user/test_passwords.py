@@ -59,3 +59,13 @@ async def test_a_hash_is_worth_nothing_without_the_pepper(knobs: Knobs) -> None:
     encoded = await Passwords(knobs, b"pepper").hash("correct horse")
     assert await Passwords(knobs, b"pepper").matches("correct horse", encoded)
     assert not await Passwords(knobs, b"salt").matches("correct horse", encoded)
+
+
+async def test_a_changed_number_of_threads_is_followed_and_loses_no_work(knobs: Knobs) -> None:
+    settings = [knobs(password_concurrency=1, password_waiting=8)]
+    passwords = Passwords(lambda: settings[0], b"pepper")
+    waiting = [asyncio.create_task(passwords.hash("p")) for _ in range(3)]
+    await asyncio.sleep(0)
+    settings[0] = knobs(password_concurrency=4, password_waiting=8)
+    assert await passwords.matches("p", await passwords.hash("p"))
+    assert len(await asyncio.gather(*waiting)) == 3
