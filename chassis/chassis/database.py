@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -139,12 +139,16 @@ class Database:
     @asynccontextmanager
     async def _borrowed(self) -> AsyncIterator[AsyncConnection[DictRow]]:
         """A pooled connection; who waits for one is sent away as soon as the server refuses to be connected to."""
-        async with AsyncExitStack() as stack:
-            async with self.reach.patience(self._pool.get_stats()["pool_available"]):
-                borrowed = self._pool.connection(within(_WAIT_SECONDS))
-                connection = await stack.enter_async_context(borrowed)
+        if not self._pool.get_stats()["pool_available"]:
+            self.reach.check()
+        getting = asyncio.create_task(self._pool.getconn(within(_WAIT_SECONDS)))
+        connection = await self.reach.waited(getting, self._pool.putconn)
+        try:
             unlimited(connection)
-            yield connection
+            async with connection:
+                yield connection
+        finally:
+            await self._pool.putconn(connection)
 
     async def read(self, work: Callable[[AsyncConnection[DictRow]], Awaitable[T]]) -> T:
         """The result of `work(connection)`, which only reads: it is done once more when the connection was lost."""

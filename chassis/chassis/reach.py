@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import DictRow
+
+C = TypeVar("C")
 
 _BELIEVED_SECONDS = 0.3
 _NOBODY = ("connection refused", "starting up", "shutting down")
@@ -25,15 +26,16 @@ class Reach:
 
     def __init__(self) -> None:
         self._believed_until = 0.0
-        self._waiting: dict[asyncio.Timeout, asyncio.AbstractEventLoop] = {}
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._returning: set[asyncio.Future[None]] = set()
 
     def failed(self, error: psycopg.Error) -> None:
         """An attempt to connect has failed; only one that found no server counts: a login may be refused by mistake."""
         if not any(sign in str(error).lower() for sign in _NOBODY):
             return
         self._believed_until = time.monotonic() + _BELIEVED_SECONDS
-        for wait, loop in list(self._waiting.items()):
-            loop.call_soon_threadsafe(self._send_away, wait)
+        for refused in list(self._waiting):
+            refused.get_loop().call_soon_threadsafe(_send_away, refused)
 
     def worked(self) -> None:
         """A connection was opened."""
@@ -44,20 +46,25 @@ class Reach:
         if time.monotonic() < self._believed_until:
             raise psycopg.OperationalError(_REFUSED)
 
-    @asynccontextmanager
-    async def patience(self, idle: int) -> AsyncIterator[None]:
-        """Around waiting for a connection, of which `idle` are free: psycopg.OperationalError when there is no hope."""
-        if not idle:
-            self.check()
+    async def waited(self, getting: asyncio.Task[C], give_back: Callable[[C], Awaitable[None]]) -> C:
+        """The connection that `getting` gets; raises psycopg.OperationalError as soon as there is no hope for it.
+
+        A pool swallows a cancellation now and then: it is left to end by itself, and what it still gets is given back.
+        """
+        refused = asyncio.get_running_loop().create_future()
+        self._waiting.add(refused)
+        taken = False
         try:
-            async with asyncio.timeout(None) as wait:
-                self._waiting[wait] = asyncio.get_running_loop()
-                try:
-                    yield
-                finally:
-                    self._waiting.pop(wait, None)
-        except TimeoutError:
-            raise psycopg.OperationalError(_REFUSED) from None
+            await asyncio.wait({getting, refused}, return_when=asyncio.FIRST_COMPLETED)
+            taken = getting.done()
+        finally:
+            self._waiting.discard(refused)
+            if not taken:
+                getting.cancel()
+                getting.add_done_callback(lambda late: self._return(late, give_back))
+        if not taken:
+            raise psycopg.OperationalError(_REFUSED)
+        return getting.result()
 
     def noticed(self) -> type[AsyncConnection[DictRow]]:
         """A class of connections whose opening is noticed here."""
@@ -93,7 +100,13 @@ class Reach:
 
         return Noticed
 
-    def _send_away(self, wait: asyncio.Timeout) -> None:
-        # Taken out here: two attempts may fail before who waits has left, and a wait ends once.
-        if self._waiting.pop(wait, None):
-            wait.reschedule(asyncio.get_running_loop().time())
+    def _return(self, late: asyncio.Task[C], give_back: Callable[[C], Awaitable[None]]) -> None:
+        if not late.cancelled() and late.exception() is None:
+            task = asyncio.ensure_future(give_back(late.result()))
+            self._returning.add(task)
+            task.add_done_callback(self._returning.discard)
+
+
+def _send_away(refused: asyncio.Future[None]) -> None:
+    if not refused.done():
+        refused.set_result(None)
