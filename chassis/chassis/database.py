@@ -85,6 +85,7 @@ class Database:
             min_size=1,
             max_size=max_size,
             open=False,
+            configure=self._configure,
             check=alive,
             timeout=_WAIT_SECONDS,
             reconnect_timeout=_RECONNECT_SECONDS,
@@ -116,6 +117,14 @@ class Database:
         host, _, port = self._server.address.rpartition(":")
         return Login(host, int(port), self.name, lease.username, lease.password)
 
+    def is_current(self, connection: psycopg.BaseConnection[Any]) -> None:
+        """Raise psycopg.OperationalError when a fresh login came while this connection was being opened.
+
+        A pool that is drained in that moment takes it for a new one, and would keep a login that is about to end.
+        """
+        if connection.info.user != self.login().user:
+            raise psycopg.OperationalError("a fresh login came meanwhile")
+
     def on_fresh_login(self, callback: Callable[[], object]) -> None:
         """Call `callback` when connections of the old login should be replaced."""
         self._login.on_fresh(callback)
@@ -135,6 +144,9 @@ class Database:
                 yield connection
         except _LOST as error:
             raise away(error) from error
+
+    async def _configure(self, connection: AsyncConnection[DictRow]) -> None:
+        self.is_current(connection)
 
     @asynccontextmanager
     async def _borrowed(self) -> AsyncIterator[AsyncConnection[DictRow]]:

@@ -165,7 +165,7 @@ class LeasedDatastore(PostgresDatastore):
         self.pool = _Pool(
             connection_class=database.reach.noticed_sync(),
             kwargs=lambda: {**database.login().parameters(), "cursor_factory": TracedCursor},
-            configure=self.after_connect_func(),
+            configure=self._configured(database),
             check=alive_sync,
             min_size=1,
             max_size=max_size,
@@ -176,6 +176,15 @@ class LeasedDatastore(PostgresDatastore):
             name=f"{database.name} events",
         )  # type: ignore[assignment]
         self.pool.reach = database.reach  # type: ignore[attr-defined]
+
+    def _configured(self, database: Database) -> Callable[[Connection[DictRow]], None]:
+        prepare = self.after_connect_func()
+
+        def configure(connection: Connection[DictRow]) -> None:
+            prepare(connection)
+            database.is_current(connection)
+
+        return configure
 
 
 class Recorder(PostgresApplicationRecorder):
