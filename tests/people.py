@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 from stack_under_test import eventually
 
+LATER = {httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT}
 LINES = [{"sku": "tea-green", "quantity": 2, "unit_price": 350}]
 
 
@@ -42,10 +43,13 @@ class Person:
         return found
 
     def settled(self, order_id: str, seconds: float = 15) -> dict[str, Any]:
-        """The order once it is no longer pending."""
+        """The order once it is no longer pending; while the system mends, the answer may be to come back later."""
 
         def look() -> dict[str, Any] | None:
-            found = self.order(order_id)
+            reply = self.get(f"/v1/orders/{order_id}")
+            if reply.status_code in LATER:
+                return None
+            found: dict[str, Any] = reply.raise_for_status().json()
             return found if found["status"] != "pending" else None
 
         return eventually(f"order {order_id} is settled", look, seconds)
@@ -63,7 +67,7 @@ def _register(http: httpx.Client) -> Person | None:
     email, password = f"{secrets.token_hex(8)}@people.example", secrets.token_urlsafe(16)
     made = http.post("/v1/users", json={"email": email, "name": "Test Person", "password": password})
     session = http.post("/v1/sessions", json={"email": email, "password": password}) if made.is_success else made
-    if session.status_code in {httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT}:
+    if session.status_code in LATER:
         return None
     session.raise_for_status()
     return Person(http, made.json()["id"], email, password, session.json()["access_token"])

@@ -112,7 +112,8 @@ async def test_an_order_service_that_hangs_is_504(system: System) -> None:
 
 async def test_more_watchers_than_are_taken_is_503(system: System) -> None:
     order, token = await placed(system)
-    system.orders.instances[0].watchers._at_most = 0
+    knobs = system.orders.instances[0].process.knobs
+    knobs.replace(knobs.value.model_copy(update={"watchers_at_most": 0}))
     answer = await system.http.get(f"/v1/orders/{order}/watch", headers=token)
     assert (answer.status_code, answer.json()["type"]) == (503, "/problems/overloaded")
 
