@@ -1,6 +1,6 @@
 """Stands between callers and the instances of a service: counts every call that arrives, and fails it or holds it.
 
-Callers find it in Consul in place of the instances, so what they send is counted where it arrives, not where it is sent.
+Callers find it in Consul in place of the instances, so what they send is counted where it arrives.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class StandIn:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
 
-class _Every(grpc.GenericRpcHandler):  # type: ignore[misc]
+class _Every(grpc.GenericRpcHandler):
     """One handler for all methods; messages stay bytes."""
 
     def __init__(self, standin: StandIn, channel: grpc.aio.Channel) -> None:
@@ -82,12 +82,12 @@ class _Every(grpc.GenericRpcHandler):  # type: ignore[misc]
                 if self._standin.failing:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "fails as ordered")
                 sent = [(key, value) for key, value in metadata if key == "traceparent"]
-                return await self._channel.unary_unary(path)(request, timeout=_SECONDS, metadata=sent)
+                return await self._channel.unary_unary(path, None, None)(request, timeout=_SECONDS, metadata=sent)
             except asyncio.CancelledError:
                 self._standin.cancelled += 1
                 raise
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+        return grpc.unary_unary_rpc_method_handler(answer)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
