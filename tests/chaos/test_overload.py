@@ -18,9 +18,12 @@ from breakage import Chaos, quickest
 from knobs import turned
 from load import Answer, Load, Request
 from stack_under_test import RunningStack, eventually
+from tables import value
 
 LATE_MILLISECONDS = 200
 CALLERS = 16
+DISCONNECT = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                WHERE datname = 'order_service' AND usename <> 'postgres'"""
 NO_LIMIT = {"limiter": {"calls_at_least": 100_000, "calls_at_most": 100_000}}
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("steady")]
@@ -42,6 +45,8 @@ class Seen:
 def slow(running: RunningStack, chaos: Chaos, reading: Arrivals) -> Iterator[None]:
     """Every answer of Postgres is late, so that ten connections are all that the Order Service can do."""
     chaos.order(f"latency postgres {LATE_MILLISECONDS}", 300)
+    # Pools keep the connections they have; only new ones go the long way.
+    value(running, "order_service", DISCONNECT)
     with httpx.Client(base_url=running.url("gateway"), timeout=15) as http:
         request = reading(0)
         eventually(
