@@ -59,6 +59,10 @@ class Answer:
     def failed(self) -> bool:
         return self.status != self.request.expected
 
+    @property
+    def arrived(self) -> float:
+        return self.at - self.seconds
+
 
 class Load(threading.Thread):
     """Sends what `arrival(number)` gives, `rate` times a second, from entering the block to leaving it."""
@@ -83,6 +87,19 @@ class Load(threading.Thread):
     @property
     def failures(self) -> list[Answer]:
         return [answer for answer in self.answers if answer.failed]
+
+    def arrived(self, began: float, ended: float) -> list[Answer]:
+        """What arrived in a time, of time.time(), and has been answered."""
+        return [answer for answer in self.answers if began <= answer.arrived < ended]
+
+    def regained(self, since: float, share: float = 0.95) -> float:
+        """Seconds from `since` until that share of what arrives in a second succeeds."""
+        last = max(answer.arrived for answer in self.answers)
+        for tenth in range(int((last - since - 1) * 10) + 1):
+            second = self.arrived(since + tenth / 10, since + tenth / 10 + 1)
+            if second and sum(not answer.failed for answer in second) >= share * len(second):
+                return tenth / 10
+        raise AssertionError(f"goodput never came back within {last - since:.1f} s: {self.report()}")
 
     def report(self) -> str:
         """How many, how many of them failed and how, and how long they took."""

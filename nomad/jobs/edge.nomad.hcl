@@ -139,8 +139,10 @@ job "edge" {
           http:
             middlewares:
               # A request that was not sent is tried again, whatever it is; one that got no answer (502) only if it reads.
+              # A killed gateway looks like the less busy one until Consul's check has found it, so the tries last as long
+              # as a request may take: pauses grow to twice the first.
               again:
-                retry: { attempts: 3, initialInterval: 20ms, status: ["502"] }
+                retry: { attempts: 20, initialInterval: 100ms, status: ["502"] }
               later:
                 headers: { customResponseHeaders: { Retry-After: "1" } }
             # While there is no gateway: 503, where Traefik would say that the path does not exist.

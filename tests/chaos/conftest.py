@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import httpx
 import pytest
 from breakage import Chaos
-from stack_under_test import RunningStack
+from load import Request
+from people import Person
+from stack_under_test import RunningStack, eventually
+
+PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
 
 
 @pytest.fixture
@@ -20,3 +25,17 @@ def chaos(running: RunningStack) -> Iterator[Chaos]:
 def whole(running: RunningStack) -> None:
     """No test begins on what the one before has broken."""
     running.steady()
+
+
+@pytest.fixture
+def steady(running: RunningStack, person: Person) -> None:
+    """As `whole`, and no breaker is open: one closes when calls pass, so some are made."""
+    eventually("orders can be listed", lambda: person.get("/v1/orders").is_success, 30, every=0.3)
+    running.steady()
+
+
+@pytest.fixture
+def reading(person: Person) -> Callable[[int], Request]:
+    """Reads of one order, again and again."""
+    path = f"/v1/orders/{person.settled(person.place(PENNY).json()['id'])['id']}"
+    return lambda _: Request("GET", path, httpx.codes.OK, person.headers)

@@ -31,26 +31,12 @@ KILL_TIMEOUT_SECONDS = 20.0
 RATE = 8
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("steady")]
 
 
 def _lasting(short: float, full: float) -> pytest.MarkDecorator:
     """The seconds of a fault: a short form for every run, the full one with `-m long`."""
     return pytest.mark.parametrize("seconds", [short, pytest.param(full, marks=pytest.mark.long)])
-
-
-@pytest.fixture(autouse=True)
-def steady(running: RunningStack, person: Person) -> None:
-    """No test begins on what the one before has broken. An open breaker closes when calls pass, so some are made."""
-    eventually("orders can be listed", lambda: person.get("/v1/orders").is_success, 30, every=0.3)
-    running.steady()
-
-
-@pytest.fixture
-def reading(person: Person) -> Callable[[int], Request]:
-    """Reads of one order, again and again."""
-    path = f"/v1/orders/{person.settled(person.place(PENNY).json()['id'])['id']}"
-    return lambda _: Request("GET", path, httpx.codes.OK, person.headers)
 
 
 @pytest.fixture

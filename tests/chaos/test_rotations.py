@@ -1,0 +1,86 @@
+"""Hypothesis: a database login that ends is replaced before it does, and no request notices.
+
+Fault: logins that live for seconds instead of an hour, under open-loop load. Observed: every answer, and under which
+names the services are connected. Control: a login that is taken away before its time is noticed at once.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from load import Load, Request
+from people import Person
+from stack_under_test import RunningStack, eventually
+from tables import tables
+
+ROLES = ("user-service", "order-service")
+PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
+NAMES = "SELECT DISTINCT usename FROM pg_stat_activity WHERE datname = %s AND usename <> 'postgres'"
+
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("steady")]
+
+
+@pytest.mark.parametrize(("rotations", "ttl"), [(2, 20), pytest.param(10, 60, marks=pytest.mark.long)])
+def test_while_database_logins_are_replaced_no_request_fails(
+    running: RunningStack, person: Person, reading: Callable[[int], Request], rotations: int, ttl: int
+) -> None:
+    def arrival(number: int) -> Request:
+        if number % 2:
+            return reading(number)
+        headers = person.headers | {"Idempotency-Key": secrets.token_hex(16)}
+        return Request("POST", "/v1/orders", httpx.codes.CREATED, headers, {"currency": "EUR", "lines": PENNY})
+
+    seen: dict[str, set[str]] = {role: set() for role in ROLES}
+    wanted = {role: (1 + rotations) * len(running.pids(role)) for role in ROLES}
+
+    def rotated() -> bool:
+        for role in ROLES:
+            seen[role] |= _names(running, role)
+        return all(len(seen[role]) >= wanted[role] for role in ROLES)
+
+    with _short_logins(running, ttl), Load(running.url("gateway"), 6, arrival) as load:
+        eventually(f"every process has had {rotations} fresh logins", rotated, 2 * rotations * ttl + 60, every=0.5)
+    counts = ", ".join(f"{len(names)} logins of {role}" for role, names in seen.items())
+    print(f"{rotations} rotations of logins of {ttl} s: {counts}; {load.report()}")
+    assert load.failures == []
+
+
+def _names(running: RunningStack, role: str) -> set[str]:
+    """The users as whom a service is connected now."""
+    with tables(running, role.replace("-", "_")) as connection:
+        return {str(row[0]) for row in connection.execute(NAMES, (role.replace("-", "_"),)).fetchall()}
+
+
+@contextmanager
+def _short_logins(running: RunningStack, ttl: int) -> Iterator[None]:
+    """Logins live for `ttl` seconds; a process gets one when it starts, so all of them start again, before and after."""
+    vault = running.clients.vault
+    before = {role: vault.read(f"database/roles/{role}")["data"] for role in ROLES}
+    try:
+        for role, data in before.items():
+            vault.write_data(f"database/roles/{role}", data=data | {"default_ttl": ttl, "max_ttl": ttl})
+        _start_again(running)
+        yield
+    finally:
+        for role, data in before.items():
+            vault.write_data(f"database/roles/{role}", data=data)
+        _start_again(running)
+
+
+def _start_again(running: RunningStack) -> None:
+    before = {role: set(running.pids(role)) for role in ROLES}
+    for pid in set().union(*before.values()):
+        os.kill(pid, signal.SIGKILL)
+
+    def again() -> bool:
+        now = {role: set(running.pids(role)) for role in ROLES}
+        return all(len(now[role]) == len(before[role]) and not now[role] & before[role] for role in ROLES)
+
+    eventually("every process runs again", again, 60, every=0.5)
+    running.steady()
