@@ -59,7 +59,7 @@ def _names(running: RunningStack, role: str) -> set[str]:
 
 @contextmanager
 def _short_logins(running: RunningStack, ttl: int) -> Iterator[None]:
-    """Logins live for `ttl` seconds; a process gets one when it starts, so all of them start again, before and after."""
+    """Logins live for `ttl` seconds; a process gets one when it starts, so all start again, before and after."""
     vault = running.clients.vault
     before = {role: vault.read(f"database/roles/{role}")["data"] for role in ROLES}
     try:
