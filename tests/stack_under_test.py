@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,6 +117,19 @@ class RunningStack:
         """The service processes of a job: the ones that work in its task folders, without Nomad's executors."""
         folders = [self.folder(alloc, job) for alloc in self.allocations(job, group)]
         return sorted(pid for folder in folders for pid in process.below(folder) if _works_in(pid, folder))
+
+    def logged(self, job: str, words: str, since: float = 0.0) -> list[list[float]]:
+        """When each instance of a job has written a line with these words, of time.time(), after `since`."""
+        return [list(self._lines(alloc, job, words, since)) for alloc in self.allocations(job)]
+
+    def _lines(self, alloc: dict[str, Any], job: str, words: str, since: float) -> Iterator[float]:
+        stream = self.clients.nomad.client.stream_logs.stream
+        for line in stream(alloc["ID"], job, "stdout", plain=True, origin="end", offset=500_000).splitlines():
+            # The first one may have lost its beginning.
+            if words in line and line.startswith("{"):
+                at = datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp()
+                if at >= since:
+                    yield at
 
     def kv(self, key: str) -> str:
         return str(self.clients.consul.kv.get(key)[1]["Value"].decode())

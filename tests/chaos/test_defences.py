@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from crowd import all_settled, every_order, insist, kill_one
+from goals import Form, forms
 from knobs import turned
 from load import Answer, Load, Request
 from people import Person
@@ -31,22 +32,12 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("steady")]
 Arrivals = Callable[[int], Request]
 
 
-def _short(short: float, full: float) -> pytest.MarkDecorator:
-    """How much of it: a short form for every run, the goal's own with `-m long`."""
-    return pytest.mark.parametrize("much", [short, pytest.param(full, marks=pytest.mark.long)])
-
-
-def _full(much: float, full: float, goal: float, bound: float) -> float:
-    """The goal where it was measured for, a generous bound where all runs on a machine that does much else."""
-    return goal if much == full else bound
-
-
 # --- kills
 
 
-@_short(3, 20)
+@forms(3, 20)
 def test_kills_of_random_instances_lose_and_double_no_order_and_are_over_at_once(
-    running: RunningStack, person: Person, reading: Arrivals, much: float
+    running: RunningStack, person: Person, reading: Arrivals, form: Form
 ) -> None:
     def arrival(number: int) -> Request:
         if number % 2:
@@ -57,7 +48,7 @@ def test_kills_of_random_instances_lose_and_double_no_order_and_are_over_at_once
     listed = {order["id"] for order in every_order(person)}
     killed = []
     with Load(running.url("gateway"), 12, arrival) as load:
-        for job, group in _victims(int(much)):
+        for job, group in _victims(form.times):
             killed.append(time.time())
             assert kill_one(running, job, group)
             running.steady()
@@ -69,8 +60,8 @@ def test_kills_of_random_instances_lose_and_double_no_order_and_are_over_at_once
         f"{len(killed)} SIGKILLs: {orders} keys, 0 orders lost or doubled; {100 * share:.2f} % of {len(reads)} reads "
         f"failed; goodput 95 % after {max(back):.1f} s at most; {load.report()}"
     )
-    assert share <= _full(much, 20, 0.001, 0.02)
-    assert max(back) <= _full(much, 20, 2.0, 15.0)
+    assert share <= form.bound(0.001, 0.02)
+    assert max(back) <= form.bound(2.0, 15.0)
 
 
 def _victims(count: int) -> list[tuple[str, str | None]]:
@@ -100,9 +91,9 @@ def _again(person: Person, answer: Answer) -> str:
 # --- a backend that fails
 
 
-@_short(5, 30)
+@forms(5, 30)
 def test_a_failing_backend_is_asked_no_more_than_callers_ask_and_is_back_soon(
-    running: RunningStack, reading: Arrivals, much: float
+    running: RunningStack, reading: Arrivals, form: Form
 ) -> None:
     with standing_before(running, "order-service") as backend, Load(running.url("gateway"), 20, reading) as load:
         eventually("the load flows", lambda: len(backend.attempts) > 40, 30)
@@ -110,7 +101,7 @@ def test_a_failing_backend_is_asked_no_more_than_callers_ask_and_is_back_soon(
         backend.failing = True
         eventually("every gateway's breaker is open", lambda: running.breakers("order-service") == {"open"}, 20, 0.05)
         opened = time.time() - began
-        time.sleep(much)
+        time.sleep(form.much)
         backend.failing, healed = False, time.time()
         enough = len(load.answers) + 200
         eventually("calls went on afterwards", lambda: len(load.answers) > enough, 60)
@@ -121,8 +112,8 @@ def test_a_failing_backend_is_asked_no_more_than_callers_ask_and_is_back_soon(
         f"breakers open after {opened:.2f} s, goodput 95 % {back:.1f} s after healing; {load.report()}"
     )
     assert attempts <= 1.1 * offered
-    assert opened <= _full(much, 30, 1.0, 10.0)
-    assert back <= _full(much, 30, 5.0, 20.0)
+    assert opened <= form.bound(1.0, 10.0)
+    assert back <= form.bound(5.0, 20.0)
 
 
 NO_BREAKER = {"failures_in_a_row": FAR, "minimum_calls": FAR}
@@ -166,9 +157,9 @@ def _ratio(backend: StandIn, load: Load, seconds: float) -> float:
 # --- callers that hang up
 
 
-@_short(200, 1000)
+@forms(200, 1000)
 def test_callers_that_hang_up_trip_nothing(
-    running: RunningStack, person: Person, reading: Arrivals, much: float
+    running: RunningStack, person: Person, reading: Arrivals, form: Form
 ) -> None:
     request = reading(0)
     lines = [f"GET {request.path} HTTP/1.1", "Host: gateway", *(f"{k}: {v}" for k, v in request.headers.items())]
@@ -176,14 +167,14 @@ def test_callers_that_hang_up_trip_nothing(
     with standing_before(running, "order-service") as backend:
         backend.pause = 0.3
         with Load(running.url("gateway"), 5, reading) as load, ThreadPoolExecutor(4) as pool:
-            hung_up = sum(pool.map(lambda _: _hang_up(running.url("gateway"), head), range(int(much))))
+            hung_up = sum(pool.map(lambda _: _hang_up(running.url("gateway"), head), range(form.times)))
             breakers = running.breakers("order-service")
     print(
-        f"{hung_up} of {much} callers hung up in the middle of a call, {backend.cancelled} calls were cancelled at the "
-        f"far end; breakers {breakers}, others: {load.report()}"
+        f"{hung_up} of {form.times} callers hung up in the middle of a call, {backend.cancelled} calls were cancelled "
+        f"at the far end; breakers {breakers}, others: {load.report()}"
     )
-    assert hung_up > much / 2
-    assert backend.cancelled > much / 4
+    assert hung_up > form.much / 2
+    assert backend.cancelled > form.much / 4
     assert breakers == {"closed"}
     assert load.failures == []
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 from breakage import Chaos, quickest
+from goals import Form, forms
 from knobs import turned
 from load import Answer, Load, Request
 from stack_under_test import RunningStack, eventually
@@ -90,21 +91,20 @@ def _offered(running: RunningStack, reading: Arrivals, rate: float, seconds: flo
     return Seen(done / seconds, *middle, refusals, failures)
 
 
-@pytest.mark.parametrize("seconds", [4, pytest.param(20, marks=pytest.mark.long)])
+@forms(4, 20)
 def test_three_times_of_what_can_be_done_costs_no_goodput_and_the_surplus_is_told_at_once(
-    running: RunningStack, slow: None, reading: Arrivals, seconds: float
+    running: RunningStack, slow: None, reading: Arrivals, form: Form
 ) -> None:
     before = {name: running.pids(name) for name in ("gateway", "order-service")}
-    peak = _peak(running, reading, seconds)
-    seen = _offered(running, reading, 3 * peak, seconds)
+    peak = _peak(running, reading, form.much)
+    seen = _offered(running, reading, 3 * peak, form.much)
     print(
         f"peak {peak:.0f}/s, at 3 x offered {seen.goodput:.0f}/s ({seen.goodput / peak:.2f} x), answered in "
         f"{1000 * seen.answered:.0f} ms; {len(seen.refusals)} refused in {1000 * seen.refused:.0f} ms, medians"
     )
-    share, bound = (0.8, 0.05) if seconds == 20 else (0.4, 2.0)
-    assert seen.goodput >= share * peak
-    assert seen.refused < bound
-    assert len(seen.refusals) > seconds
+    assert seen.goodput >= form.bound(0.8, 0.4) * peak
+    assert seen.refused < form.bound(0.05, 2.0)
+    assert len(seen.refusals) > form.much
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in seen.refusals)
     assert {name: running.pids(name) for name in before} == before
 
