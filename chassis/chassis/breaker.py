@@ -42,13 +42,13 @@ class BreakerKnobs(Section):
     """When a breaker opens, and how it finds out that it may close. A slow probe is a failed one."""
 
     window_seconds: float = Field(gt=0, le=300, description="how far back the ratios look")
-    minimum_calls: int = Field(gt=0, description="calls in the window before a ratio means anything")
+    minimum_calls: int = Field(gt=0, le=100_000, description="calls in the window before a ratio means anything")
     failure_ratio: float = Field(gt=0, le=1, description="share of failed calls that opens it")
     slow_seconds: float = Field(gt=0, le=300, description="a call that takes longer counts as slow")
     slow_ratio: float = Field(gt=0, le=1, description="share of slow calls that opens it")
-    failures_in_a_row: int = Field(gt=0, description="failures without a success between them that open it")
+    failures_in_a_row: int = Field(gt=0, le=100_000, description="failures without a success between them that open it")
     reset_seconds: float = Field(gt=0, le=60, description="time it stays open before it probes")
-    half_open_max: int = Field(gt=0, description="probes at the same time, and successes that close it")
+    half_open_max: int = Field(gt=0, le=1000, description="probes at the same time, and successes that close it")
 
 
 class BreakerOpen(Exception):  # noqa: N818 - a state of the breaker, not a defect

@@ -19,7 +19,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from chassis.deadline import remaining, within
-from chassis.errors import RpcError, deadline_exceeded, unavailable
+from chassis.errors import RpcError, deadline_exceeded, unavailable, unwritable
 from chassis.leases import LeasedLogin
 from chassis.migrate import migrate
 from chassis.pauses import backoff
@@ -137,13 +137,18 @@ class Database:
     async def connection(self) -> AsyncIterator[AsyncConnection[DictRow]]:
         """A connection for one transaction: committed at the end of the block, rolled back by an exception.
 
-        Raises RpcError: UNAVAILABLE when the database is away, DEADLINE_EXCEEDED when the time is over.
+        Raises RpcError: UNAVAILABLE when the database is away, DEADLINE_EXCEEDED when the time is over,
+        INVALID_ARGUMENT for a value that cannot be sent to it.
         """
         try:
             async with self._borrowed() as connection:
                 yield connection
         except _LOST as error:
             raise away(error) from error
+        except psycopg.DataError as error:
+            if error.sqlstate:
+                raise
+            raise unwritable() from error
 
     async def _configure(self, connection: AsyncConnection[DictRow]) -> None:
         self.is_current(connection)

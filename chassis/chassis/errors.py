@@ -64,6 +64,11 @@ def deadline_exceeded(message: str = "the deadline passed") -> RpcError:
     return RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", message)
 
 
+def unwritable() -> RpcError:
+    """A value that no database can keep, like text with a NUL; who sent it is told so, and nothing is broken."""
+    return RpcError(grpc.StatusCode.INVALID_ARGUMENT, "INVALID", "a value has a character that cannot be kept")
+
+
 def to_status(error: RpcError) -> status_pb2.Status:
     """The error as google.rpc.Status: ErrorInfo always, BadRequest for fields, RetryInfo for a retry time."""
     status = status_pb2.Status(code=error.code.value[0], message=error.message)

@@ -22,7 +22,7 @@ _COLD = 0.1
 class BalancingKnobs(Section):
     """When an instance is left out, for how long, and how fast a new or returned one gets its full share."""
 
-    failures: int = Field(ge=1, description="calls in a row an instance fails before it is left out")
+    failures: int = Field(ge=1, le=100_000, description="calls in a row an instance fails before it is left out")
     silent_seconds: float = Field(gt=0, le=60, description="no answer for so long, while others answer: left out")
     outlier_factor: float = Field(gt=1, le=1000, description="so many times as slow as the others: left out")
     outlier_seconds: float = Field(ge=0, le=60, description="an instance this fast is never an outlier")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -37,7 +38,7 @@ from chassis.eventstore import (
 from chassis.listener import Listener
 from chassis.pauses import backoff
 from chassis.reach import Reach
-from chassis.statements import TracedCursor, alive_sync, unlimited
+from chassis.statements import TracedCursor, alive_sync, discreet, unlimited
 
 log = structlog.get_logger(__name__)
 
@@ -176,6 +177,12 @@ class LeasedDatastore(PostgresDatastore):
             name=f"{database.name} events",
         )  # type: ignore[assignment]
         self.pool.reach = database.reach  # type: ignore[attr-defined]
+
+    @contextmanager
+    def get_connection(self) -> Iterator[Connection[DictRow]]:
+        """See PostgresDatastore, which repeats the words of an error in one of its own."""
+        with super().get_connection() as connection, discreet():
+            yield connection
 
     def _configured(self, database: Database) -> Callable[[Connection[DictRow]], None]:
         prepare = self.after_connect_func()

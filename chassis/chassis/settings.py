@@ -5,6 +5,7 @@ Invariant: nothing has a default. What is missing, unknown or invalid is refused
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -105,9 +106,14 @@ def parse_knobs(key: str, raw: bytes | None, model: type[K]) -> K:
     if raw is None:
         raise ConfigurationError(f"{key}: missing")
     try:
-        return model.model_validate_json(raw)
+        knobs = model.model_validate_json(raw)
     except ValidationError as error:
         raise ConfigurationError(_problems(key, error)) from None
+    doubled: list[str] = []
+    json.loads(raw, object_pairs_hook=lambda pairs: _once(pairs, doubled))
+    if doubled:
+        raise ConfigurationError("; ".join(f"{key}: {name}: stands twice" for name in doubled))
+    return knobs
 
 
 async def load_knobs(consul: KeySource, key: str, model: type[K]) -> Live[K]:
@@ -123,6 +129,11 @@ async def watch_knobs(consul: KeySource, key: str, live: Live[K]) -> None:
             live.replace(parse_knobs(key, raw, model))
         except ConfigurationError as refusal:
             log.error("configuration refused", key=key, problem=str(refusal))  # noqa: TRY400
+
+
+def _once(pairs: list[tuple[str, Any]], doubled: list[str]) -> None:
+    names = [name for name, _ in pairs]
+    doubled += sorted({name for name in names if names.count(name) > 1})
 
 
 def _problems(place: str, error: ValidationError, spell: Callable[[str], str] = str) -> str:

@@ -1,7 +1,7 @@
 """Cursors that record each statement as a span and end it at the deadline, and a free check of idle connections.
 
-Invariant: a span holds the text of a statement, never its parameters; without a trace around it there is no span. The
-time limit of a transaction goes out with its first statement, so that it costs no round trip.
+Invariant: a span holds the text of a statement, never its parameters, and an error no row; without a trace around it
+there is no span. The time limit of a transaction goes out with its first statement, so that it costs no round trip.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from weakref import WeakSet
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
-from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, OperationalError
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, Error, OperationalError
+from psycopg.pq import TransactionStatus
 from psycopg.sql import SQL, Composable, Composed
 
 from chassis import telemetry
@@ -25,6 +26,9 @@ Row = TypeVar("Row")
 _GOODBYE = "the server has ended the connection"
 _tracer = telemetry.tracer()
 _limited: WeakSet[AsyncConnection[Any] | Connection[Any]] = WeakSet()
+_TOGETHER = SQL("SET LOCAL statement_timeout = {}")
+# A statement in autocommit mode is one transaction with what is sent along, but no block, for which SET LOCAL asks.
+_ALONE = SQL("SELECT set_config('statement_timeout', {}, true)")
 
 
 class TracedAsyncCursor(AsyncCursor[Row]):
@@ -84,10 +88,12 @@ def unlimited(connection: AsyncConnection[Any] | Connection[Any]) -> None:
 def _limit(connection: AsyncConnection[Any] | Connection[Any]) -> Composed | None:
     """What ends the statements of this transaction at the deadline; None without one, or when it was said before."""
     left = remaining()
-    if left is None or connection in _limited:
+    alone = connection.autocommit and connection.info.transaction_status is TransactionStatus.IDLE
+    if left is None or (connection in _limited and not alone):
         return None
-    _limited.add(connection)
-    return SQL("SET LOCAL statement_timeout = {}").format(max(1, round(left * 1000)))
+    if not alone:
+        _limited.add(connection)
+    return (_ALONE if alone else _TOGETHER).format(str(max(1, round(left * 1000))))
 
 
 def _spoken(descriptor: int) -> bool:
@@ -97,13 +103,28 @@ def _spoken(descriptor: int) -> bool:
 
 
 @contextmanager
+def discreet() -> Iterator[None]:
+    """Leave the row out of what an error of Postgres says, which ends in logs and traces: there are secrets in rows."""
+    try:
+        yield
+    except Exception as error:
+        found: BaseException | None = error
+        while found is not None:
+            if isinstance(found, Error) and found.diag.message_primary:
+                found.args = (found.diag.message_primary,)
+            found = found.__cause__ or found.__context__
+        raise
+
+
+@contextmanager
 def _span(query: Any, database: str) -> Iterator[None]:
     if not trace.get_current_span().is_recording():
-        yield
+        with discreet():
+            yield
         return
     text = query.as_string(None) if isinstance(query, Composable) else str(query)
     text = " ".join(text.split())
     name = f"{text.split(' ', 1)[0].upper()} {database}"
     attributes = {"db.system.name": "postgresql", "db.namespace": database, "db.query.text": text[:1000]}
-    with _tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=attributes):
+    with _tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=attributes), discreet():
         yield

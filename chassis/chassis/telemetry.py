@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from chassis import logs, otlp, otlp_logs
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _SCOPE = "waypost"
 METRIC_INTERVAL_SECONDS = 5.0
 _stops: list[Callable[[], object]] = []
+_w3c = TraceContextTextMapPropagator()
 
 log_to_stdout = logs.to_stdout
 set_level = logs.set_level
@@ -75,15 +77,7 @@ def current_traceparent() -> str:
 
 def remote_context(header: str) -> Any:
     """The OpenTelemetry context a traceparent header describes; None when it is empty or malformed."""
-    parts = header.split("-")
-    if len(parts) != 4 or [len(part) for part in parts] != [2, 32, 16, 2]:
-        return None
-    try:
-        trace_id, span_id, flags = (int(part, 16) for part in parts[1:])
-    except ValueError:
-        return None
-    remote = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags))
-    return trace.set_span_in_context(NonRecordingSpan(remote)) if remote.is_valid else None
+    return _w3c.extract({"traceparent": header}) or None
 
 
 @contextmanager

@@ -187,7 +187,8 @@ def _asked(request: Request) -> dict[str, str]:
         "url.scheme": request.scheme,
         "network.protocol.version": request.version,
         "client.address": request.ip,
-        "user_agent.original": request.headers.get("user-agent", ""),
+        # Bytes that are no UTF-8 cannot be sent to telemetry.
+        "user_agent.original": request.headers.get("user-agent", "").encode(errors="replace").decode(),
     }
 
 

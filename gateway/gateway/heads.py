@@ -18,7 +18,8 @@ from gateway.problems import Problem
 UNREADABLE = "NONE"
 """The method that Sanic gives a request whose head could not be read."""
 
-_LINES = re.compile(rb"[^\x00\r\n]+(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*)*")
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_LINES = re.compile(_TOKEN + rb" [^\x00\r\n]+(?:\r\n" + _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*)*")
 _HOST = re.compile(r"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
 _ONCE = ("host", "authorization", "content-type", "idempotency-key", "last-event-id")
 
@@ -46,7 +47,7 @@ class Verbs(Router):
 
 def _check(request: Request) -> None:
     if not _LINES.fullmatch(request.head):
-        raise Problem("MALFORMED", "A header has a name or a value with characters that may not be in it.")
+        raise Problem("MALFORMED", "The method or a header has characters that may not be in it.")
     for name in _ONCE:
         if len(request.headers.getall(name, ())) > 1:
             raise Problem("MALFORMED", f"The header {name} may be sent once only.")

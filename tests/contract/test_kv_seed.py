@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -49,6 +51,13 @@ def test_a_seed_with_an_unknown_key_is_refused_by_name(service: str) -> None:
             assert f"config/{service}: {name}.surprise: unknown key" in refusal(service, changed)
 
 
+@pytest.mark.parametrize("value", [10**30, 1e300, -1e300, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_number_has_bounds(service: str, value: float) -> None:
+    for path in numbers(seed(service)):
+        assert f"config/{service}: {'.'.join(path)}: " in refusal(service, changed(seed(service), path, value))
+
+
 def test_a_credit_in_a_currency_that_no_order_can_have_is_refused() -> None:
     for code in ("ABC", "eur", "XXX"):
         assert "config/user-service: currency: " in refusal("user-service", seed("user-service") | {"currency": code})
@@ -66,6 +75,20 @@ def described(model: type[BaseModel]) -> list[tuple[str, str | None]]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found += described(field.annotation)
     return found
+
+
+def numbers(knobs: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Where in the knobs a number stands."""
+    for name, value in knobs.items():
+        if isinstance(value, dict):
+            yield from ((name, *path) for path in numbers(value))
+        elif isinstance(value, (int, float)):
+            yield (name,)
+
+
+def changed(knobs: dict[str, Any], path: tuple[str, ...], value: float) -> dict[str, Any]:
+    name, *rest = path
+    return knobs | {name: changed(knobs[name], tuple(rest), value) if rest else value}
 
 
 def test_every_seed_belongs_to_a_service() -> None:

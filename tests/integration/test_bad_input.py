@@ -30,7 +30,7 @@ def assert_problem(reply: httpx.Response, status: int) -> dict[str, Any]:
     return problem
 
 
-@pytest.mark.parametrize("body", [b"{", b"", b"\xff\xfe", b"[" * 5000])
+@pytest.mark.parametrize("body", [b"{", b"", b"\xff\xfe", b"[" * 5000, b'{"email": "\\ud800"}', b'{"\\udcff": 1}'])
 def test_malformed_json_is_a_400(http: httpx.Client, body: bytes) -> None:
     assert_problem(http.post("/v1/users", content=body, headers={"content-type": "application/json"}), 400)
 
@@ -41,8 +41,10 @@ def test_malformed_json_is_a_400(http: httpx.Client, body: bytes) -> None:
         ({"email": "no-at-sign"}, "email"),
         ({"email": 7}, "email"),
         ({"email": None}, "email"),
+        ({"email": "a\u0000@b.c"}, "email"),
         ({"name": ""}, "name"),
         ({"name": ["a"]}, "name"),
+        ({"name": "A\u0000da"}, "name"),
         ({"password": "short"}, "password"),
         ({"password": "x" * 5000}, "password"),
         ({"admin": True}, "admin"),
@@ -79,6 +81,18 @@ def test_an_invalid_order_names_the_field(person: Person, body: dict[str, Any], 
     headers = person.headers | {"Idempotency-Key": "never-used"}
     problem = assert_problem(person.http.post("/v1/orders", json=body, headers=headers), 422)
     assert [error["field"] for error in problem["errors"]] == [field]
+
+
+@pytest.mark.parametrize("email", ["a\u0000@b.c", "\u0000", "someone@people.example\u0000", "\ufdfa@b.c"])
+def test_a_sign_in_that_can_be_nobodys_is_a_401(http: httpx.Client, email: str) -> None:
+    problem = assert_problem(http.post("/v1/sessions", json={"email": email, "password": "\u0000"}), 401)
+    assert problem["type"] == "/problems/bad-credentials"
+
+
+@pytest.mark.parametrize("key", ["", "two words", b"k\xff", "k" * 201])
+def test_an_unusable_idempotency_key_is_a_400(person: Person, key: str | bytes) -> None:
+    headers = person.headers | {"Idempotency-Key": key}
+    assert_problem(person.http.post("/v1/orders", json=ORDER, headers=headers), 400)
 
 
 def test_a_body_of_ten_megabytes_is_a_413(http: httpx.Client) -> None:
@@ -119,7 +133,8 @@ def test_an_unknown_order_is_a_404(person: Person, order_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=-1", "limit=many", "limit=100000", "cursor=nonsense", "status=lost"]
+    "query",
+    ["limit=0", "limit=-1", "limit=many", "limit=100000", "cursor=nonsense", "cursor=%00", "status=lost", "status=%00"],
 )
 def test_an_invalid_query_names_the_parameter(person: Person, query: str) -> None:
     problem = assert_problem(person.get(f"/v1/orders?{query}"), 422)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
@@ -24,6 +25,7 @@ from shop.order.v1.order_pb2_grpc import OrderServiceServicer
 SERVICE = wire.DESCRIPTOR.services_by_name["OrderService"].full_name
 Context = grpc.aio.ServicerContext[object, object]
 PAGE_SIZE, LARGEST_PAGE = 20, 100
+_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 _STATUS = {
     Status.PENDING: wire.ORDER_STATUS_PENDING,
@@ -51,7 +53,7 @@ class OrderRpc(OrderServiceServicer):
         self._watchers = watchers
 
     async def PlaceOrder(self, request: wire.PlaceOrderRequest, _: Context) -> wire.PlaceOrderResponse:
-        if not request.idempotency_key or len(request.idempotency_key) > 200:
+        if not _KEY.fullmatch(request.idempotency_key):
             raise RpcError(grpc.StatusCode.INVALID_ARGUMENT, "IDEMPOTENCY_KEY_MISSING")
         lines = [Line(line.sku, line.quantity, line.unit_price) for line in request.lines]
         with _refusals():

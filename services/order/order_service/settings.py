@@ -15,7 +15,7 @@ class Settings(Knobs):
     watchers_at_most: int = Field(ge=0, le=100_000, description="watches beyond are refused, apart from calls")
     watch_seconds: float = Field(gt=0, le=3600, description="longest time of one watch; its caller then asks again")
     limiter: LimiterKnobs = Field(description="how many calls are taken on at once")
-    idempotency_ttl_seconds: float = Field(ge=60, description="how long a repeat finds the first answer")
+    idempotency_ttl_seconds: float = Field(ge=60, le=31_536_000, description="how long a repeat finds the first answer")
     batch_size: int = Field(ge=1, le=10_000, description="events a projection takes in one transaction")
     poll_seconds: float = Field(gt=0, le=60, description="longest sleep of the worker when nothing wakes it")
     term_seconds: float = Field(ge=0.5, le=60, description="time after which a silent active worker is replaced")

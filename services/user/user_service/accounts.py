@@ -6,7 +6,7 @@ Invariant: changes of one user's credit happen one after the other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, LiteralString, Protocol
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from psycopg import AsyncConnection
 from psycopg.errors import UniqueViolation
 from psycopg.rows import DictRow
 
+from chassis.errors import unwritable
 from user_service.domain import Credit, EmailTaken, Reservation, State, User, UserUnknown, email_key
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Credentials:
 
 
 class Accounts(Protocol):
-    """What the User Service keeps."""
+    """What the User Service keeps; text with a NUL is RpcError(INVALID_ARGUMENT)."""
 
     async def add(self, user: User, password_hash: str) -> None:
         """Keep a new user; raises EmailTaken."""
@@ -43,6 +44,9 @@ class Accounts(Protocol):
 
     async def credentials(self, email: str) -> Credentials | None:
         """The credentials of the user with this email, in whatever case."""
+
+    async def rehash(self, user_id: UUID, known: str, fresh: str) -> None:
+        """Keep another hash of the same password, unless `known` is not the one that is kept any more."""
 
     async def change(self, user_id: UUID, order_id: UUID, decide: Decide) -> None:
         """Keep the reservation `decide` answers with, no other change between; raises UserUnknown."""
@@ -76,6 +80,11 @@ class PostgresAccounts:
             row = await _one(connection, _CREDENTIALS, email_key(email))
         return None if row is None else Credentials(row["id"], row["password_hash"], row["currency"])
 
+    async def rehash(self, user_id: UUID, known: str, fresh: str) -> None:
+        """See Accounts."""
+        async with self._database.connection() as connection:
+            await connection.execute(_REHASH, (fresh, user_id, known))
+
     async def change(self, user_id: UUID, order_id: UUID, decide: Decide) -> None:
         """See Accounts."""
         async with self._database.connection() as connection:
@@ -94,6 +103,7 @@ _ADD = """INSERT INTO users (id, email, email_key, name, password_hash, currency
           VALUES (%s, %s, %s, %s, %s, %s, %s)"""
 _FIND = "SELECT email, name, currency, credit_limit, held FROM users WHERE id = %s"
 _CREDENTIALS = "SELECT id, password_hash, currency FROM users WHERE email_key = %s"
+_REHASH = "UPDATE users SET password_hash = %s WHERE id = %s AND password_hash = %s"
 _LOCK = "SELECT currency, credit_limit, held FROM users WHERE id = %s FOR UPDATE"
 _RESERVATION = "SELECT user_id, amount, state FROM reservations WHERE order_id = %s FOR UPDATE"
 _KEEP = """INSERT INTO reservations (order_id, user_id, amount, state) VALUES (%s, %s, %s, %s)
@@ -125,6 +135,7 @@ class MemoryAccounts:
 
     async def add(self, user: User, password_hash: str) -> None:
         """See Accounts."""
+        _writable(user.email, user.name, password_hash)
         key = email_key(user.email)
         if key in self._credentials:
             raise EmailTaken("another user has this email")
@@ -137,7 +148,15 @@ class MemoryAccounts:
 
     async def credentials(self, email: str) -> Credentials | None:
         """See Accounts."""
+        _writable(email)
         return self._credentials.get(email_key(email))
+
+    async def rehash(self, user_id: UUID, known: str, fresh: str) -> None:
+        """See Accounts."""
+        _writable(fresh)
+        key = email_key(self._users[user_id].email)
+        if self._credentials[key].password_hash == known:
+            self._credentials[key] = replace(self._credentials[key], password_hash=fresh)
 
     async def change(self, user_id: UUID, order_id: UUID, decide: Decide) -> None:
         """See Accounts."""
@@ -150,3 +169,9 @@ class MemoryAccounts:
         self._reservations[order_id] = after
         credit = Credit(user.credit.currency, user.credit.limit, held)
         self._users[user_id] = User(user.id, user.email, user.name, credit)
+
+
+def _writable(*texts: str) -> None:
+    """Refuse what Postgres refuses."""
+    if any("\x00" in text for text in texts):
+        raise unwritable()

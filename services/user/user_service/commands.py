@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
 from user_service import domain
-from user_service.accounts import Accounts
+from user_service.accounts import Accounts, Credentials
 from user_service.domain import BadCredentials, Credit, Reservation, State, User, UserUnknown
-from user_service.passwords import Passwords
+from user_service.passwords import Passwords, TooBusy
 from user_service.settings import Settings
 from user_service.tokens import Tokens
 
@@ -45,10 +46,11 @@ class Commands:
 
     async def create_session(self, email: str, password: str) -> Session:
         """A token for the user behind email and password; raises BadCredentials, TooBusy."""
-        known = await self._accounts.credentials(email)
+        known = await self._accounts.credentials(email) if domain.may_be_email(email) else None
         matches = await self._passwords.matches(password, known.password_hash if known else None)
         if known is None or not matches:
             raise BadCredentials("email and password do not belong together")
+        await self._renew(known, password)
         lifetime = self._settings().token_lifetime_seconds
         return Session(await self._tokens.issue(known.user_id, known.currency, lifetime), lifetime)
 
@@ -65,3 +67,10 @@ class Commands:
             await self._accounts.change(user_id, order_id, lambda _, known: domain.release(known, order_id, user_id))
         except UserUnknown:
             return
+
+    async def _renew(self, known: Credentials, password: str) -> None:
+        """Keep a hash of today's cost: the time that another one takes would tell that the user is there."""
+        if self._passwords.outdated(known.password_hash):
+            with suppress(TooBusy):
+                fresh = await self._passwords.hash(password)
+                await self._accounts.rehash(known.user_id, known.password_hash, fresh)

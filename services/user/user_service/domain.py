@@ -110,6 +110,11 @@ def email_key(email: str) -> str:
     return unicodedata.normalize("NFKC", email.strip()).casefold()
 
 
+def may_be_email(text: str) -> bool:
+    """Whether anybody can have it: no email has a control character, and the accounts cannot be asked for a NUL."""
+    return _clean(text.strip())
+
+
 def check_registration(email: str, name: str, password: str) -> None:
     """Refuse what cannot be registered, naming each field."""
     wrong = {}

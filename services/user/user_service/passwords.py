@@ -1,7 +1,7 @@
 """Passwords as peppered Argon2id hashes, worked out in threads: a few at once, a few wait, the rest is refused.
 
-Invariant: checking an unknown user costs as much as checking a known one. The pepper is a key in Vault, so that
-hashes stolen with the database cannot be guessed at (NIST SP 800-63B, 5.1.1.2).
+Invariant: checking an unknown user costs as much as checking a known one whose hash is not outdated. The pepper is a
+key in Vault, so that hashes stolen with the database cannot be guessed at (NIST SP 800-63B, 5.1.1.2).
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ class Passwords:
         self._size = settings().password_concurrency
         self._threads = ThreadPoolExecutor(self._size, thread_name_prefix="passwords")
         self._accepted = 0
-        self._nobody = self._hasher().hash("nobody")
 
     async def hash(self, password: str) -> str:
         """The encoded hash with a salt of its own; raises TooBusy."""
@@ -41,7 +40,14 @@ class Passwords:
 
     async def matches(self, password: str, known: str | None) -> bool:
         """Whether the password belongs to the hash; None (an unknown user) takes as long and is False."""
-        return await self._work(lambda: _matches(known or self._nobody, self._peppered(password))) and known is not None
+        if known is None:
+            await self.hash(password)
+            return False
+        return await self._work(lambda: _matches(known, self._peppered(password)))
+
+    def outdated(self, known: str) -> bool:
+        """Whether a hash that has matched costs something else than the knobs say now."""
+        return self._hasher().check_needs_rehash(known)
 
     async def _work(self, work: Callable[[], T]) -> T:
         knobs = self._settings()

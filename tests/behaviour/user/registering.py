@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from uuid import uuid4
 
+import grpc
 import pytest
 from behaviour.user.service import Knobs, Service
 
+from chassis.errors import RpcError
 from user_service.domain import BadCredentials, EmailTaken, Invalid, UserUnknown
+from user_service.passwords import TooBusy
 
 GOOD = {"email": "ada@example.com", "name": "Ada", "password": "correct horse"}
 
@@ -94,7 +99,15 @@ async def test_an_unknown_user_is_refused(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("email", "password"), [("ada@example.com", "wrong"), ("eve@example.com", "correct horse"), ("", "")]
+    ("email", "password"),
+    [
+        ("ada@example.com", "wrong"),
+        ("ada@example.com", "\x00"),
+        ("eve@example.com", "correct horse"),
+        ("a\x00@b.c", "correct horse"),
+        ("ada@example.com\x00", "correct horse"),
+        ("", ""),
+    ],
 )
 async def test_wrong_credentials_are_refused_without_saying_which_part(
     service: Service, email: str, password: str
@@ -110,3 +123,58 @@ async def test_right_credentials_open_a_session_in_any_case_of_the_email(service
     session = await service.commands.create_session("ADA@example.com", "correct horse")
     assert session.lifetime == 3600
     assert session.token.count(".") == 2
+
+
+async def test_text_that_cannot_be_kept_is_no_defect_of_the_accounts(service: Service) -> None:
+    user = await service.commands.register_user(**GOOD)
+    attempts = [
+        service.accounts.credentials("a\x00@b.c"),
+        service.accounts.rehash(user.id, "known", "fre\x00sh"),
+        service.accounts.add(replace(user, id=uuid4(), email="e@v.e", name="E\x00ve"), "hash"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(RpcError) as refusal:
+            await attempt
+        assert (refusal.value.code, refusal.value.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID")
+
+
+async def hash_of_ada(service: Service) -> str:
+    found = await service.accounts.credentials(GOOD["email"])
+    assert found is not None
+    return found.password_hash
+
+
+async def test_a_hash_follows_the_knobs_at_the_next_session_and_not_before(service: Service, knobs: Knobs) -> None:
+    await service.commands.register_user(**GOOD)
+    first = await hash_of_ada(service)
+    service.settings = knobs(password_passes=2)
+    with pytest.raises(BadCredentials):
+        await service.commands.create_session(GOOD["email"], "wrong")
+    assert await hash_of_ada(service) == first
+    await service.commands.create_session(GOOD["email"], GOOD["password"])
+    second = await hash_of_ada(service)
+    assert ",t=1," in first
+    assert ",t=2," in second
+    await service.commands.create_session(GOOD["email"], GOOD["password"])
+    assert await hash_of_ada(service) == second
+
+
+async def test_a_session_is_opened_although_there_is_no_time_for_a_new_hash(service: Service, knobs: Knobs) -> None:
+    await service.commands.register_user(**GOOD)
+    first = await hash_of_ada(service)
+    service.settings = knobs(password_passes=2)
+
+    async def busy(_: str) -> str:
+        raise TooBusy("others wait")
+
+    service.commands._passwords.hash = busy  # type: ignore[method-assign]
+    assert (await service.commands.create_session(GOOD["email"], GOOD["password"])).token
+    assert await hash_of_ada(service) == first
+
+
+async def test_a_hash_that_has_changed_meanwhile_is_not_replaced(service: Service) -> None:
+    user = await service.commands.register_user(**GOOD)
+    first = await hash_of_ada(service)
+    await service.accounts.rehash(user.id, first, "second")
+    await service.accounts.rehash(user.id, first, "third")
+    assert await hash_of_ada(service) == "second"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+import traceback
+from contextlib import nullcontext
 from pathlib import Path
 
 import grpc
@@ -12,7 +14,11 @@ import psycopg
 import pytest
 from embedded.postgres import Postgres
 from embedded.world import World, started
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from chassis import statements
 from chassis.deadline import deadline
 from chassis.errors import ConfigurationError, RpcError
 
@@ -196,6 +202,28 @@ async def test_a_refused_row_is_still_told_by_its_name_under_a_deadline(world: W
         with pytest.raises(psycopg.errors.UniqueViolation):
             async with world.database.connection() as connection:
                 await connection.execute("INSERT INTO once VALUES (%s)", (1,))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+async def test_an_error_repeats_the_row_neither_in_its_words_nor_in_its_span(
+    world: World, monkeypatch: pytest.MonkeyPatch, traced: bool
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(statements, "_tracer", provider.get_tracer("test"))
+    async with world.database.connection() as connection:
+        await connection.execute("CREATE TABLE people (email text PRIMARY KEY, hash text CHECK (hash = ''))")
+    row = ("ada@example.com", "$argon2id$")
+    around = provider.get_tracer("test").start_as_current_span("call") if traced else nullcontext()
+    with around, pytest.raises(psycopg.errors.CheckViolation) as refusal:
+        async with world.database.connection() as connection:
+            await connection.execute("INSERT INTO people VALUES (%s, %s)", row)
+    assert refusal.value.diag.constraint_name == "people_hash_check"
+    spans = [span.to_json() for span in exporter.get_finished_spans()]
+    told = "".join([*spans, *traceback.format_exception(refusal.value)])
+    assert len(spans) == 2 * traced
+    assert 'violates check constraint "people_hash_check"' in told
+    assert not any(value in told for value in row)
 
 
 async def test_while_the_server_refuses_connections_a_caller_is_told_so_long_before_its_deadline(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 import grpc
+import psycopg
 import pytest
 from behaviour.eventlog import event
 from embedded.postgres import Postgres
@@ -64,6 +66,37 @@ async def test_a_lost_answer_does_not_hide_a_real_conflict(store: EventStore) ->
     lose_the_answer(store, 1)
     with pytest.raises(VersionConflict):
         await store.append(stream, 0, [event(stream, 1)])
+
+
+async def test_a_refusal_does_not_repeat_the_row(store: EventStore) -> None:
+    key = uuid4().hex
+    await store.append(uuid4(), 0, [], key=key)
+    with pytest.raises(AlreadyRecorded) as refusal:
+        await store.append(uuid4(), 0, [], key=key)
+    told = "".join(traceback.format_exception(refusal.value))
+    assert 'violates unique constraint "keys_key"' in told
+    assert key not in told
+
+
+async def test_each_read_under_a_deadline_is_limited_and_the_server_has_nothing_to_complain_of(
+    store: EventStore, postgres: Postgres
+) -> None:
+    stream = uuid4()
+    with deadline(5.0):
+        await store.append(stream, 0, [event(stream, 1)], key="k")
+        assert [found.version for found in await store.read(stream)] == [1]
+    with deadline(0.3), store._datastore.get_connection() as connection:
+        connection.execute("SELECT 1")
+        began = time.monotonic()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            connection.execute("SELECT pg_sleep(2)")
+        assert time.monotonic() - began < 1
+        left = connection.execute("SHOW statement_timeout").fetchone()
+        assert left is not None
+        assert left["statement_timeout"].endswith("ms")
+    with store._datastore.get_connection() as connection:
+        assert connection.execute("SHOW statement_timeout").fetchone() == {"statement_timeout": "10s"}
+    assert "WARNING" not in (postgres.folder / "log").read_text()
 
 
 async def test_a_restart_of_the_server_is_survived(store: EventStore, postgres: Postgres) -> None:

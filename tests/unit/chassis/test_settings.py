@@ -48,6 +48,8 @@ REFUSED = [
     (raw(log_level="LOUD"), "config/gateway: log_level: "),
     (raw(users={"fail_max": 0}), "config/gateway: users.fail_max: "),
     (raw(users={}), "config/gateway: users.fail_max: missing"),
+    (raw()[:-1] + ', "grace_seconds": 5}', "config/gateway: grace_seconds: stands twice"),
+    (raw().replace('{"fail_max": 5', '{"fail_max": 5, "fail\\u005fmax": 6'), "config/gateway: fail_max: stands twice"),
     ("{", "config/gateway: value: Invalid JSON"),
     ("[]", "config/gateway: value: "),
 ]

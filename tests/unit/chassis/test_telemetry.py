@@ -23,12 +23,40 @@ def tracing(monkeypatch: pytest.MonkeyPatch) -> trace.Tracer:
     return tracer
 
 
-@pytest.mark.parametrize(
-    "header", ["", "junk", "00-0-0-00", HEADER[:-1], HEADER.replace("0af7", "zzzz"), "00-" + "0" * 32 + HEADER[35:]]
-)
+MALFORMED = [
+    "",
+    "junk",
+    "\udcff",
+    "00-0-0-00",
+    HEADER[:-1],
+    HEADER.upper(),
+    HEADER.replace("0af7", "zzzz"),
+    HEADER.replace("0af7", "0x_7"),
+    HEADER.replace(HEADER[3:35], "0" * 32),
+    HEADER.replace(HEADER[36:52], "0" * 16),
+    f"{HEADER}-more",
+    f"{HEADER}more",
+    f"zz{HEADER[2:]}",
+    f"0A{HEADER[2:]}",
+    f"ff{HEADER[2:]}",
+    f"ff{HEADER[2:]}-more",
+    f"01{HEADER[2:]}more",
+]
+
+
+@pytest.mark.parametrize("header", MALFORMED)
 def test_a_malformed_traceparent_begins_a_new_trace(tracing: trace.Tracer, header: str) -> None:
+    assert telemetry.remote_context(header) is None
     with telemetry.continued(header, "work") as span:
         assert f"{span.get_span_context().trace_id:032x}" not in HEADER
+
+
+@pytest.mark.parametrize(("version", "more"), [("01", ""), ("01", "-more"), ("fe", "-"), ("cc", "-a-b")])
+def test_a_traceparent_of_a_later_version_is_read_by_its_first_four_fields(
+    tracing: trace.Tracer, version: str, more: str
+) -> None:
+    with telemetry.continued(f"{version}{HEADER[2:]}{more}", "work"):
+        assert telemetry.current_traceparent().startswith(HEADER[:36])
 
 
 def test_a_traceparent_is_continued(tracing: trace.Tracer) -> None:

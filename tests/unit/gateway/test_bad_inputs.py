@@ -33,6 +33,8 @@ INVALID = [
     ("/v1/users", PERSON | {"name": "\u0000"}, ["name"]),
     ("/v1/users", PERSON | {"name": " "}, ["name"]),
     ("/v1/users", PERSON | {"name": "x" * 201}, ["name"]),
+    ("/v1/users", PERSON | {"name": "A\u0000da"}, ["name"]),
+    ("/v1/users", PERSON | {"a\u0000": 1}, ["a\u0000"]),
     ("/v1/users", PERSON | {"password": "short"}, ["password"]),
     ("/v1/users", PERSON | {"password": "x" * 257}, ["password"]),
     ("/v1/users", PERSON | {"password": 12345678}, ["password"]),
@@ -112,6 +114,9 @@ MALFORMED = [
     b"\xff\xfe",
     b'{"name": "\xff"}',
     b'{"name": "\\ud800"}',
+    b'{"email": "a@b.c", "password": "\\udcff"}',
+    b'{"email": "a\\ud800@b.c", "password": "x"}',
+    b'{"\\ud800": 1}',
     b"[" * 10_000,
 ]
 
@@ -122,6 +127,23 @@ async def test_what_is_no_json_is_400(shared: System, path: str, body: bytes) ->
     headers = await shared.guest() | {"idempotency-key": "k", "content-type": "application/json"}
     answer = await shared.http.post(path, content=body, headers=headers)
     assert (answer.status_code, answer.json()["type"]) == (400, "/problems/malformed"), answer.text
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"email": "a\u0000@b.c"},
+        {"email": "\u0000"},
+        {"email": "guest@example.com\u0000"},
+        {"email": "guest@example.com", "password": "\u0000"},
+        {"email": "\ufdfa@b.c"},
+        {"password": "\U0010ffff"},
+    ],
+)
+async def test_a_sign_in_that_can_be_nobodys_is_401_like_any_wrong_one(shared: System, changed: dict[str, str]) -> None:
+    body = {"email": "nobody@example.com", "password": "wrong"} | changed
+    answer = await shared.http.post("/v1/sessions", json=body)
+    assert (answer.status_code, answer.json()["type"]) == (401, "/problems/bad-credentials"), answer.text
 
 
 @pytest.mark.parametrize("kind", [None, "", "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
@@ -191,6 +213,11 @@ QUERIES = [
     ("stauts=pending", "stauts"),
     ("cursor=nope", "cursor"),
     ("cursor=%00", "cursor"),
+    ("cursor=%ed%a0%80", "cursor"),
+    ("cursor=" + "A" * 22 + "%00", "cursor"),
+    ("status=%00", "status"),
+    ("%00=1", "\x00"),
+    ("%ff=1", "\ufffd"),
     ("cursor=" + "A" * 300, "cursor"),
 ]
 
@@ -241,6 +268,9 @@ RAW = [
     (b"NONSENSE\r\n\r\n", 400),
     (b"GET / HTTP/9.9\r\n\r\n", 400),
     (b"CONNECT waypost:443 HTTP/1.1\r\nhost: waypost:443\r\n\r\n", 400),
+    (b"\xff /livez HTTP/1.1\r\nhost: waypost\r\n\r\n", 400),
+    (b"G\x00T /livez HTTP/1.1\r\nhost: waypost\r\n\r\n", 400),
+    (b"G(T) /livez HTTP/1.1\r\nhost: waypost\r\n\r\n", 400),
     (get(path=b"/\xff"), 400),
     (get(path=b"/v1\x00/users"), 400),
     (get(b"no colon"), 400),
@@ -262,6 +292,8 @@ RAW = [
     (post(b"expect: tea", b"content-length: 2", body=b"{}"), 417),
     (get(b"x: " + b"y" * 20_000), 431),
     (get(b"authorization: Bearer \xff\xfe", path=b"/v1/users/me"), 401),
+    (get(b"authorization: Bearer " + b"W1tb" * 1500, path=b"/v1/users/me"), 401),
+    (get(b"user-agent: \xff\xfe"), 200),
     (get(b"traceparent: \xff"), 200),
 ]
 

@@ -61,6 +61,25 @@ async def test_a_probe_leaves_no_span_behind(system: System, spans: InMemorySpan
     assert spans.get_finished_spans() == ()
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /v1/users/me HTTP/1.1\r\nuser-agent: tea \xff\r\ntraceparent: \xff",
+        b"\xffET /v1/users/me HTTP/1.1",
+        b"GET /v1/users/\xff HTTP/1.1",
+        b"GET /v1/users/%ff?%ff HTTP/1.1",
+    ],
+)
+async def test_whatever_a_head_is_made_of_its_span_can_be_sent(
+    system: System, spans: InMemorySpanExporter, head: bytes
+) -> None:
+    spans.clear()
+    await system.raw(head + b"\r\nhost: waypost\r\nconnection: close\r\n\r\n")
+    (span,) = spans.get_finished_spans()
+    told = [span.name, *map(str, (span.attributes or {}).values())]
+    assert [text for text in told if text != text.encode(errors="replace").decode()] == []
+
+
 async def test_what_nobody_expected_is_500_and_tells_nothing(system: System, monkeypatch: Any) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("secret detail")

@@ -39,7 +39,7 @@ def test_every_refusal_has_a_reason_of_its_own() -> None:
     assert len(set(reasons)) == len(reasons)
 
 
-@pytest.mark.parametrize("key", ["", "k" * 201])
+@pytest.mark.parametrize("key", ["", "k" * 201, "k\x00", "two words", "ü"])
 async def test_an_order_without_a_usable_key_is_refused(server: OrderRpc, key: str) -> None:
     with pytest.raises(RpcError) as error:
         await server.PlaceOrder(request(key), NOWHERE)

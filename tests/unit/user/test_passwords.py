@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -69,3 +70,22 @@ async def test_a_changed_number_of_threads_is_followed_and_loses_no_work(knobs: 
     settings[0] = knobs(password_concurrency=4, password_waiting=8)
     assert await passwords.matches("p", await passwords.hash("p"))
     assert len(await asyncio.gather(*waiting)) == 3
+
+
+async def test_after_a_change_of_the_knobs_a_stranger_costs_as_much_as_a_user_again(knobs: Knobs) -> None:
+    settings = [knobs()]
+    passwords = Passwords(lambda: settings[0], b"pepper")
+    cheap = await passwords.hash("p")
+    settings[0] = knobs(password_memory_kib=65536, password_passes=4)
+    dear = await passwords.hash("p")
+    assert passwords.outdated(cheap)
+    assert not passwords.outdated(dear)
+    user = min([await seconds(passwords, dear) for _ in range(3)])
+    stranger = min([await seconds(passwords, None) for _ in range(3)])
+    assert 0.5 < stranger / user < 2
+
+
+async def seconds(passwords: Passwords, known: str | None) -> float:
+    began = time.perf_counter()
+    await passwords.matches("wrong", known)
+    return time.perf_counter() - began
