@@ -1,6 +1,7 @@
 """A full disk as the clients of Postgres see it: every new row is refused with the error that a full disk gives.
 
 The real thing needs a file system of its own, and with it root; see the decision in `docs/adr/` for what was tried.
+Where the tests run as root, one of them has a disk that is really full, and compares.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from stack.config import Stack
 from stack.console import StackError
 
 _DATABASES = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate AND datname <> 'postgres'"
-_FILL = """
+FILL = """
 SET lock_timeout = '5s'; SET client_min_messages = warning;
 CREATE OR REPLACE FUNCTION public.chaos_disk_full() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -30,7 +31,7 @@ BEGIN
   END LOOP;
 END $$;
 """
-_CLEAR = """
+CLEAR = """
 SET lock_timeout = '5s'; SET client_min_messages = warning;
 DROP FUNCTION IF EXISTS public.chaos_disk_full() CASCADE;
 """
@@ -39,13 +40,13 @@ DROP FUNCTION IF EXISTS public.chaos_disk_full() CASCADE;
 def fill(stack: Stack) -> None:
     """No table of a service takes a new row or another version of one."""
     for database in _sql(stack, "postgres", _DATABASES).split():
-        _sql(stack, database, _FILL)
+        _sql(stack, database, FILL)
 
 
 def clear(stack: Stack) -> None:
     """Every table takes rows again, also one that always did."""
     for database in _sql(stack, "postgres", _DATABASES).split():
-        _sql(stack, database, _CLEAR)
+        _sql(stack, database, CLEAR)
 
 
 def _sql(stack: Stack, database: str, statements: str) -> str:
