@@ -67,6 +67,7 @@ def _deploy(stack: Stack) -> int:
     for key in consul.live_edits():
         say(f"  kept: {key} was changed by hand in Consul; delete the key and deploy to have the file's value")
     _prove(stack, changed)
+    zipapps.prune(stack.state, server.artifact_files())
     return changed
 
 
