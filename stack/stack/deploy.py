@@ -106,7 +106,7 @@ def _start_agents(stack: Stack, found: tools.Tools, clients: Clients) -> int:
         for agent in (vault, consul):
             agents.wait(stack, agent)
         now.result = f"started {', '.join(started)}" if started else "running"
-    changed += _apply("consul: nomad's token", lambda: _patiently(Consul(stack, clients).agent_changes))
+    changed += _apply("consul: tokens of the agents", lambda: _patiently(Consul(stack, clients).agent_changes))
     with step("agents: nomad", "6 s") as now:
         again = agents.start(stack, nomad_agent)
         agents.wait(stack, nomad_agent)

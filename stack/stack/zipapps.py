@@ -31,6 +31,7 @@ SERVICES = {
 }
 _SHARED = ("chassis/chassis", "protos/gen/shop")
 
+
 @dataclass(frozen=True)
 class Artifact:
     """A built zipapp; `version` is the beginning of its content's hash."""

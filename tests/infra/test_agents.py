@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 from stack_under_test import RunningStack, eventually
@@ -47,6 +49,25 @@ def test_an_agent_runs_in_the_background_under_its_own_process(running: RunningS
 )
 def test_an_anonymous_caller_is_refused(running: RunningStack, agent: str, path: str) -> None:
     assert httpx.get(running.url(agent) + path).status_code == httpx.codes.FORBIDDEN
+
+
+def test_the_metrics_of_nomad_which_anybody_may_read_name_no_allocation(running: RunningStack) -> None:
+    reply = httpx.get(running.url("nomad") + "/v1/metrics")
+    allocations = [alloc["ID"] for alloc in running.clients.nomad.allocations.get_allocations()]
+    assert allocations
+    assert [alloc for alloc in allocations if alloc in reply.text] == []
+
+
+def test_consul_works_with_a_token_of_its_node_and_nomad_with_one_of_its_own(running: RunningStack) -> None:
+    acl, token = running.clients.consul.acl, running.clients.credentials.token
+    config = json.loads((running.stack.state / "consul" / "stack.json").read_text())
+    assert config["acl"]["tokens"]["agent"] == token("consul-agent")
+    own = acl.tokens.self(token=token("consul-agent"))
+    assert own["NodeIdentities"] == [{"NodeName": "waypost-1", "Datacenter": "dc1"}]
+    assert not own.get("Policies")
+    nomads = acl.tokens.self(token=token("consul-nomad-agent"))
+    assert [policy["Name"] for policy in nomads["Policies"]] == ["nomad-agent"]
+    assert not nomads.get("NodeIdentities")
 
 
 def test_an_anonymous_caller_sees_no_service_and_changes_no_key(running: RunningStack) -> None:
