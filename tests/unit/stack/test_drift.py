@@ -58,7 +58,8 @@ def test_a_role_that_grants_something_else_differs(more: dict[str, Any], differs
 
 def test_what_no_file_names_is_removed_and_what_consul_brings_stays() -> None:
     roles = Listed(NARROW, {"ID": "r2", "Name": "by-hand"})
-    policies = Listed(BUILT_IN, {"ID": "p1", "Name": "gateway"}, {"ID": "p2", "Name": "nomad-agent"}, {"ID": "p3", "Name": "by-hand"})  # fmt: skip
+    named = [{"ID": f"p{name}", "Name": name} for name in ("gateway", "nomad-agent", "by-hand")]
+    policies = Listed(BUILT_IN, *named)
     found: list[Change] = list(server(roles, policies)._without_a_file({"gateway"}))
     assert [(change.where, change.after) for change in found] == [
         ("consul role by-hand", ""),
@@ -66,7 +67,7 @@ def test_what_no_file_names_is_removed_and_what_consul_brings_stays() -> None:
     ]
     for change in found:
         change.apply()
-    assert (roles.deleted, policies.deleted) == (["r2"], ["p3"])
+    assert (roles.deleted, policies.deleted) == (["r2"], ["pby-hand"])
 
 
 def test_a_table_inside_a_vault_role_is_compared_too() -> None:
@@ -76,7 +77,7 @@ def test_a_table_inside_a_vault_role_is_compared_too() -> None:
 
 
 def test_a_mount_without_a_lease_of_its_own_is_as_a_file_that_names_none() -> None:
-    found = {"type": "database", "description": "Logins", "config": {"default_lease_ttl": 0, "max_lease_ttl": 0}, "options": {}}  # fmt: skip
     wanted = {"type": "database", "description": "Logins"}
+    found = wanted | {"config": {"default_lease_ttl": 0, "max_lease_ttl": 0}, "options": {}}
     assert vault._tunable(found) == vault._tunable(wanted)
     assert vault._tunable(found | {"config": {"max_lease_ttl": 9}}) != vault._tunable(wanted)
