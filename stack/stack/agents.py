@@ -58,6 +58,7 @@ def require_running(stack: Stack) -> None:
 def start(stack: Stack, agent: Agent) -> bool:
     """Starts an agent, or starts it again when its configuration changed; False where nothing was to be done."""
     process = daemon(stack, agent.name)
+    process.shorten_log()
     changed = _render(stack, agent)
     if process.pid() is not None and not changed:
         return False

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import httpx
 import pytest
 from stack_under_test import RunningStack, eventually
+
+from stack import agents, process
 
 AGENTS = ("nomad", "consul", "vault")
 
@@ -94,6 +97,17 @@ def test_a_key_can_be_written_and_read_back(running: RunningStack) -> None:
     finally:
         kv.delete("infra-test/greeting")
     eventually("the key is gone", lambda: kv.get("infra-test/greeting")[1] is None)
+
+
+def test_the_audit_log_can_be_put_aside_while_vault_runs(running: RunningStack) -> None:
+    log, pid = running.stack.state / "vault" / "audit.log", agents.daemon(running.stack, "vault").pid()
+    assert pid is not None
+    log.replace(log.with_suffix(".log.1"))
+    process.send(pid, signal.SIGHUP)
+    eventually("a new one is there", log.exists)
+    running.clients.vault.sys.list_policies()
+    eventually("it goes on there", lambda: "sys/policy" in log.read_text())
+    assert log.stat().st_mode & 0o777 == 0o600
 
 
 def test_operator_secrets_are_readable_by_their_owner_only(running: RunningStack, host) -> None:  # type: ignore[no-untyped-def]
