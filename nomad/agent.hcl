@@ -69,8 +69,3 @@ vault {
     env  = false
   }
 }
-
-telemetry {
-  prometheus_metrics         = true
-  publish_allocation_metrics = true
-}

@@ -58,6 +58,7 @@ def require_running(stack: Stack) -> None:
 def start(stack: Stack, agent: Agent) -> bool:
     """Starts an agent, or starts it again when its configuration changed; False where nothing was to be done."""
     process = daemon(stack, agent.name)
+    process.shorten_log()
     changed = _render(stack, agent)
     if process.pid() is not None and not changed:
         return False
@@ -147,7 +148,12 @@ def _vault(stack: Stack, tools: Tools) -> Agent:
 
 
 def _consul(stack: Stack, tools: Tools) -> Agent:
-    management = Credentials(stack).token("consul-management")
+    credentials = Credentials(stack)
+    # Consul makes the first of these tokens itself; the other one is known to it once `deploy` has made it.
+    tokens = {
+        "initial_management": credentials.token("consul-management"),
+        "agent": credentials.token("consul-agent"),
+    }
     names = {
         "http": "consul",
         "server": "consul_server",
@@ -159,7 +165,7 @@ def _consul(stack: Stack, tools: Tools) -> Agent:
     config = {
         "data_dir": str(stack.state / "consul" / "data"),
         "ports": {key: stack.port(name) for key, name in names.items()} | {"grpc_tls": -1},
-        "acl": {"tokens": {"initial_management": management, "agent": management}},
+        "acl": {"tokens": tokens},
     }
     return Agent(
         "consul",

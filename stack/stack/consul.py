@@ -17,6 +17,7 @@ from stack.config import ROOT, Stack
 
 FILES = ROOT / "consul"
 AGENT = "nomad-agent"
+BUILT_IN = "00000000-0000-0000-0000-"
 
 
 class Consul:
@@ -26,29 +27,35 @@ class Consul:
         self.stack, self.clients, self.api = stack, clients, clients.consul
 
     def agent_changes(self) -> Iterator[Change]:
-        """What the Nomad agent needs before it starts: its policy and its token."""
+        """What the agents work with: Consul's own a token as the node it is, Nomad's a policy and a token."""
+        config = self.api.agent.self()["Config"]
+        node = {"NodeName": config["NodeName"], "Datacenter": config["Datacenter"]}
+        yield from self._token("consul-agent", NodeIdentities=[node])
         yield from self._policy(FILES / "policies" / f"{AGENT}.hcl")
-        token = self.clients.credentials.token("consul-nomad-agent")
-        if not self._is_valid(token):
-            payload = {"SecretID": token, "Description": AGENT, "Policies": [{"Name": AGENT}]}
-            yield Change(f"consul token {AGENT}", "", AGENT, lambda: self.api.acl.tokens.create(payload))
+        yield from self._token("consul-nomad-agent", Policies=[{"Name": AGENT}])
 
     def changes(self) -> Iterator[Change]:
-        for file in sorted((FILES / "policies").glob("*.hcl")):
+        services = [file for file in sorted((FILES / "policies").glob("*.hcl")) if file.stem != AGENT]
+        for file in services:
             yield from self._policy(file)
-            if file.stem != AGENT:
-                yield from self._role(file.stem)
+            yield from self._role(file.stem)
+        yield from self._without_a_file({file.stem for file in services})
         for file in sorted((FILES / "auth").glob("*.json")):
             yield from self._auth_method(file)
         for file in sorted((FILES / "kv").rglob("*.*")):
             yield from self._key(file)
 
-    def _is_valid(self, token: str) -> bool:
+    def _token(self, name: str, **grants: Any) -> Iterator[Change]:
+        secret, tokens, where = self.clients.credentials.token(name), self.api.acl.tokens, f"consul token {name}"
+        wanted = {"SecretID": secret, "Description": name} | grants
         try:
-            self.api.acl.tokens.self(token=token)
+            found = tokens.self(token=secret)
         except ACLPermissionDenied:
-            return False
-        return True
+            yield Change(where, "", _grants(wanted), lambda: tokens.create(wanted))
+            return
+        if _grants(found) != _grants(wanted):
+            update = partial(tokens.update, wanted, found["AccessorID"])
+            yield Change(where, _grants(found), _grants(wanted), update)
 
     def _policy(self, file: Path) -> Iterator[Change]:
         wanted, where = file.read_text(), f"consul policy {file.stem}"
@@ -60,10 +67,23 @@ class Consul:
             yield Change(where, found["Rules"], wanted, lambda: update(found["ID"], file.stem, rules=wanted))
 
     def _role(self, name: str) -> Iterator[Change]:
-        found = _known(self.api.acl.roles.get_by_name(name))
+        found, roles = _known(self.api.acl.roles.get_by_name(name)), self.api.acl.roles
+        wanted, where = {"Name": name, "Policies": [{"Name": name}]}, f"consul role {name}"
         if found is None:
-            payload = {"Name": name, "Policies": [{"Name": name}]}
-            yield Change(f"consul role {name}", "", name, lambda: self.api.acl.roles.create(payload))
+            yield Change(where, "", _grants(wanted), lambda: roles.create(wanted))
+        elif _grants(found) != _grants(wanted):
+            yield Change(where, _grants(found), _grants(wanted), lambda: roles.update(wanted, found["ID"]))
+
+    def _without_a_file(self, services: set[str]) -> Iterator[Change]:
+        """Every role and policy that somebody else made; only what Consul brings along stays."""
+        acl = self.api.acl
+        for role in acl.roles.list():
+            if role["Name"] not in services:
+                yield Change(f"consul role {role['Name']}", _grants(role), "", partial(acl.roles.delete, role["ID"]))
+        for policy in acl.policy.list():
+            if policy["Name"] not in services | {AGENT} and not policy["ID"].startswith(BUILT_IN):
+                rules = acl.policy.get(policy["ID"])["Rules"] or "no rules"
+                yield Change(f"consul policy {policy['Name']}", rules, "", partial(acl.policy.delete, policy["ID"]))
 
     def _auth_method(self, file: Path) -> Iterator[Change]:
         wanted = json.loads(render(file, self.stack)) | {"Name": file.stem}
@@ -88,6 +108,10 @@ class Consul:
             elif not _covers(same[0], payload):
                 update = partial(self.api.acl.binding_rule.update, payload, same[0]["ID"])
                 yield Change(where, shown(same[0]), shown(payload), update)
+            listed = [found for found in listed if found not in same[:1]]
+        for other in listed:
+            where, delete = f"consul binding rule {other['Description']!r}", self.api.acl.binding_rule.delete
+            yield Change(where, shown(other), "", partial(delete, other["ID"]))
 
     def _key(self, file: Path) -> Iterator[Change]:
         """A key still as it was seeded follows its file; one that an operator changed since is left alone."""
@@ -110,6 +134,16 @@ class Consul:
             if found and zlib.crc32(found["Value"] or b"") != found["Flags"] and found["Value"] != file.read_bytes():
                 edited.append(key)
         return edited
+
+
+def _grants(found: dict[str, Any]) -> str:
+    """What a role or a token lets its holder do; Consul adds ids and leaves out what is empty."""
+    kinds = ("Policies", "Roles", "ServiceIdentities", "NodeIdentities", "TemplatedPolicies")
+    return shown({kind: [_without_id(grant) for grant in found[kind]] for kind in kinds if found.get(kind)})
+
+
+def _without_id(grant: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in grant.items() if key != "ID"}
 
 
 def _known(answer: Any) -> Any:

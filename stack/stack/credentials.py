@@ -36,5 +36,5 @@ class Credentials:
         return self.path("operator-password", lambda: secrets.token_urlsafe(24))
 
     def token(self, name: str) -> str:
-        """A token that this stack chose itself (`consul-management`, `consul-nomad-agent`, `nomad-management`)."""
+        """A token that this stack chose itself (`consul-management`, `consul-agent`, `nomad-management`, …)."""
         return self.path(name, lambda: str(uuid.uuid4())).read_text()

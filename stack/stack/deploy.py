@@ -67,6 +67,7 @@ def _deploy(stack: Stack) -> int:
     for key in consul.live_edits():
         say(f"  kept: {key} was changed by hand in Consul; delete the key and deploy to have the file's value")
     _prove(stack, changed)
+    zipapps.prune(stack.state, server.artifact_files())
     return changed
 
 
@@ -105,7 +106,7 @@ def _start_agents(stack: Stack, found: tools.Tools, clients: Clients) -> int:
         for agent in (vault, consul):
             agents.wait(stack, agent)
         now.result = f"started {', '.join(started)}" if started else "running"
-    changed += _apply("consul: nomad's token", lambda: _patiently(Consul(stack, clients).agent_changes))
+    changed += _apply("consul: tokens of the agents", lambda: _patiently(Consul(stack, clients).agent_changes))
     with step("agents: nomad", "6 s") as now:
         again = agents.start(stack, nomad_agent)
         agents.wait(stack, nomad_agent)

@@ -140,6 +140,13 @@ class Nomad:
             values["version"] = artifact.version
         return values
 
+    def artifact_files(self) -> set[str]:
+        """The zipapps of every version that Nomad still knows: it may start any of them again, or go back to it."""
+        known = [self.api.job.get_versions(name)["Versions"] for name in self._artifacts]
+        groups = [group for versions in known for version in versions for group in version["TaskGroups"]]
+        artifacts = [artifact for group in groups for task in group["Tasks"] for artifact in task["Artifacts"] or []]
+        return {artifact["GetterSource"].rpartition("/")[2] for artifact in artifacts}
+
     def wait_healthy(self, name: str, seconds: float = 180) -> None:
         """Returns once the version asked for runs alone and passes its checks; refuses with what its tasks said."""
         Rollout(self._clients, name, self._registered.get(name)).wait(seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stack import nomad, protos, tools, zipapps
+from stack import nomad, tools, zipapps
 from stack.agents import require_running
 from stack.changes import Change
 from stack.clients import Clients
@@ -20,18 +20,24 @@ CHANGES = 2
 def plan(stack: Stack) -> int:
     """Prints the changes; 0 for none, 2 for some."""
     require_running(stack)
-    found = list(_changes(stack))
+    there = tools.there()
+    for note in there.notes:
+        say(f"note: {note}")
+    found = list(_changes(stack, there))
     for change in found:
-        say(f"~ {change.where}\n{change.diff()}" if change.before else f"+ {change.where}\n{change.diff()}")
+        say(f"{_sign(change)} {change.where}\n{change.diff()}")
     for key in Consul(stack, Clients(stack)).live_edits():
         say(f"= consul kv {key} was changed by hand and is kept")
     say(f"{len(found)} changes" if found else "no change")
     return CHANGES if found else 0
 
 
-def _changes(stack: Stack) -> Iterator[Change]:
-    clients, found = Clients(stack), tools.ensure()
-    protos.generate()
+def _sign(change: Change) -> str:
+    return "~" if change.before and change.after else "-" if change.before else "+"
+
+
+def _changes(stack: Stack, found: tools.Tools) -> Iterator[Change]:
+    clients = Clients(stack)
     consul, vault = Consul(stack, clients), Vault(stack, clients)
     yield from consul.agent_changes()
     yield from consul.changes()

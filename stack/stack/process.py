@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from stack.console import StackError
 
 PROC = Path("/proc")
+LONGEST_LOG = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Daemon:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".log.old"))
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             child = subprocess.Popen(
                 command,
                 cwd=cwd,
@@ -66,6 +68,12 @@ class Daemon:
             end([pid], timeout)
         self._pid_file.unlink(missing_ok=True)
         return pid is not None
+
+    def shorten_log(self) -> None:
+        """Keeps a long log as the old one; the process goes on appending to the same file, which is empty then."""
+        if self.log.exists() and self.log.stat().st_size > LONGEST_LOG:
+            shutil.copyfile(self.log, self.log.with_suffix(".log.old"))
+            os.truncate(self.log, 0)
 
     def last_words(self, lines: int = 8) -> str:
         text = self.log.read_text(errors="replace") if self.log.exists() else ""

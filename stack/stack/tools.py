@@ -74,12 +74,16 @@ class Tools:
 
 def ensure() -> Tools:
     """Every tool, building what is missing (10 minutes the first time); raises StackError when it cannot."""
-    missing = [tool for name, tool in BUILT.items() if find(name) is None]
-    possible = [tool for tool in missing if not tool.needs_cpp or toolchain.compiler().cpp]
+    possible = [tool for name, tool in BUILT.items() if find(name) is None and _can_be_built(tool)]
     if possible:
         gobuild.build(possible)
     else:
         gobuild.tidy()
+    return there()
+
+
+def there() -> Tools:
+    """The tools as they are; nothing is built or tidied. Raises StackError when one is missing."""
     exec_driver = _has_cgo(_require("nomad"))
     return Tools(
         nomad=_require("nomad"),
@@ -91,7 +95,7 @@ def ensure() -> Tools:
         buf=_require("buf"),
         telemetry=find("telemetry"),
         exec_driver=exec_driver,
-        notes=tuple(_left_out(telemetry=len(possible) == len(missing), exec_driver=exec_driver)),
+        notes=tuple(_left_out(exec_driver)),
     )
 
 
@@ -106,16 +110,27 @@ def versions() -> dict[str, str]:
     return {name: _version(name, path) for name, path in found.items() if path}
 
 
-def _left_out(telemetry: bool, exec_driver: bool) -> Iterator[str]:
-    why = _NO_CPP if toolchain.compiler().command else _NO_COMPILER
-    if not telemetry:
-        yield f"telemetry UI left out: {why}"
+def _can_be_built(tool: GoTool) -> bool:
+    return not tool.needs_cpp or toolchain.compiler().cpp
+
+
+def _left_out(exec_driver: bool) -> Iterator[str]:
+    if find("telemetry") is None:
+        yield f"telemetry UI left out: {_why_no_telemetry()}"
     if not exec_driver:
         yield f"Nomad's exec driver left out: {_NO_COMPILER}"
 
 
+def _why_no_telemetry() -> str:
+    if _can_be_built(VIEWER):
+        return "it is not built yet; ./justw deploy builds it"
+    return _NO_CPP if toolchain.compiler().command else _NO_COMPILER
+
+
 def _require(name: str) -> Path:
     found = find(name)
+    if found is None and name in BUILT:
+        raise StackError(f"{name} is missing", "it is not built yet", "./justw deploy")
     if found is None:
         why = f"{WHEELS[name][0]} is not in {sys.prefix}"
         raise StackError(f"{name} is missing", why, "use ./justw, which completes the environment")
@@ -182,12 +197,15 @@ def _says(path: Path) -> str:
 
 
 def _facts(path: Path) -> dict[str, object]:
-    """What a program says of its version, and whether C is in it; remembered until its file changes."""
+    """What a program says of its version, and whether C is in it; remembered until its file changes.
+
+    One that said nothing is asked again: it may only have been too slow that time.
+    """
     memory = cache() / "tools" / "seen.json"
     stat = path.resolve().stat()
     file, state = str(path.resolve()), [stat.st_mtime_ns, stat.st_size]
     known = _remembered(memory)
-    if known.get(file, {}).get("state") != state:
+    if known.get(file, {}).get("state") != state or not known[file]["says"]:
         known[file] = {"state": state, "says": _ask(path), "cgo": _linked_with_c(path)}
         _write(memory, json.dumps(known, indent=1))
     return known[file]

@@ -10,7 +10,8 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from stack.clients import Clients
 from stack.config import ROOT, Stack
 
 FILES = ROOT / "vault"
+# Two that OpenBao brings along, and the operator's own, which server.hcl makes.
+BUILT_IN = frozenset({"default", "root", "operator"})
 
 
 class Vault:
@@ -33,15 +36,26 @@ class Vault:
     def changes(self) -> Iterator[Change]:
         for file in sorted((FILES / "policies").glob("*.hcl")):
             yield from self._policy(file)
+        yield from self._without_a_file("sys/policies/acl", FILES / "policies", BUILT_IN)
         for root, mounts in ((FILES / "engines", "sys/mounts"), (FILES / "auth", "sys/auth")):
             for file in sorted(root.glob("*.json")):
                 yield from self._mount(file, mounts)
                 if file.stem != "database":
                     yield from self._below(root, file.with_suffix(""))
+        yield from self._without_a_file("auth/jwt-nomad/role", FILES / "auth" / "jwt-nomad" / "role")
 
     def database_changes(self) -> Iterator[Change]:
         """The database engine, which needs Postgres to be up."""
         yield from self._below(FILES / "engines", FILES / "engines" / "database")
+        yield from self._without_a_file("database/roles", FILES / "engines" / "database" / "roles")
+
+    def _without_a_file(self, path: str, folder: Path, besides: Set[str] = frozenset()) -> Iterator[Change]:
+        """Every policy or role that somebody else made: what it grants, nobody reads in the files."""
+        listed = self.api.list(path)
+        found = set(listed["data"]["keys"]) if listed else set()
+        for name in sorted(found - {file.stem for file in folder.iterdir()} - besides):
+            delete = partial(self.api.delete, f"{path}/{name}")
+            yield Change(f"vault {path}/{name}", shown(self._read(f"{path}/{name}")), "", delete)
 
     def _policy(self, file: Path) -> Iterator[Change]:
         path, wanted = f"sys/policies/acl/{file.stem}", file.read_text()
@@ -51,10 +65,13 @@ class Vault:
             yield Change(f"vault policy {file.stem}", before, wanted, lambda: self._write(path, {"policy": wanted}))
 
     def _mount(self, file: Path, mounts: str) -> Iterator[Change]:
-        if f"{file.stem}/" not in self._read(mounts):
-            wanted = json.loads(file.read_text())
-            apply = lambda: self._write(f"{mounts}/{file.stem}", wanted)  # noqa: E731
-            yield Change(f"vault {mounts.removeprefix('sys/')} {file.stem}", "", shown(wanted), apply)
+        wanted, path = json.loads(file.read_text()), f"{mounts}/{file.stem}"
+        found, where = self._read(mounts).get(f"{file.stem}/"), f"vault {mounts.removeprefix('sys/')} {file.stem}"
+        if found is None:
+            yield Change(where, "", shown(wanted), lambda: self._write(path, wanted))
+        elif _tunable(found) != _tunable(wanted):
+            tune = partial(self._write, f"{path}/tune", _tunable(wanted))
+            yield Change(where, shown(_tunable(found)), shown(_tunable(wanted)), tune)
 
     def _below(self, root: Path, folder: Path) -> Iterator[Change]:
         for file in sorted(folder.rglob("*.json")):
@@ -62,7 +79,7 @@ class Vault:
 
     def _entry(self, name: str, file: Path) -> Iterator[Change]:
         path = name.removeprefix("engines/")
-        found = self._read(path)
+        found = _flat(self._read(path))
         if found is not None and "${random}" in file.read_text():
             return
         known = self._known() if "${postgres_password}" in file.read_text() else {}
@@ -111,4 +128,16 @@ def _hash(text: str) -> str:
 
 def _covers(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether what can be read back agrees; secrets are never read back, the digest of the file stands for them."""
-    return all(found[key] == value for key, value in wanted.items() if key in found and not isinstance(value, dict))
+    return all(found[key] == value for key, value in wanted.items() if key in found)
+
+
+def _flat(found: Any) -> Any:
+    """A database connection is written as one table and read back as two."""
+    return found and found | found.get("connection_details", {})
+
+
+def _tunable(mount: dict[str, Any]) -> dict[str, Any]:
+    """What may be changed of a mount: a file that names no longest lease leaves that to the server."""
+    config = mount.get("config", {})
+    leases = {name: config.get(name) or "system" for name in ("default_lease_ttl", "max_lease_ttl")}
+    return leases | {name: mount.get(name) or {} for name in ("description", "options")}

@@ -30,7 +30,6 @@ SERVICES = {
     "gateway": "gateway/gateway",
 }
 _SHARED = ("chassis/chassis", "protos/gen/shop")
-_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,20 @@ def build(stack_state_dir: Path) -> dict[str, Artifact]:
         return {artifact.name: artifact for artifact in artifacts}
 
 
+def prune(stack_state_dir: Path, needed: set[str]) -> None:
+    """Removes every zipapp whose file is not `needed`, and what it unpacked."""
+    with exclusive(stack_state_dir / "zipapps.lock", "waiting for another build"):
+        for name in SERVICES:
+            built = list((stack_state_dir / "artifacts").glob(f"{name}-*.pyz"))
+            kept = {f"{name}.pyz_{_build_id(path)}" for path in built if path.name in needed}
+            for path in built:
+                if path.name not in needed:
+                    path.unlink()
+            for unpacked in (stack_state_dir / "zipapps").glob(f"{name}.pyz_*"):
+                if unpacked.name.removesuffix(".tmp") not in kept:
+                    shutil.rmtree(unpacked, ignore_errors=True)
+
+
 def _artifact(name: str, folder: Path) -> Artifact:
     made_from = _fingerprint(name)
     known = _recorded(name, folder, made_from)
@@ -64,7 +77,6 @@ def _artifact(name: str, folder: Path) -> Artifact:
         return known
     artifact = _build(name, folder)
     _record(artifact, made_from)
-    _prune(artifact)
     return artifact
 
 
@@ -142,18 +154,6 @@ def _record(artifact: Artifact, made_from: str) -> None:
     partial = path.with_name(f"{artifact.name}.json.new")
     partial.write_text(json.dumps(record, indent=1))
     partial.replace(path.with_name(f"{artifact.name}.json"))
-
-
-def _prune(artifact: Artifact) -> None:
-    """Keeps this version and the one before, which may still run; also of what they unpacked in zipapps/."""
-    folder = artifact.path.parent
-    built = sorted(folder.glob(f"{artifact.name}-*.pyz"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in built[_KEPT:]:
-        old.unlink(missing_ok=True)
-    kept = {f"{artifact.name}.pyz_{_build_id(path)}" for path in built[:_KEPT]}
-    for unpacked in (folder.parent / "zipapps").glob(f"{artifact.name}.pyz_*"):
-        if unpacked.name.removesuffix(".tmp") not in kept:
-            shutil.rmtree(unpacked, ignore_errors=True)
 
 
 def _build_id(path: Path) -> str:

@@ -141,6 +141,15 @@ def test_a_killed_instance_is_started_again(chaos: Chaos, running: RunningStack,
     eventually("all instances pass their checks", lambda: len(running.instances(service)) == wanted, 30)
 
 
+def test_a_database_that_is_there_and_silent_fails_its_check(chaos: Chaos, running: RunningStack, read: Read) -> None:
+    assert running.instances("postgres")
+    chaos.order("pause postgres", 60)
+    eventually("the check fails", lambda: not running.instances("postgres"), 15)
+    chaos.off()
+    eventually("the check passes", lambda: running.instances("postgres"), 15)
+    _works(read)
+
+
 def test_a_killed_database_is_started_again(chaos: Chaos, person: Person, read: Read) -> None:
     said = chaos.order("database kill")
     victim = int(re.findall(r"process (\d+) is killed", said)[0])

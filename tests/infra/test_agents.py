@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import signal
+
 import httpx
 import pytest
 from stack_under_test import RunningStack, eventually
+
+from stack import agents, process
 
 AGENTS = ("nomad", "consul", "vault")
 
@@ -49,6 +54,25 @@ def test_an_anonymous_caller_is_refused(running: RunningStack, agent: str, path:
     assert httpx.get(running.url(agent) + path).status_code == httpx.codes.FORBIDDEN
 
 
+def test_the_metrics_of_nomad_which_anybody_may_read_name_no_allocation(running: RunningStack) -> None:
+    reply = httpx.get(running.url("nomad") + "/v1/metrics")
+    allocations = [alloc["ID"] for alloc in running.clients.nomad.allocations.get_allocations()]
+    assert allocations
+    assert [alloc for alloc in allocations if alloc in reply.text] == []
+
+
+def test_consul_works_with_a_token_of_its_node_and_nomad_with_one_of_its_own(running: RunningStack) -> None:
+    acl, token = running.clients.consul.acl, running.clients.credentials.token
+    config = json.loads((running.stack.state / "consul" / "stack.json").read_text())
+    assert config["acl"]["tokens"]["agent"] == token("consul-agent")
+    own = acl.tokens.self(token=token("consul-agent"))
+    assert own["NodeIdentities"] == [{"NodeName": "waypost-1", "Datacenter": "dc1"}]
+    assert not own.get("Policies")
+    nomads = acl.tokens.self(token=token("consul-nomad-agent"))
+    assert [policy["Name"] for policy in nomads["Policies"]] == ["nomad-agent"]
+    assert not nomads.get("NodeIdentities")
+
+
 def test_an_anonymous_caller_sees_no_service_and_changes_no_key(running: RunningStack) -> None:
     assert httpx.get(running.url("consul") + "/v1/catalog/services").json() == {}
     reply = httpx.put(running.url("consul") + "/v1/kv/config/gateway", content=b"{}")
@@ -73,6 +97,17 @@ def test_a_key_can_be_written_and_read_back(running: RunningStack) -> None:
     finally:
         kv.delete("infra-test/greeting")
     eventually("the key is gone", lambda: kv.get("infra-test/greeting")[1] is None)
+
+
+def test_the_audit_log_can_be_put_aside_while_vault_runs(running: RunningStack) -> None:
+    log, pid = running.stack.state / "vault" / "audit.log", agents.daemon(running.stack, "vault").pid()
+    assert pid is not None
+    log.replace(log.with_suffix(".log.1"))
+    process.send(pid, signal.SIGHUP)
+    eventually("a new one is there", log.exists)
+    running.clients.vault.sys.list_policies()
+    eventually("it goes on there", lambda: "sys/policy" in log.read_text())
+    assert log.stat().st_mode & 0o777 == 0o600
 
 
 def test_operator_secrets_are_readable_by_their_owner_only(running: RunningStack, host) -> None:  # type: ignore[no-untyped-def]

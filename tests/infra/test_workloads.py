@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from hvac.exceptions import Forbidden, VaultError
 from stack_under_test import RunningStack, eventually
+from tables import value
 
 from stack import nomad
 
@@ -155,6 +156,11 @@ def test_postgres_does_not_run_as_root(running: RunningStack, host) -> None:  # 
     found = host.process.filter(comm="postgres")
     assert found
     assert {process.user for process in found} & {"root"} == set()
+
+
+def test_the_socket_of_postgres_makes_only_the_owner_of_the_stack_its_superuser(running: RunningStack) -> None:
+    mapped = "SELECT string_agg(sys_name || ' is ' || pg_username, ', ') FROM pg_ident_file_mappings"
+    assert value(running, "user_service", mapped) == f"{running.stack.state.owner()} is postgres"
 
 
 @pytest.fixture

@@ -51,6 +51,24 @@ def test_a_daemon_that_ends_while_starting_is_reported_with_its_last_words(daemo
         daemon.wait(lambda: False, seconds=10)
 
 
+TALKER = (sys.executable, "-uc", "import time; print('a' * 99)\nwhile time.sleep(0.05) is None: print('on and on')")
+
+
+def test_a_long_log_is_put_aside_and_its_process_goes_on_in_an_empty_one(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.start(TALKER, tmp_path, {})
+    daemon.wait(lambda: "on and on" in daemon.last_words(), seconds=10)
+    daemon.shorten_log()
+    assert daemon.log.read_text().startswith("aaa")
+    monkeypatch.setattr("stack.process.LONGEST_LOG", 50)
+    daemon.shorten_log()
+    daemon.wait(lambda: "on and on" in daemon.last_words(), seconds=10)
+    assert "a" not in daemon.log.read_text().replace("and", "")
+    assert "\0" not in daemon.log.read_text()
+    assert daemon.log.with_suffix(".log.old").read_text().startswith("aaa")
+
+
 def test_a_process_that_ignores_sigterm_is_killed(daemon: Daemon, tmp_path: Path) -> None:
     daemon.start(STUBBORN, tmp_path, {})
     daemon.wait(lambda: "deaf" in daemon.last_words(), seconds=10)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stack import gobuild, toolchain, tools
+from stack.console import StackError
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +74,14 @@ def test_a_program_is_asked_once_until_its_file_changes(tmp_path: Path) -> None:
     assert tools.find("nomad") is None
 
 
+def test_a_program_that_said_nothing_once_is_asked_again(tmp_path: Path) -> None:
+    nomad = program(tmp_path / "nomad", "Nomad v1.12.0")
+    nomad.write_text(nomad.read_text().replace('echo "', '[ -e "$0.quick" ] && echo "'))
+    assert tools.find("nomad") is None
+    (tmp_path / "nomad.quick").touch()
+    assert tools.find("nomad") == nomad
+
+
 def test_a_remembered_answer_that_is_damaged_is_asked_for_again(tmp_path: Path, cache: Path) -> None:
     nomad = program(tmp_path / "nomad", "Nomad v1.12.0")
     tools.find("nomad")
@@ -122,6 +131,13 @@ def test_a_server_built_with_c_still_serves_when_the_compiler_is_gone(
     program(full, "Nomad v1.11.3")
     no_compiler(monkeypatch)
     assert tools.find("nomad") == full
+
+
+def test_a_look_at_what_is_there_builds_nothing_and_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gobuild, "build", lambda _: pytest.fail("built"))
+    monkeypatch.setattr(gobuild, "tidy", lambda: pytest.fail("tidied"))
+    with pytest.raises(StackError, match=r"nomad is missing: it is not built yet"):
+        tools.there()
 
 
 def test_a_complete_set_is_found_without_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

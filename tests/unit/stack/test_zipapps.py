@@ -110,18 +110,24 @@ def test_a_damaged_artifact_is_made_again(here: Path) -> None:
     assert zipfile.is_zipfile(again.path)
 
 
-def test_this_version_and_the_one_before_are_kept(here: Path) -> None:
+def test_a_build_removes_no_other_one(here: Path) -> None:
+    paths = []
+    for number in range(4):
+        write(here / zipapps.SERVICES["gateway"] / "routes.py", f"x = {number}\n")
+        paths.append(zipapps.build(here / "state")["gateway"].path)
+    assert all(path.exists() for path in paths)
+
+
+def test_what_nobody_needs_is_removed_with_what_it_unpacked(here: Path) -> None:
     paths, unpacked = [], []
     for number in range(3):
         write(here / zipapps.SERVICES["gateway"] / "routes.py", f"x = {number}\n")
         paths.append(zipapps.build(here / "state")["gateway"].path)
-        os.utime(paths[-1], (number, number))
         unpacked.append(here / "state" / "zipapps" / f"gateway.pyz_{zipapps._build_id(paths[-1])}")
         unpacked[-1].mkdir(parents=True)
-        (here / "state" / "zipapps" / "user-service.pyz_x").mkdir(exist_ok=True)
-    assert [path.exists() for path in paths] == [False, True, True]
-    assert [path.exists() for path in unpacked] == [False, True, True]
-    assert (here / "state" / "zipapps" / "user-service.pyz_x").exists()
+    zipapps.prune(here / "state", {paths[0].name, paths[2].name})
+    assert [path.exists() for path in paths] == [True, False, True]
+    assert [path.exists() for path in unpacked] == [True, False, True]
 
 
 def test_order_and_modes_of_an_archive_do_not_count(tmp_path: Path) -> None:
