@@ -127,6 +127,7 @@ job "order-service" {
           CONSUL_HTTP_ADDR            = var.consul_url
           IDENTITY_DIR                = "${NOMAD_SECRETS_DIR}"
           INSTANCE_ID                 = "${NOMAD_ALLOC_ID}"
+          MALLOC_MMAP_THRESHOLD_      = "131072"
           OTEL_EXPORTER_OTLP_ENDPOINT = var.otlp_grpc_url
           SHIV_ROOT                   = var.zipapp_cache
           VAULT_ADDR                  = var.vault_url

@@ -55,6 +55,10 @@ job "telemetry" {
         ]
       }
 
+      env {
+        GOGC = "25"
+      }
+
       resources {
         cpu    = 200
         memory = 512 # enforced when Nomad runs as root; the store grows to 96 MB, its queries beyond

@@ -25,7 +25,7 @@ HOST = "127.0.0.1"
 KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR")
 # The garbage collector of the agents, and of the two helpers that Nomad keeps for each task, runs more often:
 # the stack at rest then takes a sixth less memory.
-SMALL = {"GOGC": "40"}
+SMALL = {"GOGC": "20"}
 
 
 @dataclass(frozen=True)

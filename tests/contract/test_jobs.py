@@ -22,8 +22,8 @@ from stack.zipapps import Artifact
 from .checkout import ROOT, SERVICES, blocks, job_file, keys
 
 ENVIRONMENT = {name.upper() for name in Environment.model_fields}
-# The zipapp unpacks itself there before any code of ours runs.
-FOR_THE_ZIPAPP = {"SHIV_ROOT"}
+# Where the zipapp unpacks itself, and how malloc gives back: both are read before any code of ours runs.
+BEFORE_OUR_CODE = {"SHIV_ROOT", "MALLOC_MMAP_THRESHOLD_"}
 FILES = sorted(path.name.removesuffix(".nomad.hcl") for path in nomad.JOBS.glob("*.nomad.hcl"))
 
 
@@ -58,7 +58,7 @@ def test_a_job_sets_exactly_the_environment_that_its_service_reads(service: str)
     found = [keys(body) for _, body in blocks(job_file(service).read_text(), "env")]
     assert found
     for names in found:
-        assert names == ENVIRONMENT | FOR_THE_ZIPAPP
+        assert names == ENVIRONMENT | BEFORE_OUR_CODE
 
 
 def test_no_variable_of_the_environment_has_a_default() -> None:
