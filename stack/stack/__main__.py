@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from stack import config
+from stack import config, refusal
 from stack.console import StackError
 
 
@@ -23,6 +23,9 @@ def main() -> int:
         return 1
     except _unreachable() as error:
         StackError(f"{command} met a part that does not answer", _first_line(error), "./justw status").show()
+        return 1
+    except OSError as error:
+        refusal.explain(command, error).show()
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted; the same command takes it up again", file=sys.stderr)

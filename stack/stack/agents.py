@@ -20,6 +20,7 @@ from stack.credentials import Credentials
 from stack.process import Daemon, require_free
 from stack.tools import Tools
 
+NAMES = ("vault", "consul", "nomad")
 HOST = "127.0.0.1"
 # Agents get what they need by file; whatever else the caller's shell holds stays with the caller.
 KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -30,12 +31,11 @@ SMALL = {"GOGC": "20"}
 
 @dataclass(frozen=True)
 class Agent:
-    """How one agent is started: its command, its part of the configuration, its ports, and when it is ready."""
+    """How one agent is started: its command, its part of the configuration, and when it is ready."""
 
     name: str
     command: tuple[str, ...]
     config: dict[str, Any]
-    ports: tuple[str, ...]
     ready: Callable[[], bool]
 
 
@@ -50,9 +50,22 @@ def daemon(stack: Stack, name: str) -> Daemon:
 
 def require_running(stack: Stack) -> None:
     """Refuses when an agent of this very stack is not there: another stack may answer on its ports."""
-    for name in ("vault", "consul", "nomad"):
+    for name in NAMES:
         if daemon(stack, name).pid() is None:
             raise StackError(f"stack {stack.name!r} is not running", f"{name} is not there", "./justw deploy")
+
+
+def require_ports(stack: Stack) -> None:
+    """Refuses by name when an agent that does not run yet would find a port taken."""
+    for name in NAMES:
+        if daemon(stack, name).pid() is None:
+            _require_ports(stack, name)
+
+
+def _require_ports(stack: Stack, name: str) -> None:
+    for port, number in stack.ports().items():
+        if port.partition("_")[0] == name:
+            require_free(number, port)
 
 
 def start(stack: Stack, agent: Agent) -> bool:
@@ -63,8 +76,7 @@ def start(stack: Stack, agent: Agent) -> bool:
     if process.pid() is not None and not changed:
         return False
     process.stop()
-    for port in agent.ports:
-        require_free(stack.port(port), port)
+    _require_ports(stack, agent.name)
     home = stack.state / agent.name
     env = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ} | SMALL
     # Nomad leaves a socket for each task in the temporary folder; here it goes with the stack.
@@ -142,7 +154,6 @@ def _vault(stack: Stack, tools: Tools) -> Agent:
         "vault",
         (str(tools.bao), "server"),
         config,
-        ("vault", "vault_cluster"),
         lambda: _answers(f"{stack.url('vault')}/v1/sys/health", lambda reply: reply.status_code == 200),
     )
 
@@ -171,7 +182,6 @@ def _consul(stack: Stack, tools: Tools) -> Agent:
         "consul",
         (str(tools.consul), "agent"),
         config,
-        tuple(names.values()),
         lambda: _has_leader(stack.url("consul")),
     )
 
@@ -198,6 +208,5 @@ def _nomad(stack: Stack, tools: Tools) -> Agent:
         "nomad",
         (str(tools.nomad), "agent"),
         config,
-        tuple(ports.values()),
         lambda: _has_leader(stack.url("nomad")),
     )

@@ -38,6 +38,7 @@ def deploy(stack: Stack) -> None:
     began = time.monotonic()
     say(f"deploying stack {stack.name!r} into {stack.state}")
     with exclusive(stack.lock, WAITING):
+        agents.require_ports(stack)
         _make_folders(stack)
         changed = _deploy(stack)
     word = f"{changed} changes" if changed else "no change: everything is as the files say"

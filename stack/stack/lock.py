@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from stack.console import StackError, step
+from stack.console import step
 
 WAITING = "another command changes this stack"
 
@@ -19,24 +20,32 @@ def exclusive(file: Path, waiting: str = "", patient: bool = True) -> Iterator[i
 
     Raises BlockingIOError at once, instead of waiting, when not `patient`.
     """
-    with _open(file) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not patient:
-                raise
-            with step(waiting or "waiting for another deploy"):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()
+    while True:
+        with _open(file) as lock:
+            _take(lock, waiting, patient)
+            if _is_still_there(file, lock):
+                yield lock.fileno()
+                return
 
 
 def _open(file: Path) -> IO[str]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file.open("w")
+
+
+def _take(lock: IO[str], waiting: str, patient: bool) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return file.open("w")
-    except OSError as error:
-        raise StackError(
-            f"{file.parent} cannot be written",
-            str(error),
-            "make it writable, or set WAYPOST_CACHE to a folder that is",
-        ) from error
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not patient:
+            raise
+        with step(waiting or "waiting for another deploy"):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _is_still_there(file: Path, lock: IO[str]) -> bool:
+    """A holder may have removed the file (`destroy` does) while this one waited: then the lock is worth nothing."""
+    try:
+        return os.path.samestat(file.stat(), os.fstat(lock.fileno()))
+    except FileNotFoundError:
+        return False

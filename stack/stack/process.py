@@ -135,8 +135,22 @@ def below(folder: Path) -> list[int]:
 
     One with a terminal is somebody's editor, pager or shell.
     """
-    mine = set(_ancestors())
-    return [pid for pid in _pids() if pid not in mine and not _has_terminal(pid) and _touches(pid, str(folder))]
+    mine, places = set(_ancestors()), set(_places(folder))
+    return [
+        pid
+        for pid in _pids()
+        if pid not in mine and not _has_terminal(pid) and (_touches(pid, str(folder)) or _stands_in(pid, places))
+    ]
+
+
+def belonging(folder: Path) -> set[int]:
+    """Every process that must not outlive `folder`: those below it and all that descend from them."""
+    return family(below(folder)) - set(_ancestors())
+
+
+def named(name: str) -> list[int]:
+    """Every process of the machine whose program has this name."""
+    return [pid for pid in _pids() if _program(pid) == name]
 
 
 def memory(folder: Path) -> tuple[int, int]:
@@ -155,6 +169,12 @@ def family(pids: Sequence[int]) -> set[int]:
     while more := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
         found |= more
     return found
+
+
+def _program(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return (PROC / str(pid) / "comm").read_text().strip()
+    return ""
 
 
 def _parent(pid: int) -> int:
@@ -194,6 +214,32 @@ def _touches(pid: int, folder: str) -> bool:
     except OSError:
         return False
     return folder + "/" in words.replace("\0", " ") or f"{here}/".startswith(folder + "/")
+
+
+def _places(folder: Path) -> Iterator[tuple[int, int]]:
+    """The folder and what is right below it, as the kernel knows them.
+
+    Postgres under root sees its folder at another path, in a mount namespace of its own.
+    """
+    with contextlib.suppress(OSError):
+        for place in (folder, *folder.iterdir()):
+            yield _identity(place)
+
+
+def _stands_in(pid: int, places: set[tuple[int, int]]) -> bool:
+    """Whether one of `places` is the working directory of a process or above it, whatever path leads there."""
+    here, below_it = PROC / str(pid) / "cwd", (0, 0)
+    with contextlib.suppress(OSError):
+        while (found := _identity(here)) != below_it:
+            if found in places:
+                return True
+            here, below_it = here / "..", found
+    return False
+
+
+def _identity(place: Path) -> tuple[int, int]:
+    stat = place.stat()
+    return stat.st_dev, stat.st_ino
 
 
 def require_free(port: int, name: str) -> None:

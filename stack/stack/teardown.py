@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import httpx
+import requests
+from nomad.api.exceptions import BaseNomadException
 
-from stack import agents, nomad, process
+from stack import agents, cgroups, nomad, process
 from stack.chaos.command import end_before_teardown
 from stack.clients import Clients
 from stack.config import Stack
-from stack.console import say, step
+from stack.console import StackError, say, step
 from stack.lock import WAITING, exclusive
-
-NAMES = ("nomad", "consul", "vault")
 
 
 def down(stack: Stack) -> None:
@@ -30,14 +31,12 @@ def _down(stack: Stack) -> None:
     end_before_teardown(stack)
     if _alive(stack):
         _stop_jobs(stack)
-    for name in NAMES:
+    for name in reversed(agents.NAMES):
         with step(f"agent {name}") as now:
             now.result = "stopped" if agents.daemon(stack, name).stop() else "was not running"
-    left = process.below(stack.state)
-    if left:
-        with step(f"{len(left)} processes left over"):
-            process.end(left, timeout=15)
+    _end_leftovers(stack)
     _unmount(stack.state)
+    cgroups.remove([folder.name for folder in (stack.state / "nomad" / "data" / "alloc").glob("*")])
     say(f"stack {stack.name!r} is down; its data is in {stack.state}")
 
 
@@ -48,9 +47,8 @@ def destroy(stack: Stack) -> None:
         if stack.state.exists():
             shutil.rmtree(stack.state)
         stack.lock.unlink(missing_ok=True)
-    parent = stack.state.parent
-    if not any(parent.iterdir()):
-        parent.rmdir()
+    with contextlib.suppress(OSError):  # another stack, or a command that waited, still needs it
+        stack.state.parent.rmdir()
     say(f"stack {stack.name!r} is gone, its data too")
 
 
@@ -65,10 +63,29 @@ def _alive(stack: Stack) -> bool:
 
 
 def _stop_jobs(stack: Stack) -> None:
+    """Ends what Nomad can end; a job that it cannot ends with what is left over."""
     clients = Clients(stack)
     for name in reversed(nomad.names()):
-        with step(f"job {name}"):
-            nomad.stop(clients, name)
+        try:
+            with step(f"job {name}"):
+                nomad.stop(clients, name)
+        except (StackError, BaseNomadException, requests.RequestException) as error:
+            say(f"    {error}; goes on without Nomad")
+
+
+def _end_leftovers(stack: Stack) -> None:
+    """Refuses where a process does not end: nobody's data is removed under it."""
+    left = process.belonging(stack.state)
+    if left:
+        with step(f"{len(left)} processes left over"):
+            process.end(sorted(left), timeout=15)
+    still = sorted(process.belonging(stack.state))
+    if still:
+        raise StackError(
+            f"stack {stack.name!r} does not end",
+            f"processes {', '.join(map(str, still))} are still there",
+            "end them, then run the same command again",
+        )
 
 
 def _unmount(folder: Path) -> None:

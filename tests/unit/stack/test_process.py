@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from stack.console import StackError
-from stack.process import Daemon, below, end, memory, require_free, start_time
+from stack.process import Daemon, belonging, below, end, memory, require_free, start_time
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
 STUBBORN = (
@@ -87,6 +87,25 @@ def test_processes_that_work_in_a_folder_are_found(tmp_path: Path) -> None:
         assert child.pid not in below(tmp_path / "elsewhere")
     finally:
         child.send_signal(signal.SIGKILL)
+        child.wait()
+
+
+def test_a_process_that_sees_the_folder_at_another_path_is_found(tmp_path: Path) -> None:
+    rights = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    namespace = ("unshare", "--mount", *rights, "sh", "-c")
+    if subprocess.run((*namespace, "mount --bind /mnt /mnt"), check=False).returncode:
+        pytest.skip("this machine allows no mount namespace")
+    (tmp_path / "postgres" / "data").mkdir(parents=True)
+    script = 'mount --bind "$FOLDER" /mnt; cd /mnt/data; unset FOLDER; exec sleep 60'
+    child = subprocess.Popen((*namespace, script), cwd="/", env=os.environ | {"FOLDER": str(tmp_path / "postgres")})
+    try:
+        until = time.monotonic() + 5
+        while child.pid not in below(tmp_path):
+            assert time.monotonic() < until
+        assert child.pid not in below(tmp_path / "elsewhere")
+        assert child.pid in belonging(tmp_path)
+    finally:
+        child.kill()
         child.wait()
 
 

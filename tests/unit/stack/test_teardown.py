@@ -1,10 +1,58 @@
-"""What a teardown finds: mounts whose path holds white space."""
+"""A teardown goes on whatever Nomad says, and never removes data under a process."""
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import requests
+from nomad.api.exceptions import BaseNomadException
+
+from stack import config, nomad, process, teardown
+from stack.config import Stack
+from stack.console import StackError
 from stack.teardown import _unescaped
+
+
+@pytest.fixture
+def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    made = Stack("gone", 9)
+    made.state.mkdir(parents=True)
+    return made
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        BaseNomadException(type("Forbidden", (), {"text": "Permission denied", "status_code": 403})),
+        StackError("job gateway does not end", "waited 60 s", "./justw logs gateway"),
+        requests.ConnectionError("no answer"),
+    ],
+)
+def test_a_nomad_that_refuses_does_not_keep_a_stack_alive(
+    stack: Stack, trouble: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def refuse(_: object, name: str) -> None:
+        asked.append(name)
+        raise trouble
+
+    monkeypatch.setattr(teardown, "_alive", lambda _: True)
+    monkeypatch.setattr(nomad, "stop", refuse)
+    teardown.destroy(stack)
+    assert asked == list(reversed(nomad.names()))
+    assert capsys.readouterr().out.count("goes on without Nomad") == len(asked)
+    assert not stack.state.parent.exists()
+
+
+def test_data_stays_while_a_process_of_the_stack_does(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "belonging", lambda _: {4711})
+    monkeypatch.setattr(process, "end", lambda pids, timeout: None)
+    with pytest.raises(StackError, match="4711"):
+        teardown.destroy(stack)
+    assert stack.state.exists()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stack import builderror, gobuild, toolchain
+from stack import builderror, gobuild, refusal, toolchain
 from stack.console import StackError
 from stack.gobuild import GoTool
 from stack.lock import exclusive
@@ -162,6 +162,17 @@ def test_a_stopped_deploy_ends_go_too() -> None:
     with pytest.raises(KeyboardInterrupt), gobuild._ended(child):
         raise KeyboardInterrupt
     assert child.returncode == -signal.SIGTERM
+
+
+def test_a_disk_that_fills_up_during_a_build_is_said_also_when_the_log_meets_it_first(tmp_path: Path) -> None:
+    go(tmp_path, after="echo no space left on device >&2; exit 1")
+    tool = server(tmp_path)
+    log = tmp_path / "cache" / "build" / "server.log"
+    log.parent.mkdir(parents=True)
+    log.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        gobuild.build([tool])
+    assert str(tmp_path / "cache") in refusal.explain("deploy", caught.value).why
 
 
 def test_a_lock_held_by_a_killed_process_is_free(tmp_path: Path) -> None:

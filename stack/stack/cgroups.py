@@ -1,0 +1,30 @@
+"""The control groups in which Nomad keeps tasks when it runs as root; one that was killed leaves them behind."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stack import process
+
+CGROUPS = Path("/sys/fs/cgroup")
+# Of cgroups v1 and v2. Every Nomad of the machine has its tasks below these.
+_OF_TASKS = ("*/nomad", "nomad.slice/*")
+_OF_NOMAD = ("*/nomad/share", "*/nomad/reserve", "*/nomad", "nomad.slice/*.slice", "nomad.slice")
+
+
+def remove(allocations: Sequence[str], root: Path = CGROUPS) -> None:
+    """Removes the groups of these allocations, and Nomad's own once no Nomad is left on the machine."""
+    for name in allocations:
+        _remove(root, (f"{above}/{name}.*" for above in _OF_TASKS))
+    if not process.named("nomad"):
+        _remove(root, _OF_NOMAD)
+
+
+def _remove(root: Path, patterns: Iterator[str] | Sequence[str]) -> None:
+    """A group that holds a process or another group stays: the kernel refuses."""
+    for pattern in patterns:
+        for group in root.glob(pattern):
+            with contextlib.suppress(OSError):
+                group.rmdir()
