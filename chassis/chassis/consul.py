@@ -1,6 +1,7 @@
 """Consul on asyncio: python-consul2's API over one keep-alive httpx client, logged in by workload identity.
 
-Invariant: a watch goes on for ever; while Consul is away its reader keeps the last value it was given.
+Invariant: a watch goes on for ever; while Consul is away its reader keeps the last value it was given. "You may not see it"
+is not "there is nothing": what a policy hides is a failure too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _ANSWER_AT_ONCE_SECONDS = 0.05
 _FAILURES = (httpx.HTTPError, ConsulException, OSError, ValueError, KeyError, TypeError)
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 _WAIT = "30s"
+_HIDDEN = "X-Consul-Results-Filtered-By-ACLs"
 
 
 class Watcher(Protocol):
@@ -168,6 +170,8 @@ class _Http(HTTPClient):  # type: ignore[misc]
 
     async def _send(self, method: str, callback: Callable[[_Answer], Any], path: str, **request: Any) -> Any:
         response = await self._client.request(method, path, **request)
+        if response.headers.get(_HIDDEN) == "true":
+            raise ConsulException(f"a policy hides what {path} would tell")
         return callback(_Answer(response.status_code, response.headers, response.text, response.content))
 
     def get(self, callback: Any, path: str, params: Any = None, headers: Any = None, **_: Any) -> Any:

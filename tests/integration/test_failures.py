@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
 import httpx
 import pytest
@@ -152,7 +154,7 @@ def no_gateway(running: RunningStack, http: httpx.Client) -> Iterator[httpx.Clie
 
 def test_without_any_gateway_the_edge_says_when_to_come_back(no_gateway: httpx.Client) -> None:
     eventually("the edge refuses", lambda: _refused(no_gateway.get("/livez")), 10)
-    for method, path in (("GET", "/livez"), ("POST", "/v1/orders"), ("PUT", "//nowhere")):
+    for method, path in (("GET", "/livez"), ("POST", "/v1/orders"), ("PUT", "/nowhere")):
         reply = no_gateway.request(method, path, params={"x": "1"}, content=b"{}", headers={"traceparent": TRACEPARENT})
         assert_refusal(reply, 503, "/problems/unavailable", path)
 
@@ -250,6 +252,30 @@ def test_while_an_agent_is_dead_orders_are_placed_and_read(
 ) -> None:
     order = person.settled(person.place().json()["id"])
     assert order["status"] == "confirmed"
+
+
+@pytest.mark.parametrize("killed_agent", ["vault"], indirect=True)
+def test_a_gateway_that_starts_without_vault_gets_no_request_before_it_has_a_key(
+    running: RunningStack, person: Person, killed_agent: str
+) -> None:
+    os.kill(running.pids("gateway")[0], signal.SIGKILL)
+    new = eventually("it runs again, and is not ready", lambda: _starting(running), 20)
+    assert new["dependencies"]["token keys"] == "none was read yet"
+    eventually("the edge knows", lambda: len(running.instances("gateway")) == 1)
+    assert {person.get("/v1/users/me").status_code for _ in range(20)} == {httpx.codes.OK}
+    _start_agents(running)
+    eventually("both are ready", lambda: len(running.instances("gateway")) == 2, 20)
+
+
+def _starting(running: RunningStack) -> dict[str, Any] | None:
+    """What the gateway that is not ready says of itself."""
+    for entry in running.clients.consul.health.service("gateway")[1]:
+        with suppress(httpx.TransportError):
+            reply = httpx.get(f"http://{entry['Service']['Address']}:{entry['Service']['Port']}/readyz")
+            if (reply.status_code, reply.json()["status"]) == (httpx.codes.SERVICE_UNAVAILABLE, "starting"):
+                found: dict[str, Any] = reply.json()
+                return found if found["dependencies"]["consul"] == "ok" else None
+    return None
 
 
 @pytest.mark.parametrize("killed_agent", ["nomad", "consul", "vault"], indirect=True)
