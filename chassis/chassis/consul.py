@@ -1,7 +1,7 @@
 """Consul on asyncio: python-consul2's API over one keep-alive httpx client, logged in by workload identity.
 
-Invariant: a watch goes on for ever; while Consul is away its reader keeps the last value it was given. "You may not see it"
-is not "there is nothing": what a policy hides is a failure too.
+Invariant: a watch goes on for ever; while Consul is away its reader keeps the last value it was given, and so it does
+while a policy hides the answer: "you may not see it" is not "there is nothing".
 """
 
 from __future__ import annotations
@@ -96,6 +96,9 @@ class ConsulClient:
 
         async def query(index: int | None) -> tuple[int, list[dict[str, Any]]]:
             found, nodes = await self._api.health.service(service, index=index, wait=_WAIT, passing=True)
+            if index and not nodes:
+                # Only a question without an index is told that a policy hides something.
+                _, nodes = await self._api.health.service(service, passing=True)
             return int(found), nodes
 
         return blocking(f"service {service}", self._logged_in(query), on_outage)

@@ -1,7 +1,7 @@
 """The HTTP server around the routes: limits, and for each request a span, a metric and a log line.
 
-Invariant: every answer of this process carries `traceresponse`, also one that no route gave; what Traefik answers before
-it stands in docs/adr/0013. A request body is never logged. The probes that come every second are answered like any
+Invariant: every answer of this process carries `traceresponse`, also one that no route gave (docs/adr/0013 says what
+Traefik answers before it); a request body is never logged. The probes that come every second are answered like any
 request, but leave no span and no line behind.
 """
 

@@ -1,7 +1,7 @@
 """Routes that say how the process is, and the loop that finds out what it depends on.
 
-Invariant: not ready before Vault has told a key and Consul where each service is, because a new version that cannot be
-told must not take the place of one that was; from then on, whatever is away degrades it, and only its own end unreadies it.
+Invariant: not ready before Vault has told a key and Consul where each service is, or a new version that is told nothing
+would take the place of one that was; from then on, what is away degrades it, and only its own end makes it unready.
 """
 
 from __future__ import annotations

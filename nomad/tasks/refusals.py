@@ -1,7 +1,7 @@
 """What the edge says when no gateway does: a problem in the form of the gateway's own, with a trace id.
 
-Invariant: whatever is asked is answered so; kinds and words are those of gateway/gateway/problems.py, a test compares them.
-It runs on a bare Python, because the job carries it as text: `refusals.py ADDRESS`. It is asked `/STATUS?at=URL`.
+Invariant: whatever is asked is answered so; kinds and words are those of gateway/gateway/problems.py. It runs on a bare
+Python, because the job carries it as text: `refusals.py ADDRESS`. It is asked `/STATUS?at=URL`.
 """
 
 from __future__ import annotations
