@@ -1,6 +1,7 @@
 """Consul on asyncio: python-consul2's API over one keep-alive httpx client, logged in by workload identity.
 
-Invariant: a watch goes on for ever; while Consul is away its reader keeps the last value it was given.
+Invariant: a watch goes on for ever; while Consul is away its reader keeps the last value it was given, and so it does
+while a policy hides the answer: "you may not see it" is not "there is nothing".
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _ANSWER_AT_ONCE_SECONDS = 0.05
 _FAILURES = (httpx.HTTPError, ConsulException, OSError, ValueError, KeyError, TypeError)
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 _WAIT = "30s"
+_HIDDEN = "X-Consul-Results-Filtered-By-ACLs"
 
 
 class Watcher(Protocol):
@@ -94,6 +96,9 @@ class ConsulClient:
 
         async def query(index: int | None) -> tuple[int, list[dict[str, Any]]]:
             found, nodes = await self._api.health.service(service, index=index, wait=_WAIT, passing=True)
+            if index and not nodes:
+                # Only a question without an index is told that a policy hides something.
+                _, nodes = await self._api.health.service(service, passing=True)
             return int(found), nodes
 
         return blocking(f"service {service}", self._logged_in(query), on_outage)
@@ -168,6 +173,8 @@ class _Http(HTTPClient):  # type: ignore[misc]
 
     async def _send(self, method: str, callback: Callable[[_Answer], Any], path: str, **request: Any) -> Any:
         response = await self._client.request(method, path, **request)
+        if response.headers.get(_HIDDEN) == "true":
+            raise ConsulException(f"a policy hides what {path} would tell")
         return callback(_Answer(response.status_code, response.headers, response.text, response.content))
 
     def get(self, callback: Any, path: str, params: Any = None, headers: Any = None, **_: Any) -> Any:

@@ -21,7 +21,7 @@ async def compose(process: Process[Settings]) -> None:
     users = client.connect(process, "user-service", knobs=lambda: knobs.value.users)
     orders = client.connect(process, "order-service", knobs=lambda: knobs.value.orders)
     tokens = Tokens(process.vault, lambda: knobs.value)
-    health = Dependencies(process, {"user-service": users, "order-service": orders})
+    health = Dependencies(process, tokens, {"user-service": users, "order-service": orders})
     process.supervise("token keys", tokens.follow)
     process.supervise("dependencies", health.follow)
     profiles = Profiles(lambda: knobs.value.profiles_kept)

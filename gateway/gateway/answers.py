@@ -126,7 +126,7 @@ class Problem(TypedDict):
 class Readiness(TypedDict):
     """`dependencies` and `breakers` by name; a dependency is "ok" or says what is wrong."""
 
-    status: Literal["ready", "degraded", "draining"]
+    status: Literal["starting", "ready", "degraded", "draining"]
     dependencies: dict[str, str]
     breakers: dict[str, str]
 

@@ -1,7 +1,8 @@
 """The HTTP server around the routes: limits, and for each request a span, a metric and a log line.
 
-Invariant: every answer carries `traceresponse`, also one that no route gave; a request body is never logged. The probes
-that come every second are answered like any request, but leave no span and no line behind.
+Invariant: every answer of this process carries `traceresponse`, also one that no route gave (docs/adr/0013 says what
+Traefik answers before it); a request body is never logged. The probes that come every second are answered like any
+request, but leave no span and no line behind.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Routes that say how the process is, and the loop that finds out what it depends on.
 
-Invariant: one service away degrades the gateway and does not make it unready; only its own end does.
+Invariant: not ready before Vault has told a key and Consul where each service is, or a new version that is told nothing
+would take the place of one that was; from then on, what is away degrades it, and only its own end makes it unready.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import httpx
 from sanic import Blueprint, HTTPResponse, Request
 
 from chassis.client import Channel
+from chassis.discovery import Endpoints
 from chassis.lifecycle import Process
 from gateway.access import backend
 from gateway.answers import Readiness, answered
 from gateway.settings import Settings
+from gateway.tokens import Tokens
 
 routes = Blueprint("health")
 
 _PROBE_SECONDS = 1.0
+_SERVING = {"ready", "degraded"}
+_NOT_YET = "not looked at yet"
 
 
 @routes.get("/livez")
@@ -39,19 +44,27 @@ async def readyz(request: Request) -> HTTPResponse:
     }
     if set(body["dependencies"].values()) != {"ok"} or set(body["breakers"].values()) != {"closed"}:
         body["status"] = "degraded"
+    if not health.started:
+        body["status"] = "starting"
     if health.draining:
         body["status"] = "draining"
-    return answered(body, 503 if health.draining else 200)
+    return answered(body, 200 if body["status"] in _SERVING else 503)
 
 
 class Dependencies:
     """The state of what the gateway needs, as of the last look."""
 
-    def __init__(self, process: Process[Settings], channels: Mapping[str, Channel]) -> None:
+    def __init__(self, process: Process[Settings], tokens: Tokens, channels: Mapping[str, Channel]) -> None:
         self._process = process
+        self._tokens = tokens
         self._channels = channels
         self._endpoints = {name: process.discovery.endpoints(name) for name in channels}
-        self._agents = {"consul": "not looked at yet", "vault": "not looked at yet"}
+        self._agents = {"consul": _NOT_YET, "vault": _NOT_YET}
+
+    @property
+    def started(self) -> bool:
+        """Whether everything was told once that no call can do without."""
+        return self._tokens.known and all(e.known for e in self._endpoints.values())
 
     @property
     def draining(self) -> bool:
@@ -63,8 +76,8 @@ class Dependencies:
 
     def dependencies(self) -> dict[str, str]:
         """Each one's state: "ok" or what is wrong."""
-        services = {name: "ok" if e.current else "no healthy instance" for name, e in self._endpoints.items()}
-        return {**self._agents, **services}
+        keys = {} if self._tokens.known else {"token keys": "none was read yet"}
+        return {**self._agents, **keys, **{name: _found(e) for name, e in self._endpoints.items()}}
 
     def breakers(self) -> dict[str, str]:
         """Each called service's breaker: closed, open or half-open."""
@@ -81,6 +94,12 @@ class Dependencies:
             while True:
                 self._agents = {name: await _state(client, url) for name, url in urls.items()}
                 await asyncio.sleep(self._process.knobs.value.probe_seconds)
+
+
+def _found(endpoints: Endpoints) -> str:
+    if endpoints.current:
+        return "ok"
+    return "no healthy instance" if endpoints.known else "consul has not told yet where it is"
 
 
 async def _state(client: httpx.AsyncClient, url: str) -> str:

@@ -22,6 +22,7 @@ _EDGE = (
     "MALFORMED",
     "REQUEST_TIMEOUT",
     "INTERNAL",
+    "ANSWER_LOST",
     "UNAVAILABLE",
     "BREAKER_OPEN",
     "BULKHEAD_FULL",
@@ -114,7 +115,8 @@ def document() -> dict[str, Any]:
             "title": "Waypost",
             "version": "1",
             "description": "Orders on credit. Money is in integer minor units, times are RFC 3339 in UTC, "
-            "errors are RFC 9457 problems, every answer carries a traceresponse header.",
+            "errors are RFC 9457 problems, every answer carries a traceresponse header. Two exceptions are plain text: "
+            "a request that is no valid HTTP (400, 417, 431, 501, 505) and a 504 for an instance that hangs.",
         },
         "paths": paths,
         "components": {

@@ -61,6 +61,7 @@ _TABLE = (
     Kind("IDEMPOTENCY_KEY_REUSED", 422, "Idempotency-Key reused", "This key was used before with other content; a new order needs a new key."),
     Kind("HEADERS_TOO_LARGE", 431, "Headers too large", "The head of the request is larger than the gateway takes."),
     Kind("INTERNAL", 500, "Internal error", "Something is wrong on our side; quote the trace_id when you report it."),
+    Kind("ANSWER_LOST", 502, "Answer lost", "No answer came; whether the request took effect is not known."),
     Kind("UNAVAILABLE", 503, "Temporarily unavailable", "A part of the system is away for the moment; try again after Retry-After seconds."),
     Kind("HISTORY_NEWER", 503, "Written by a newer version", "A newer version of the system has written this order than the one that was asked; try again after Retry-After seconds."),
     Kind("BREAKER_OPEN", 503, "Circuit open", "Calls to a failing part of the system are paused; try again after Retry-After seconds."),

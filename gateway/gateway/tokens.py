@@ -54,6 +54,11 @@ class Tokens:
         self._looking = asyncio.Lock()
         self._verified: dict[str, Holder] = {}
 
+    @property
+    def known(self) -> bool:
+        """Whether Vault has told a key: without one, nobody can be recognised."""
+        return bool(self._keys)
+
     async def holder_of(self, token: str) -> Holder:
         """The user a token was issued to; raises Problem, RpcError when no key was ever read."""
         known = self._verified.get(token)

@@ -5,6 +5,7 @@ variable "traefik_bin" { type = string }
 variable "gateway_port" { type = number }
 variable "consul_url" { type = string }
 variable "consul_door" { type = string }
+variable "refusals" { type = string }
 
 job "edge" {
   type = "service"
@@ -22,6 +23,7 @@ job "edge" {
     network {
       port "http" { static = var.gateway_port }
       port "ping" {}
+      port "refusals" {}
     }
 
     restart {
@@ -76,6 +78,33 @@ job "edge" {
         file        = true
         ttl         = "1h"
         change_mode = "noop"
+      }
+
+      resources {
+        cpu    = 50
+        memory = 64
+      }
+    }
+
+    # Traefik says in plain text that there is no gateway, or no answer. This says it as a problem.
+    task "refusals" {
+      driver = "raw_exec"
+
+      lifecycle {
+        hook    = "prestart"
+        sidecar = true
+      }
+
+      config {
+        command = var.python
+        args    = ["-I", "-S", "local/refusals.py", "${NOMAD_ADDR_refusals}"]
+      }
+
+      template {
+        destination     = "local/refusals.py"
+        left_delimiter  = "<%"
+        right_delimiter = "%>"
+        data            = var.refusals
       }
 
       resources {
@@ -143,13 +172,19 @@ job "edge" {
               # as a request may take: pauses grow to twice the first.
               again:
                 retry: { attempts: 20, initialInterval: 100ms, status: ["502"] }
-              later:
+              # Whose 503 or 504 it is cannot be told here, and a gateway's must come through; no gateway says 502.
+              lost:
+                errors: { status: ["502"], service: refusals, query: "/{status}?at={url}" }
+              nowhere:
+                errors: { status: ["503"], service: refusals, query: "/{status}?at={url}" }
+              later: # even then, when what the line above asks is away too
                 headers: { customResponseHeaders: { Retry-After: "1" } }
             # While there is no gateway: 503, where Traefik would say that the path does not exist.
             routers:
-              away: { rule: PathPrefix(`/`), priority: 1, entryPoints: [web], middlewares: [later], service: nobody }
+              away: { rule: PathPrefix(`/`), priority: 1, entryPoints: [web], middlewares: [later, nowhere], service: nobody }
             services:
               nobody: { loadBalancer: { servers: [] } }
+              refusals: { loadBalancer: { servers: [{ url: "http://{{ env "NOMAD_ADDR_refusals" }}" }] } }
         YAML
       }
 

@@ -63,7 +63,7 @@ job "gateway" {
         "traefik.http.routers.gateway.rule=PathPrefix(`/`)",
         "traefik.http.routers.gateway.priority=10",
         "traefik.http.routers.gateway.entrypoints=web",
-        "traefik.http.routers.gateway.middlewares=again@file",
+        "traefik.http.routers.gateway.middlewares=lost@file,again@file",
         "traefik.http.services.gateway.loadbalancer.strategy=p2c",
       ]
 

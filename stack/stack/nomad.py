@@ -118,7 +118,7 @@ class Nomad:
             "otlp_grpc_url": stack.url("otlp_grpc"),
             "gateway_port": stack.port("gateway"),
             "traefik_bin": str(tools.traefik),
-            "consul_door": (TASKS / "consul_door.py").read_text(),
+            **{program.stem: program.read_text() for program in TASKS.glob("*.py")},
             "zipapp_cache": str(stack.state / "zipapps"),
             "artifacts_dir": str(stack.artifacts),
             "artifacts_port": stack.port("artifacts"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +13,7 @@ import pytest
 
 from chassis.lifecycle import FLUSH_SECONDS
 from chassis.settings import Environment
+from gateway.problems import KINDS
 from stack import nomad
 from stack.clients import Clients
 from stack.config import Stack
@@ -156,6 +158,27 @@ def test_a_service_that_drains_as_long_as_it_may_is_not_killed(service: str) -> 
 
 def test_the_edge_gives_up_an_idle_connection_before_the_gateway_does() -> None:
     assert seconds(written("edge", "idleConnTimeout")) < knob("gateway", "keep_alive_seconds") / 1.5
+
+
+def test_the_edge_refuses_in_the_words_of_the_gateway() -> None:
+    said = runpy.run_path(str(ROOT / "nomad" / "tasks" / "refusals.py"))["KINDS"]
+    known = {(kind.status, kind.name, kind.title, kind.meaning) for kind in KINDS.values()}
+    assert set(said) == {502, 503}
+    assert {(status, *words) for status, words in said.items()} <= known
+
+
+def test_the_edge_replaces_no_answer_of_a_gateway() -> None:
+    (middlewares,) = re.findall(r"middlewares=([^\"]+)", job_file("gateway").read_text())
+    text = job_file("edge").read_text()
+    replaced = {
+        status
+        for name in middlewares.replace("@file", "").split(",")
+        for found in re.findall(rf"^ *{name}:\n *errors: {{ status: \[([^]]*)\]", text, re.MULTILINE)
+        for status in re.findall(r"\d+", found)
+    }
+    assert replaced == {"502"}
+    # A kind of this status is there for the edge: nothing a service or the gateway itself does ends with it.
+    assert [kind.reason for kind in KINDS.values() if str(kind.status) in replaced] == ["ANSWER_LOST"]
 
 
 def test_the_edge_waits_for_an_answer_longer_than_the_gateway_may_take() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,3 +59,24 @@ def test_traefik_shows_nothing_of_itself(running: RunningStack, path: str) -> No
     reply = httpx.get(running.url("gateway") + path)
     assert reply.status_code == httpx.codes.NOT_FOUND
     assert reply.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("request_line", "header", "status"),
+    [
+        ("GET /a%zz HTTP/1.1", "X: y", 400),
+        ("GET /a HTTP/1.1", "Bad Name: y", 400),
+        ("GET /a HTTP/1.1", "X: " + "y" * 40_000, 431),
+        ("GET /a HTTP/1.1", "Expect: a miracle", 417),
+        ("CONNECT a:1 HTTP/1.1", "X: y", 501),
+        ("GET /a HTTP/3.0", "X: y", 505),
+    ],
+)
+def test_what_is_no_http_is_refused_by_traefik_in_its_own_words(
+    running: RunningStack, request_line: str, header: str, status: int
+) -> None:
+    with socket.create_connection(("127.0.0.1", running.stack.port("gateway")), timeout=5) as connection:
+        connection.sendall(f"{request_line}\r\nHost: x\r\nConnection: close\r\n{header}\r\n\r\n".encode())
+        answer = connection.makefile("rb").read().decode()
+    assert answer.startswith(f"HTTP/1.1 {status} ")
+    assert "traceresponse" not in answer.lower()

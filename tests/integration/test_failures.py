@@ -8,6 +8,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
 import httpx
 import pytest
@@ -17,6 +20,7 @@ from stack_under_test import RunningStack, eventually
 from stack import agents, process, tools
 
 KILLS = 6
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +57,7 @@ def test_an_open_breaker_refuses_at_once_and_says_so(running: RunningStack, no_u
     eventually("the breaker is open in every gateway", open_breaker, 15)
     began = time.monotonic()
     reply = no_user_service.get("/v1/users/me")
-    assert reply.status_code == httpx.codes.SERVICE_UNAVAILABLE
+    assert (reply.status_code, reply.json()["type"]) == (httpx.codes.SERVICE_UNAVAILABLE, "/problems/breaker-open")
     assert time.monotonic() - began < 0.5
 
 
@@ -149,8 +153,41 @@ def no_gateway(running: RunningStack, http: httpx.Client) -> Iterator[httpx.Clie
 
 
 def test_without_any_gateway_the_edge_says_when_to_come_back(no_gateway: httpx.Client) -> None:
-    reply = eventually("the edge refuses", lambda: _refused(no_gateway.get("/livez")), 10)
+    eventually("the edge refuses", lambda: _refused(no_gateway.get("/livez")), 10)
+    for method, path in (("GET", "/livez"), ("POST", "/v1/orders"), ("PUT", "/nowhere")):
+        reply = no_gateway.request(method, path, params={"x": "1"}, content=b"{}", headers={"traceparent": TRACEPARENT})
+        assert_refusal(reply, 503, "/problems/unavailable", path)
+
+
+def assert_refusal(reply: httpx.Response, status: int, kind: str, path: str) -> None:
+    """A problem in the form of the gateway's own, in the trace of the caller."""
+    problem = reply.json()
+    assert (reply.status_code, problem["status"], problem["type"]) == (status, status, kind)
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert problem["instance"] == path
+    assert problem["title"]
+    assert problem["detail"]
+    assert problem["trace_id"] == reply.headers["traceresponse"].split("-")[1] == TRACEPARENT.split("-")[1]
     assert int(reply.headers["retry-after"]) >= 1
+
+
+def test_a_request_whose_gateway_dies_is_told_that_its_answer_is_lost(running: RunningStack, person: Person) -> None:
+    victim = running.pids("gateway")[0]
+    os.kill(victim, signal.SIGSTOP)  # it takes requests and does not answer them
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(_register_nobody, person) for _ in range(8)]
+        eventually("only the stopped gateway owes an answer", lambda: any(not each.done() for each in asked))
+        time.sleep(1)
+        os.kill(victim, signal.SIGKILL)
+        replies = [each.result(30) for each in asked]
+    lost = [reply for reply in replies if reply.status_code != httpx.codes.UNPROCESSABLE_ENTITY]
+    assert lost
+    for reply in lost:
+        assert_refusal(reply, 502, "/problems/answer-lost", "/v1/users")
+
+
+def _register_nobody(person: Person) -> httpx.Response:
+    return person.http.post("/v1/users", json={}, headers={"traceparent": TRACEPARENT}, timeout=30)
 
 
 def _refused(reply: httpx.Response) -> httpx.Response | None:
@@ -217,6 +254,30 @@ def test_while_an_agent_is_dead_orders_are_placed_and_read(
 ) -> None:
     order = person.settled(person.place().json()["id"])
     assert order["status"] == "confirmed"
+
+
+@pytest.mark.parametrize("killed_agent", ["vault"], indirect=True)
+def test_a_gateway_that_starts_without_vault_gets_no_request_before_it_has_a_key(
+    running: RunningStack, person: Person, killed_agent: str
+) -> None:
+    os.kill(running.pids("gateway")[0], signal.SIGKILL)
+    new = eventually("it runs again, and is not ready", lambda: _starting(running), 20)
+    assert new["dependencies"]["token keys"] == "none was read yet"
+    eventually("the edge knows", lambda: len(running.instances("gateway")) == 1)
+    assert {person.get("/v1/users/me").status_code for _ in range(20)} == {httpx.codes.OK}
+    _start_agents(running)
+    eventually("both are ready", lambda: len(running.instances("gateway")) == 2, 20)
+
+
+def _starting(running: RunningStack) -> dict[str, Any] | None:
+    """What the gateway that is not ready says of itself."""
+    for entry in running.clients.consul.health.service("gateway")[1]:
+        with suppress(httpx.TransportError):
+            reply = httpx.get(f"http://{entry['Service']['Address']}:{entry['Service']['Port']}/readyz")
+            if (reply.status_code, reply.json()["status"]) == (httpx.codes.SERVICE_UNAVAILABLE, "starting"):
+                found: dict[str, Any] = reply.json()
+                return found if found["dependencies"]["consul"] == "ok" else None
+    return None
 
 
 @pytest.mark.parametrize("killed_agent", ["nomad", "consul", "vault"], indirect=True)

@@ -15,6 +15,8 @@ from chassis import consul
 from chassis.consul import ConsulClient, blocking, next_index
 from chassis.errors import ConfigurationError
 
+from .waiting import until
+
 Answer = tuple[int, Any] | Exception
 
 
@@ -84,6 +86,7 @@ class Agent:
         self.tokens: set[str] = set()
         self.logins: list[dict[str, str]] = []
         self.answers: list[httpx.Request] = []
+        self.hides = False
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/v1/acl/login":
@@ -94,6 +97,9 @@ class Agent:
         if request.headers.get("x-consul-token") not in self.tokens:
             return httpx.Response(403, text="ACL not found")
         self.answers.append(request)
+        if self.hides:
+            said = {} if "index" in request.url.params else {"X-Consul-Results-Filtered-By-ACLs": "true"}
+            return httpx.Response(200, headers={"X-Consul-Index": "5"} | said, json=[])
         return httpx.Response(200, headers={"X-Consul-Index": "5"}, json=[{"Key": "k", "Value": "dg=="}])
 
 
@@ -135,6 +141,31 @@ async def test_a_token_that_ended_is_replaced_once_for_all_who_use_it(agent: Age
     identity.write_text("jwt-2")
     assert await asyncio.gather(*(client.read_key("k") for _ in range(5))) == [b"v"] * 5
     assert [login["BearerToken"] for login in agent.logins] == ["jwt-1", "jwt-2"]
+    await client.close()
+
+
+async def test_what_a_policy_hides_is_waited_for_and_never_taken_for_nothing(agent: Agent, identity: Path) -> None:
+    client, outages = ConsulClient("http://127.0.0.1:1", identity), list[int]()
+    await client.login()
+    agent.hides = True
+    watch = client.watch_service("k", lambda: outages.append(1))
+    found = asyncio.ensure_future(anext(watch))
+    await until("it was refused twice", lambda: len(outages) >= 2)
+    agent.hides = False
+    assert [entry["Key"] for entry in await asyncio.wait_for(found, 5)] == ["k"]
+    await client.close()
+
+
+async def test_what_is_known_stays_when_a_policy_hides_it(agent: Agent, identity: Path) -> None:
+    client, outages = ConsulClient("http://127.0.0.1:1", identity), list[int]()
+    await client.login()
+    watch = client.watch_service("k", lambda: outages.append(1))
+    assert len(await anext(watch)) == 1
+    agent.hides = True
+    found = asyncio.ensure_future(anext(watch))
+    await until("it was refused twice", lambda: len(outages) >= 2)
+    assert not found.done()
+    found.cancel()
     await client.close()
 
 

@@ -277,14 +277,16 @@ async def shared(spans: InMemorySpanExporter) -> AsyncIterator[System]:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[System]:
-    vault, consul = FakeVault(), FakeConsul()
+async def running(vault: FakeVault | None = None, consul: FakeConsul | None = None) -> AsyncIterator[System]:
+    vault, consul = vault or FakeVault(), consul or FakeConsul()
     servers, users, orders = Servers(consul), user_rpc(vault), Orders()
     await servers.start("user-service", lambda server: add_UserServiceServicer_to_server(users, server))
     await orders.start(servers)
     shipped = knobs("gateway", Settings, drain_seconds=0.0, unknown_key_seconds=0.05)
     here: Process[Settings] = process("gateway", shipped, consul)
     edge = gateway_on(here, vault)
+    if not vault.away:
+        await until(lambda: edge.ctx.tokens.known)
     server: Any = await serving.listen(edge, "127.0.0.1:0")
     address = server.server.sockets[0].getsockname()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{address[1]}", timeout=5) as http:
@@ -303,7 +305,8 @@ def gateway_on(here: Process[Settings], vault: FakeVault) -> Edge:
     users: Any = channels["user-service"]
     orders: Any = channels["order-service"]
     tokens = Tokens(vault, lambda: here.knobs.value)
-    health = Dependencies(here, channels)
+    here.supervise("token keys", tokens.follow)
+    health = Dependencies(here, tokens, channels)
     stubs: tuple[Any, Any] = UserServiceStub(users), OrderServiceStub(orders)
     profiles = Profiles(lambda: here.knobs.value.profiles_kept)
     backend = Backend(*stubs, tokens, health, profiles, lambda: here.knobs.value)
