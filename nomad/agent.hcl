@@ -69,3 +69,8 @@ vault {
     env  = false
   }
 }
+
+telemetry {
+  # Anybody may read the metrics of an agent. These name allocations, and nothing collects them.
+  prefix_filter = ["-nomad.client.allocs"]
+}
