@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 import structlog
+from grpc import StatusCode
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -210,9 +211,14 @@ class Database:
 
 
 def away(error: BaseException) -> RpcError:
-    """What a lost or missing connection means to the caller."""
+    """What a lost or missing connection, or a database without room, means to the caller."""
+    cause = error.__cause__ or error
     # A statement is cancelled by its time limit, which is the deadline; the server's clock may be a moment ahead.
-    cancelled = isinstance(error.__cause__ or error, psycopg.errors.QueryCanceled) and remaining() is not None
+    cancelled = isinstance(cause, psycopg.errors.QueryCanceled) and remaining() is not None
     if cancelled or remaining() == 0:
         return deadline_exceeded()
+    if isinstance(cause, psycopg.errors.DiskFull):
+        # It is alive: a breaker that opened for this would refuse the reads too, which it still answers.
+        full = "no room to store anything new"
+        return RpcError(StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL", full, retry_after=_RETRY_AFTER_SECONDS)
     return unavailable("DATABASE_UNAVAILABLE", f"database: {type(error).__name__}", _RETRY_AFTER_SECONDS)

@@ -86,13 +86,13 @@ class Operation:
 
 
 OPERATIONS = (
-    Operation("post", "/v1/users", "registerUser", "Register a user.", answers.User, 201, Registration, headers=("Location",), problems=("EMAIL_TAKEN",)),
+    Operation("post", "/v1/users", "registerUser", "Register a user.", answers.User, 201, Registration, headers=("Location",), problems=("EMAIL_TAKEN", "STORAGE_FULL")),
     Operation("post", "/v1/sessions", "createSession", "Exchange email and password for an access token.", answers.Session, 201, Credentials, problems=("BAD_CREDENTIALS",)),
     Operation("get", "/v1/users/me", "getMe", "Read the user behind the token, with what is left of the credit; as last read, with its Age, while it cannot be asked for.", answers.User, headers=("Age",), token=True, problems=("STALE",)),
-    Operation("post", "/v1/orders", "placeOrder", "Place an order; the same Idempotency-Key and body again answer the same.", answers.Order, 201, Placement, parameters=(_KEY,), headers=("Location", "ETag"), token=True, problems=("IDEMPOTENCY_KEY_MISSING", "IDEMPOTENCY_KEY_REUSED")),
+    Operation("post", "/v1/orders", "placeOrder", "Place an order; the same Idempotency-Key and body again answer the same.", answers.Order, 201, Placement, parameters=(_KEY,), headers=("Location", "ETag"), token=True, problems=("IDEMPOTENCY_KEY_MISSING", "IDEMPOTENCY_KEY_REUSED", "STORAGE_FULL")),
     Operation("get", "/v1/orders", "listOrders", "List one's orders, newest first; a moment behind.", answers.OrderPage, query=OrderQuery, token=True, problems=("INVALID",)),
     Operation("get", "/v1/orders/{order_id}", "getOrder", "Read an order.", answers.Order, parameters=(_ORDER_ID,), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER")),
-    Operation("post", "/v1/orders/{order_id}/cancel", "cancelOrder", "Cancel a pending or confirmed order.", answers.Order, parameters=(_ORDER_ID, _IF_MATCH), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER", "ORDER_CLOSED", "CONFLICT", "VERSION_MISMATCH")),
+    Operation("post", "/v1/orders/{order_id}/cancel", "cancelOrder", "Cancel a pending or confirmed order.", answers.Order, parameters=(_ORDER_ID, _IF_MATCH), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER", "ORDER_CLOSED", "CONFLICT", "VERSION_MISMATCH", "STORAGE_FULL")),
     Operation("get", "/v1/orders/{order_id}/events", "listOrderEvents", "Read the history of an order, oldest event first.", answers.OrderHistory, parameters=(_ORDER_ID,), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER")),
     Operation("get", "/v1/orders/{order_id}/watch", "watchOrder", "Follow an order as Server-Sent Events: its history, then each event as it happens.", answers.OrderChange, parameters=(_ORDER_ID, _LAST_EVENT_ID), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER", "INVALID"), media="text/event-stream", also=_FINAL),
     Operation("get", "/livez", "livez", "Tell that the process answers.", answers.Liveness),

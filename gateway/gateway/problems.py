@@ -67,6 +67,7 @@ _TABLE = (
     Kind("BREAKER_OPEN", 503, "Circuit open", "Calls to a failing part of the system are paused; try again after Retry-After seconds."),
     Kind("BULKHEAD_FULL", 503, "Too many calls at once", "All places for calls to a part of the system are taken; try again after Retry-After seconds."),
     Kind("OVERLOADED", 503, "Overloaded", "There is more to do than can be done now; try again after Retry-After seconds."),
+    Kind("STORAGE_FULL", 503, "Storage full", "There is no room to store anything new; what is stored can be read. Try again after Retry-After seconds."),
     Kind("DEADLINE_EXCEEDED", 504, "Deadline exceeded", "The answer was not there in time; whether the request took effect is not known."),
 )  # fmt: skip
 KINDS: Mapping[str, Kind] = {kind.reason: kind for kind in _TABLE}

@@ -109,6 +109,8 @@ def _broken(running: RunningStack, chaos: Chaos, row: Row) -> list[Any]:
     }
     if row.state == "gone":
         return [gone[part]()]
+    if row.state == "full":
+        return [_faulty(chaos, "disk full")]
     if part in {"consul", "vault"}:
         return [_short_deadlines(running), _stopped(running, part)]
     # Pools keep their connections to Postgres, so nothing can be put between; a stopped one is the slowest there is.
@@ -204,11 +206,12 @@ def caller(running: RunningStack, http: httpx.Client) -> Caller:
     return Caller(register(http))
 
 
-def test_the_matrix_has_each_part_gone_and_slow() -> None:
+def test_the_matrix_has_each_part_gone_and_slow_and_a_full_disk() -> None:
     parts = {"user-service", "order-service", "worker", "postgres", "consul", "vault", "telemetry"}
     assert {(row.part, row.state) for row in _matrix()} == {
         *((part, "gone") for part in parts),
         *((part, "slow") for part in parts - {"worker"}),
+        ("postgres", "full"),
     }
 
 

@@ -87,5 +87,5 @@ async def test_a_full_disk_and_the_fault_that_stands_for_it_are_told_alike(
     postgres.execute(disk.CLEAR, dbname=schema)
     await _append(store)
 
-    assert really == ordered == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+    assert really == ordered == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
     assert postgres.process is server
