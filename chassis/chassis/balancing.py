@@ -19,12 +19,19 @@ from opentelemetry import trace
 from chassis import telemetry
 from chassis.discovery import Endpoint, Endpoints
 from chassis.errors import RpcError, unavailable
-from chassis.peers import BalancingKnobs, Peer
+from chassis.peers import BalancingKnobs, Call, Peer
 from chassis.transport import Method, NeverSent, Transport
 
 log = structlog.get_logger(__name__)
 
-_FAILING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+_FAILING = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+}
+# So many times the usual time of a method have to pass before a call of it says that something is wrong.
+UNUSUAL = 3.0
 _FORGET = 0.05
 _ejections = telemetry.meter().create_counter("balancer.ejections", description="instances left out, by reason")
 
@@ -34,7 +41,7 @@ class Turn:
     """One try of a call at one instance."""
 
     peer: Peer
-    began: float
+    call: Call
     streaming: bool = False
 
 
@@ -67,11 +74,12 @@ class Balancer:
         return [peer.endpoint.address for peer in self._peers.values() if not peer.open_to_calls(now)]
 
     @contextmanager
-    def pick(self, tried: Set[Endpoint]) -> Iterator[Turn]:
+    def pick(self, tried: Set[Endpoint], method: Method) -> Iterator[Turn]:
         """A turn at an instance, not in `tried` if another is good; raises RpcError(UNAVAILABLE) without any."""
         now = self._clock()
-        turn = Turn(self._choose(tried, now), now)
-        turn.peer.start(now)
+        usual = self._usual.get(method.path, self._knobs().silent_seconds)
+        turn = Turn(self._choose(tried, now), Call(now, UNUSUAL * usual))
+        turn.peer.start(turn.call)
         try:
             yield turn
         finally:
@@ -81,23 +89,30 @@ class Balancer:
         """The turn goes on as a stream that has begun to answer: it does not make its instance busy."""
         if not turn.streaming:
             turn.streaming = True
-            turn.peer.end(turn.began)
+            turn.peer.end(turn.call)
             turn.peer.streams += 1
 
     def settle(self, turn: Turn, method: Method, error: RpcError | None) -> None:
         """Remember how a try ended; an instance that cannot be reached, fails or is slow is left out for a while."""
-        now, peer = self._clock(), turn.peer
+        now, peer, began = self._clock(), turn.peer, turn.call.began
         if error is not None and error.code in _FAILING:
             refused = isinstance(error, NeverSent)
+            if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                # Of a method that was never answered this is all that is known: it takes longer.
+                self._usual.setdefault(method.path, now - began)
             peer.failures = self._knobs().failures if refused else peer.failures + 1
             if peer.failures >= self._knobs().failures or peer.doubted:
                 self._leave_out(peer, now, "refused" if refused else "failures")
             return
-        peer.answered(turn.began, now)
+        peer.answered(began, now)
         if error is None:
-            self._timed(peer, method.path, now - turn.began)
+            self._timed(peer, method.path, now - began)
             if peer.outlying(self._knobs(), list(self._peers.values())):
                 self._leave_out(peer, now, "slow")
+
+    def unusual(self, method: Method) -> float:
+        """Seconds after which a call of the method takes unusually long; 0 while nothing is known of it."""
+        return UNUSUAL * self._usual.get(method.path, 0.0)
 
     def spare(self, tried: Set[Endpoint]) -> bool:
         """Whether there is a good instance that was not tried."""
@@ -145,7 +160,7 @@ class Balancer:
         if turn.streaming:
             peer.streams -= 1
         else:
-            peer.end(turn.began)
+            peer.end(turn.call)
         if peer.gone and not peer.outstanding and not peer.streams:
             self._retire(peer)
 

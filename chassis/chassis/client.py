@@ -141,14 +141,15 @@ class Channel:
     async def _try(
         self, method: Method, request: Any, retries: Retries, *, ends_at: float, metadata: Metadata, span: Span
     ) -> Any:
-        with self.balancer.pick(retries.tried) as turn:
+        with self.balancer.pick(retries.tried, method) as turn:
             address = turn.peer.endpoint.address
             retries.tried.add(turn.peer.endpoint)
             span.set_attribute("server.address", address)
             left = max(0.001, ends_at - time.monotonic())
-            patience = retries.patience(left, self.balancer.spare(retries.tried))
+            spare = self.balancer.spare(retries.tried)
             try:
-                answer = await self._transport.unary(address, method, request, patience, metadata)
+                async with retries.patience(left, spare, self.balancer.unusual(method)):
+                    answer = await self._transport.unary(address, method, request, left, metadata)
             except RpcError as error:
                 self.balancer.settle(turn, method, error)
                 raise
@@ -181,7 +182,7 @@ class Channel:
         self, method: Method, request: Any, seconds: float | None, metadata: Metadata, span: Span
     ) -> AsyncGenerator[Any, None]:
         await self._known(_FIRST_ANSWER_SECONDS)
-        with self.balancer.pick(frozenset()) as turn:
+        with self.balancer.pick(frozenset(), method) as turn:
             address = turn.peer.endpoint.address
             span.set_attribute("server.address", address)
             try:

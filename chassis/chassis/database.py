@@ -38,6 +38,8 @@ Supervise = Callable[[str, Callable[[], Awaitable[None]]], object]
 _WAIT_SECONDS = 3.0
 _RECONNECT_SECONDS = 2.0
 _STATEMENT_SECONDS = 10
+# A stopped process keeps its connections, and with them every lock of a transaction that it was in.
+IDLE_IN_TRANSACTION_SECONDS = 3
 _RETRY_AFTER_SECONDS = 1.0
 _LOST = (psycopg.OperationalError, psycopg.InterfaceError)
 
@@ -53,7 +55,7 @@ class Login:
     password: str = field(repr=False)
 
     def parameters(self) -> dict[str, Any]:
-        """Keywords for psycopg.connect: fails fast, notices a dead peer, ends a runaway statement."""
+        """Keywords for psycopg.connect: fails fast, notices a dead peer, ends what runs or sits there for too long."""
         return {
             "host": self.host,
             "port": self.port,
@@ -63,7 +65,8 @@ class Login:
             "connect_timeout": 3,
             "tcp_user_timeout": 5000,
             "keepalives_idle": 10,
-            "options": f"-c search_path={self.dbname} -c statement_timeout={_STATEMENT_SECONDS}s",
+            "options": f"-c search_path={self.dbname} -c statement_timeout={_STATEMENT_SECONDS}s"
+            f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_SECONDS}s",
             "application_name": self.dbname,
             "row_factory": dict_row,
         }

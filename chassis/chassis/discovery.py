@@ -67,20 +67,31 @@ class Endpoints:
     def distrust(self) -> None:
         """Do not believe an empty answer for a while: Consul has just been away."""
         self._distrust_until = time.monotonic() + DISTRUST_SECONDS
+        if self._emptying:
+            # Away once more before the last empty answer was believed: that has to wait anew.
+            self._empty_later(DISTRUST_SECONDS)
 
     def replace(self, found: tuple[Endpoint, ...]) -> None:
         """Take over what Consul answered."""
-        if self._emptying:
-            self._emptying.cancel()
-            self._emptying = None
+        self._keep()
         wait = self._distrust_until - time.monotonic()
         if not found and self._current and wait > 0:
             log.warning("no healthy instance right after an outage, the last known stay", of=self.service)
-            self._emptying = asyncio.get_running_loop().call_later(wait, self._set, found)
+            self._empty_later(wait)
         else:
             self._set(found)
 
+    def _empty_later(self, seconds: float) -> None:
+        self._keep()
+        self._emptying = asyncio.get_running_loop().call_later(seconds, self._set, ())
+
+    def _keep(self) -> None:
+        if self._emptying:
+            self._emptying.cancel()
+            self._emptying = None
+
     def _set(self, found: tuple[Endpoint, ...]) -> None:
+        self._keep()
         changed, self._current = found != self._current, found
         self._known.set()
         if changed:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -33,6 +34,13 @@ class BalancingKnobs(Section):
     warmup_seconds: float = Field(ge=0, le=300, description="until an instance that joins has its full share")
 
 
+class Call(NamedTuple):
+    """A call under way: when it began, and how long one of its method may take before that says anything."""
+
+    began: float
+    allowance: float
+
+
 @dataclass(slots=True, eq=False)
 class Peer:
     """An instance as its caller knows it; times are of the monotonic clock."""
@@ -50,18 +58,18 @@ class Peer:
     seconds: float = 0.0
     samples: int = 0
     answered_at: float = float("-inf")
-    began: deque[float] = field(default_factory=deque)
+    calls: deque[Call] = field(default_factory=deque)
     gone: bool = False
 
-    def start(self, now: float) -> None:
+    def start(self, call: Call) -> None:
         """A call begins."""
         self.outstanding += 1
-        self.began.append(now)
+        self.calls.append(call)
 
-    def end(self, began: float) -> None:
+    def end(self, call: Call) -> None:
         """A call has ended, or its stream has begun to answer."""
         self.outstanding -= 1
-        self.began.remove(began)
+        self.calls.remove(call)
 
     def answered(self, began: float, now: float) -> None:
         """It answers, whatever it says; a call that began after its time out proves that it is back."""
@@ -87,7 +95,8 @@ class Peer:
 
     def open_to_calls(self, now: float) -> bool:
         """Whether it takes part: not left out, and not still owing the answer that would prove it."""
-        return not self.doubted or (now >= self.out_until and not any(at >= self.out_until for at in self.began))
+        asked_again = any(call.began >= self.out_until for call in self.calls)
+        return not self.doubted or (now >= self.out_until and not asked_again)
 
     def share(self, now: float, knobs: BalancingKnobs) -> float:
         """The part of a full share it gets now, 0 to 1."""
@@ -95,11 +104,13 @@ class Peer:
         return min(warm, _ramp(now - self.back_at, knobs.return_seconds, _HALF))
 
     def silent(self, now: float, seconds: float, others: list[Peer]) -> bool:
-        """Whether it has held a call for `seconds` without any answer, while another answered a later one."""
-        if not self.began or self.doubted:
+        """Whether it has given no answer for `seconds`, and longer than its call may take, while another answered."""
+        if not self.calls or self.doubted:
             return False
-        since = max(self.began[0], self.answered_at)
-        return now - since > seconds and any(other.answered_at > since for other in others if other is not self)
+        oldest = self.calls[0]
+        since = max(oldest.began, self.answered_at)
+        answered = any(other.answered_at > since for other in others if other is not self)
+        return answered and now - since > max(seconds, oldest.allowance)
 
     def outlying(self, knobs: BalancingKnobs, others: list[Peer]) -> bool:
         """Whether it is much slower than the others are, over enough calls of each."""

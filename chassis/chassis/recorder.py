@@ -23,7 +23,7 @@ from psycopg.rows import DictRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from chassis import telemetry
-from chassis.database import Database, away
+from chassis.database import IDLE_IN_TRANSACTION_SECONDS, Database, away
 from chassis.deadline import remaining, within
 from chassis.errors import ConfigurationError, RpcError, deadline_exceeded
 from chassis.eventstore import (
@@ -60,6 +60,8 @@ class EventStore:
         self._database = database
         self._within = within
         self._threads = ThreadPoolExecutor(max_size, thread_name_prefix="events")
+        # Appends wait for each other; a thread and a connection are always left to those who only read.
+        self._appending = asyncio.Semaphore(max_size - 1)
         self._datastore = LeasedDatastore(database, max_size)
         self._listener = Listener(database, TABLE)
         self._recorder: Recorder
@@ -84,11 +86,14 @@ class EventStore:
         check_versions(stream, expected_version, events)
         stored = [_store(event) for event in events]
         with _tracer.start_as_current_span("append events", attributes={"event.types": [e.type for e in events]}):
+            await self._turn()
             try:
                 await self._run(lambda: self._recorder.insert_once(stored, events, extra), _ATTEMPTS)
             except IntegrityError as error:
                 if not await self._run(lambda: self._recorder.holds(stored), _ATTEMPTS):
                     raise _refusal(stream, expected_version, error) from error
+            finally:
+                self._appending.release()
 
     async def read(self, stream: UUID, after: int = 0) -> list[RecordedEvent]:
         """See EventLog."""
@@ -122,6 +127,13 @@ class EventStore:
         """Close the connections; an append that is under way may still finish."""
         await asyncio.to_thread(self._datastore.pool.close, 1.0)
         self._threads.shutdown(wait=False)
+
+    async def _turn(self) -> None:
+        try:
+            async with asyncio.timeout(remaining()):
+                await self._appending.acquire()
+        except TimeoutError:
+            raise deadline_exceeded("the deadline passed while other appends were under way") from None
 
     async def _run(self, work: Callable[[], T], attempts: int = 1) -> T:
         """`work()` in a thread of the store; a lost connection is tried again while there is time."""
@@ -161,7 +173,7 @@ class LeasedDatastore(PostgresDatastore):
     def __init__(self, database: Database, max_size: int) -> None:
         super().__init__(
             database.name, "", 0, "", "", schema=database.name, lock_timeout=_LOCK_SECONDS,
-            idle_in_transaction_session_timeout=10.0,
+            idle_in_transaction_session_timeout=float(IDLE_IN_TRANSACTION_SECONDS),
         )  # fmt: skip
         self.pool = _Pool(
             connection_class=database.reach.noticed_sync(),

@@ -6,15 +6,17 @@ more than the budget's share of the calls. What never left this process costs no
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import grpc
 from pydantic import Field
 
 from chassis.discovery import Endpoint
-from chassis.errors import RpcError
+from chassis.errors import RpcError, deadline_exceeded
 from chassis.settings import Section
 from chassis.transport import Method, NeverSent
 
@@ -73,12 +75,33 @@ class Retries:
         self._budget = budget
         self._method = method
         self._made = 1
+        self._claimed = False
         self.tried: set[Endpoint] = set()
 
-    def patience(self, left: float, spare: bool) -> float:
-        """Seconds to wait for this try: less than what is left while another instance could still be asked."""
-        could = self._method.repeatable and spare and self._made < self._knobs.attempts
-        return min(left, self._knobs.attempt_seconds) if could else left
+    @asynccontextmanager
+    async def patience(self, left: float, spare: bool, unusual: float) -> AsyncIterator[None]:
+        """Give the try in the block up (DEADLINE_EXCEEDED) when it takes unusually long and may be made elsewhere.
+
+        Not before the budget has paid for that: who cannot try again waits for the whole of `left`.
+        """
+        seconds = max(self._knobs.attempt_seconds, unusual)
+        if seconds >= left or not (self._method.repeatable and spare and self._made < self._knobs.attempts):
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as limit:
+                timer = loop.call_later(seconds, lambda: self._claim() and limit.reschedule(loop.time()))
+                try:
+                    yield
+                finally:
+                    timer.cancel()
+        except TimeoutError:
+            raise deadline_exceeded("another instance is asked") from None
+
+    def _claim(self) -> bool:
+        self._claimed = self._budget.spend()
+        return self._claimed
 
     def pause(self, error: RpcError, left: float, spare: bool) -> float | None:
         """Seconds until the next try, or None: `left` is the time of the call, `spare` an instance not yet tried."""
@@ -86,8 +109,9 @@ class Retries:
             return None
         moved_on = spare and isinstance(error, NeverSent) and error.code is grpc.StatusCode.UNAVAILABLE
         pause = 0.0 if moved_on else self._pause(error)
-        if pause >= left or not (moved_on or self._budget.spend()):
+        if pause >= left or not (moved_on or self._claimed or self._budget.spend()):
             return None
+        self._claimed = False
         self._made += 1
         return pause
 

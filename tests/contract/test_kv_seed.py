@@ -35,6 +35,19 @@ def test_a_seed_is_accepted_as_it_stands(service: str) -> None:
     assert parsed(service, seed(service)).model_dump() == seed(service)
 
 
+def test_calls_to_one_service_leave_the_gateway_room_for_the_other() -> None:
+    """A bulkhead that holds as much as the whole gateway takes on would keep nothing apart."""
+    knobs = seed("gateway")
+    places = sum(knobs[name]["bulkhead"]["calls_at_once"] for name in ("users", "orders"))
+    assert places < knobs["limiter"]["calls_at_least"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_retries_are_a_tenth_of_the_calls_and_no_more(service: str) -> None:
+    budgets = [value["retry"] for value in seed(service).values() if isinstance(value, dict) and "retry" in value]
+    assert all((budget["budget_ratio"], budget["budget_per_second"]) == (0.1, 0.0) for budget in budgets)
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_seed_without_any_one_of_its_keys_is_refused_by_name(service: str) -> None:
     for name in seed(service):

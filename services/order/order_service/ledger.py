@@ -49,6 +49,7 @@ async def snapshot(connection: Connection) -> None:
     """Make the transaction that begins here see one moment for as long as it takes; nothing was asked in it yet."""
     await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     await connection.execute("SET LOCAL statement_timeout = 0")
+    await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
 
 
 async def compare(connection: Connection, position: int) -> Comparison:

@@ -82,7 +82,7 @@ _UPDATE = "UPDATE orders SET status = %s, version = %s WHERE id = %s"
 _OWE = "INSERT INTO errands (position, order_id, kind, traceparent) VALUES (%s, %s, %s, %s)"
 _LOCK = "SELECT pg_try_advisory_xact_lock(hashtext(current_schema()), hashtext(%s)) AS locked"
 _POSITION = "SELECT position FROM projections WHERE name = %s"
-_ADVANCE = """INSERT INTO projections (name, position) VALUES (%s, %s)
+ADVANCE = """INSERT INTO projections (name, position) VALUES (%s, %s)
               ON CONFLICT (name) DO UPDATE SET position = excluded.position"""
 
 
@@ -146,7 +146,7 @@ class Projector:
                 for position, event in batch:
                     await self._apply(connection, position, event)
                 if batch:
-                    await connection.execute(_ADVANCE, (name, position))
+                    await connection.execute(ADVANCE, (name, position))
         return batch
 
     def _tell(self, batch: Sequence[tuple[int, RecordedEvent]]) -> None:

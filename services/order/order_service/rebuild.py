@@ -7,13 +7,14 @@ killed at any moment, and the next one begins anew.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import LiteralString
 
 import structlog
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, OperationalError
 
 from chassis.database import Database
 from chassis.errors import RpcError
@@ -21,14 +22,15 @@ from chassis.eventstore import EventLog
 from chassis.lifecycle import Process
 from order_service import ledger
 from order_service.ledger import Connection
-from order_service.projections import ERRANDS, ORDERS
+from order_service.projections import ADVANCE, ERRANDS, ORDERS
 from order_service.settings import Settings
 from order_service.storage import open_storage
+from order_service.upcasts import UnknownEvent
 
 log = structlog.get_logger(__name__)
 
-_SWITCHES = 6
-_PAUSE_SECONDS = 0.5
+_SWITCHES = 60
+_PAUSE_SECONDS = 0.3
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not a defect
@@ -45,9 +47,9 @@ async def compose(process: Process[Settings], name: str) -> int:
     try:
         _require_rebuildable(name)
         database, store = await open_storage(process)
-        async with _alone(database):
-            await Rebuild(database, store, lambda: process.knobs.value).run()
-    except Refused as refusal:
+        async with _alone(database) as still_alone:
+            await Rebuild(database, store, lambda: process.knobs.value, still_alone).run()
+    except (Refused, UnknownEvent) as refusal:
         say(f"refused: {refusal}")
         return 1
     return 0
@@ -61,9 +63,16 @@ def _require_rebuildable(name: str) -> None:
 
 
 class Rebuild:
-    """One rebuild of table `orders`."""
+    """One rebuild of table `orders`; `alone` raises Refused when another one may have begun."""
 
-    def __init__(self, database: Database, store: EventLog, settings: Callable[[], Settings]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        store: EventLog,
+        settings: Callable[[], Settings],
+        alone: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._alone = alone
         self._database = database
         self._store = store
         self._settings = settings
@@ -87,8 +96,10 @@ class Rebuild:
         while position != last:
             last = position
             async with self._database.connection() as connection:
-                await connection.execute(_IN_SHADOW)
+                await connection.execute(_ONLY_SHADOW)
                 position = await self._project(connection, position)
+        async with self._database.connection() as connection:
+            await connection.execute(_MEASURE)
         return position
 
     async def _project(self, connection: Connection, position: int) -> int:
@@ -116,31 +127,41 @@ class Rebuild:
                     return await self._exchange(connection, position)
             except RpcError as error:
                 say(f"not switched over, attempt {attempt} of {_SWITCHES}: {error.__cause__ or error}")
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await asyncio.sleep(_PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311
         raise Refused("the live table was never free; nothing is changed, try again")
 
     async def _exchange(self, connection: Connection, position: int) -> int:
-        await connection.execute(_SHORT_WAITS)
+        await self._alone()
+        await connection.execute(_BOUNDED_WAIT)
         await connection.execute(_HOLD_PROJECTION, (self._database.name, ORDERS.name))
-        await connection.execute(_IN_SHADOW)
+        await connection.execute(_ONLY_SHADOW)
         last = -1
         while position != last:
             last, position = position, await self._project(connection, position)
+        await connection.execute(_LIVE)
+        await connection.execute(_SHORT_WAIT)
         for statement in _EXCHANGE:
             await connection.execute(statement)
-        await connection.execute(_ADVANCE, (position, ORDERS.name))
+        await connection.execute(ADVANCE, (ORDERS.name, position))
         return position
 
 
 @asynccontextmanager
-async def _alone(database: Database) -> AsyncIterator[None]:
-    """Hold what only one rebuild can hold; a killed one lets go with its connection."""
+async def _alone(database: Database) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Hold what only one rebuild can hold, and give what says so; a killed one lets go with its connection."""
     parameters = database.login().parameters()
     async with await AsyncConnection.connect(**parameters, autocommit=True) as connection:
         taken = await (await connection.execute(_ALONE)).fetchone()
         if not taken or not taken["taken"]:
             raise Refused("another rebuild is under way")
-        yield
+
+        async def still() -> None:
+            try:
+                await connection.execute("SELECT 1")
+            except OperationalError:
+                raise Refused("the connection that kept other rebuilds away is gone; try again") from None
+
+        yield still
 
 
 async def _make_shadow(connection: Connection) -> None:
@@ -169,10 +190,14 @@ _KEYS_AND_INDEXES: LiteralString = """
     SELECT replace(indexdef, ' ON order_service.orders ', ' ON rebuild_orders.orders ') FROM pg_indexes
     WHERE schemaname = 'order_service' AND tablename = 'orders' AND indexname NOT IN (
         SELECT conname FROM pg_constraint WHERE conrelid = 'order_service.orders'::regclass)"""
+_MEASURE: LiteralString = "ANALYZE rebuild_orders.orders"
+# Where rows are written nothing else is in sight: without its shadow a rebuild fails, and touches no live table.
+_ONLY_SHADOW: LiteralString = "SET LOCAL search_path = rebuild_orders"
 _IN_SHADOW: LiteralString = "SET LOCAL search_path = rebuild_orders, order_service"
 _LIVE: LiteralString = "SET LOCAL search_path = order_service"
-# A reader that holds the table for long must not make all others queue up behind us.
-_SHORT_WAITS: LiteralString = "SET LOCAL lock_timeout = '2s'"
+_BOUNDED_WAIT: LiteralString = "SET LOCAL lock_timeout = '2s'"
+# While we wait for a reader that holds the table for long, all others queue up behind us: so not long, but often.
+_SHORT_WAIT: LiteralString = "SET LOCAL lock_timeout = '100ms'"
 _HOLD_PROJECTION: LiteralString = "SELECT pg_advisory_xact_lock(hashtext(%s), hashtext(%s))"
 _EXCHANGE: tuple[LiteralString, ...] = (
     "DROP TABLE order_service.orders",
@@ -180,4 +205,3 @@ _EXCHANGE: tuple[LiteralString, ...] = (
     "DROP SCHEMA rebuild_orders",
 )
 _POSITION: LiteralString = "SELECT position FROM projections WHERE name = %s"
-_ADVANCE: LiteralString = "UPDATE projections SET position = %s WHERE name = %s"

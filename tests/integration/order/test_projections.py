@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
 from behaviour.order.service import ADA, Service, shipped
 from behaviour.order.storages import PostgresStorage
+from psycopg import AsyncConnection
 
 from chassis.eventstore import RecordedEvent
 from order_service import history
@@ -65,6 +67,30 @@ async def test_while_one_worker_is_at_a_projection_another_finds_nothing_to_do(
     assert await first == 1
     assert await projector(storage, ERRANDS).step() == 0
     assert await storage.open_errands() == 1
+
+
+TAKE = f"SELECT pg_try_advisory_xact_lock(hashtext(current_schema()), hashtext('{ERRANDS.name}'))"
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["as it is", "control: nobody ends it"])
+async def test_a_worker_that_is_stopped_within_a_batch_holds_the_projection_up_for_seconds_only(
+    service: Service, storage: PostgresStorage, ends: bool
+) -> None:
+    """Stopped, it keeps its connection, and with it the lock: the database has to end that."""
+    await service.place()
+    database, projecting = storage.world.database, projector(storage, ERRANDS)
+    stopped = await AsyncConnection.connect(**database.login().parameters())
+    try:
+        if not ends:
+            await stopped.execute("SET idle_in_transaction_session_timeout = 0")
+        await stopped.execute(TAKE)
+        assert await projecting.step() == 0
+        ends_at = time.monotonic() + 5
+        while not (done := await projecting.step()) and time.monotonic() < ends_at:
+            await asyncio.sleep(0.1)
+        assert bool(done) is ends
+    finally:
+        await stopped.close()
 
 
 async def test_a_projection_stops_before_an_event_of_a_newer_version_and_says_so(

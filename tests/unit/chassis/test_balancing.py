@@ -15,10 +15,12 @@ from chassis.peers import BalancingKnobs
 from chassis.transport import Method, NeverSent, Transport
 
 READ = Method("/test.Echo/Read", bytes, bytes, repeatable=True)
+QUICK = Method("/test.Echo/Quick", bytes, bytes, repeatable=True)
 KNOBS = BalancingKnobs(
     failures=3, silent_seconds=0.6, outlier_factor=4.0, outlier_seconds=0.05, left_out_seconds=1.0,
     left_out_longest_seconds=8.0, left_out_share=0.5, return_seconds=4.0, warmup_seconds=4.0,
 )  # fmt: skip
+BROKEN = RpcError(grpc.StatusCode.INTERNAL, "INTERNAL")
 HUNG = RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
 
 
@@ -50,7 +52,7 @@ class World:
 
     def call(self, seconds: float = 0.001, error: RpcError | None = None, only: str = "") -> str:
         """One call from beginning to end; an instance not named in `only` answers at once."""
-        with self.balancer.pick(frozenset()) as turn:
+        with self.balancer.pick(frozenset(), READ) as turn:
             name = turn.peer.endpoint.id
             bad = not only or name in only
             self.now += seconds if bad else 0.001
@@ -63,7 +65,7 @@ class World:
     def hold(self, name: str) -> Turn:
         """A call at an instance that does not end."""
         while True:
-            held = self.balancer.pick(frozenset())
+            held = self.balancer.pick(frozenset(), READ)
             turn = held.__enter__()
             if turn.peer.endpoint.id == name:
                 self.held.append(held)
@@ -71,14 +73,21 @@ class World:
             held.__exit__(None, None, None)
 
 
+@pytest.mark.parametrize("error", [HUNG, BROKEN], ids=["hangs", "is broken"])
 @pytest.mark.parametrize(("share", "left_out"), [(0.5, ["b"]), (0.0, [])])
-def test_an_instance_that_fails_in_a_row_is_left_out(share: float, left_out: list[str]) -> None:
+def test_an_instance_that_fails_in_a_row_is_left_out(share: float, left_out: list[str], error: RpcError) -> None:
     """The second case is the control: with nobody left out, calls go on to fail there."""
     world = World("ab")
     world.change(left_out_share=share)
-    world.calls(20, seconds=0.0, error=HUNG, only="b")
+    world.calls(20, seconds=0.0, error=error, only="b")
     assert world.balancer.left_out == left_out
-    assert (world.calls(50, only="b", error=HUNG, seconds=0.0)["b"] == 0) == (share > 0)
+    assert (world.calls(50, only="b", error=error, seconds=0.0)["b"] == 0) == (share > 0)
+
+
+def test_one_that_refuses_what_is_asked_is_in_order() -> None:
+    world = World("ab")
+    world.calls(40, error=RpcError(grpc.StatusCode.NOT_FOUND, "ORDER_UNKNOWN"), only="b")
+    assert world.balancer.left_out == []
 
 
 def test_one_that_refuses_the_connection_is_left_out_at_once() -> None:
@@ -97,13 +106,32 @@ def test_never_more_than_the_allowed_share_is_left_out(names: str) -> None:
     assert world.call() in names
 
 
-def test_one_that_holds_a_call_while_others_answer_is_left_out_before_any_deadline() -> None:
+@pytest.mark.parametrize(("share", "left_out"), [(0.5, ["b"]), (0.0, [])])
+def test_one_that_holds_a_call_while_others_answer_is_left_out_before_any_deadline(
+    share: float, left_out: list[str]
+) -> None:
+    """The second case is the control."""
     world = World("ab")
+    world.change(left_out_share=share)
+    world.calls(10)
     world.hold("b")
     world.calls(10, seconds=0.05)
     assert world.balancer.left_out == []
     world.calls(4, seconds=0.05)
-    assert world.balancer.left_out == ["b"], "silent for 0.65 s and more while the other one answered"
+    assert world.balancer.left_out == left_out, "silent for 0.65 s and more while the other one answered"
+
+
+@pytest.mark.parametrize("usual", [0.9, 0.01])
+def test_a_call_that_usually_takes_long_makes_nobody_silent(usual: float) -> None:
+    """The second case is the control: where the method usually answers at once, the same silence tells."""
+    world = World("ab")
+    world.calls(10, seconds=usual)
+    world.hold("b")
+    for _ in range(20):
+        with world.balancer.pick(frozenset(), QUICK) as turn:
+            world.now += 0.05
+            world.balancer.settle(turn, QUICK, None)
+    assert world.balancer.left_out == ([] if usual > 0.5 else ["b"])
 
 
 def test_when_all_are_silent_none_is_left_out() -> None:
@@ -111,7 +139,7 @@ def test_when_all_are_silent_none_is_left_out() -> None:
     world.hold("a")
     world.hold("b")
     world.now += 30
-    with world.balancer.pick(frozenset()):
+    with world.balancer.pick(frozenset(), READ):
         assert world.balancer.left_out == []
 
 

@@ -73,6 +73,19 @@ async def test_an_empty_answer_right_after_an_outage_is_not_believed(monkeypatch
     await until("it is believed in the end", lambda: endpoints.current == ())
 
 
+async def test_one_outage_after_another_does_not_lose_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "DISTRUST_SECONDS", 0.2)
+    endpoints = Endpoints("user-service")
+    endpoints.replace((ONE, TWO))
+    endpoints.distrust()
+    endpoints.replace(())
+    for _ in range(4):
+        await asyncio.sleep(0.1)
+        endpoints.distrust()
+    assert endpoints.current == (ONE, TWO)
+    await until("it is believed in the end", lambda: endpoints.current == ())
+
+
 async def test_what_is_found_after_an_outage_replaces_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "DISTRUST_SECONDS", 0.05)
     endpoints = Endpoints("user-service")

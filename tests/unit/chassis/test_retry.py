@@ -103,6 +103,25 @@ async def test_a_try_that_hangs_leaves_time_for_another_instance(world: World, a
     assert bool(hung) == (attempt_seconds > 2)
 
 
+async def slow(text: str, _context: Any) -> str:
+    await asyncio.sleep(0.4)
+    return text
+
+
+@pytest.mark.parametrize("saved", [1, 100])
+async def test_calls_that_take_longer_everywhere_are_waited_for(world: World, saved: int) -> None:
+    """With or without a budget: a try is given up only for a better one, and not where all take as long."""
+    world.knobs = knobs(retry__attempt_seconds=0.2, retry__attempts=3, retry__budget_saved=saved,
+                        balancing__left_out_share=0.0, deadline_seconds=2.0)  # fmt: skip
+    world.channel.budget = RetryBudget(lambda: world.knobs.retry)
+    await world.start(slow, slow)
+    for _ in range(3):
+        answers = await asyncio.gather(*(world.stub.read("x") for _ in range(10)))
+        assert len(answers) == 10
+    assert asked(world) <= 30 + 2 * saved
+    assert world.channel.breaker.state == "closed"
+
+
 def test_a_budget_earns_with_calls_and_with_time_and_saves_no_more_than_it_may() -> None:
     now = 0.0
     limits = RetryKnobs(
