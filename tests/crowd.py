@@ -17,6 +17,7 @@ from people import Person
 from stack_under_test import RunningStack, eventually
 
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
+GOLD = [{"sku": "gold", "quantity": 1, "unit_price": 100_001}]
 LATER = {httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS,
          httpx.codes.BAD_GATEWAY}  # fmt: skip
 
@@ -68,14 +69,16 @@ class Crowd:
 
 
 class Customers:
-    """Places orders and cancels some of them until told to stop; remembers every order that was acknowledged."""
+    """One user's orders of pennies and of gold, which is beyond the credit; some are cancelled. Until told to stop.
+
+    `placed` has every order that was acknowledged, and how it may end.
+    """
 
     def __init__(self, person: Person, count: int) -> None:
-        self._person = person
+        self.person = person
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(count)
-        self.placed: list[str] = []
-        self.cancelled: list[str] = []
+        self.placed: dict[str, set[str]] = {}
         self._working = [self._pool.submit(self._work, number) for number in range(count)]
 
     def stop(self) -> None:
@@ -89,18 +92,22 @@ class Customers:
         turn = 0
         while not self._stopping.is_set():
             turn += 1
-            placed = insist(lambda: self._person.place(PENNY, key=f"{number}-{turn}"))  # noqa: B023
+            lines, end = random.choices([(PENNY, "confirmed"), (GOLD, "rejected")], [4, 1])[0]
+            placed = insist(lambda: self.person.place(lines, key=f"{number}-{turn}"))  # noqa: B023
             assert placed.status_code == httpx.codes.CREATED, placed.text
             order_id = placed.json()["id"]
-            self.placed.append(order_id)
+            self.placed[order_id] = {end}
             if random.random() < 0.4:
                 self._cancel(order_id)
 
     def _cancel(self, order_id: str) -> None:
-        reply = insist(lambda: self._person.cancel(order_id))
-        # 409: an attempt whose answer was lost has cancelled it.
-        assert reply.status_code in {httpx.codes.OK, httpx.codes.CONFLICT}, reply.text
-        self.cancelled.append(order_id)
+        reply = insist(lambda: self.person.cancel(order_id))
+        if reply.status_code == httpx.codes.OK:
+            self.placed[order_id] = {"cancelled"}
+        else:
+            # It was rejected before, or an attempt whose answer was lost has cancelled it.
+            assert reply.status_code == httpx.codes.CONFLICT, reply.text
+            self.placed[order_id] = (self.placed[order_id] | {"cancelled"}) - {"confirmed"}
 
 
 @contextmanager

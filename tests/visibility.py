@@ -18,6 +18,7 @@ HEAD = "SELECT coalesce(max(notification_id), 0) FROM events"
 DECIDED = """SELECT notification_id,
                     extract(epoch FROM (convert_from(state, 'UTF8')::jsonb #>> '{meta,occurred_at}')::timestamptz)
              FROM events WHERE notification_id > %s"""
+GOAL_RATE, GOAL_SECONDS = 50, 0.25
 _LOOK_SECONDS = 0.002
 
 
@@ -30,6 +31,10 @@ class Visibility:
 
     def quantile(self, share: float) -> float:
         return self.seconds[min(len(self.seconds) - 1, int(share * len(self.seconds)))]
+
+    @property
+    def reaches_the_goal(self) -> bool:
+        return self.rate >= 0.98 * GOAL_RATE and self.quantile(0.99) <= GOAL_SECONDS
 
     def __str__(self) -> str:
         p50, p99 = self.quantile(0.5) * 1000, self.quantile(0.99) * 1000

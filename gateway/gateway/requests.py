@@ -24,7 +24,10 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _DIGITS = re.compile(r"[0-9]{1,9}")
 _VERSION = re.compile(r"[0-9]{1,18}")
-_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"')
+_OF_ORDER = re.compile(r"[1-9][0-9]{0,8}")
+_TAG = r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"'
+# A list may have empty elements (RFC 9110, 5.6.1). There is one way only to match a blank: no header takes long.
+_TAGS = re.compile(rf"[ \t]*(?:{_TAG}[ \t]*)?(?:,[ \t]*(?:{_TAG}[ \t]*)?)*")
 
 
 def _printable(text: str) -> str:
@@ -147,8 +150,8 @@ def if_match(request: Request) -> list[int]:
     header = request.headers.get("if-match")
     if header is None or header.strip() == "*":
         return []
-    strong = [tag for weak, tag in _TAG.findall(header) if not weak]
-    return [int(tag) for tag in strong if tag.isascii() and tag.isdigit() and len(tag) < 10] or [0]
+    tags = re.findall(_TAG, header) if _TAGS.fullmatch(header) else []
+    return [int(tag) for weak, tag in tags if not weak and _OF_ORDER.fullmatch(tag)] or [0]
 
 
 def last_event_id(request: Request) -> int:

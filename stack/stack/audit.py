@@ -1,4 +1,4 @@
-"""`audit-orders`: proves over the whole store that no order is lost, doubled or holds credit it should not.
+"""`audit-orders`: over the whole store, is an order lost, placed twice by one key, or holding credit it should not?
 
 Each service says what it has, by itself and under its own identity; here the two are compared. What differs only while
 an order is on its way is no finding: a finding is what stays in several looks.

@@ -1,4 +1,7 @@
-"""How long until an event is visible in lists, under 50 orders a second for 20 seconds; the goal is p99 ≤ 250 ms."""
+"""How long until an event is visible in lists, under 50 orders a second for 20 seconds; exit 1 if p99 is over 250 ms.
+
+That is a figure of a machine that does nothing else.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from people import register
 from stack_under_test import RunningStack
-from visibility import measure
+from visibility import GOAL_RATE, measure
 
 if __name__ == "__main__":
     stack = RunningStack()
     with httpx.Client(base_url=stack.url("gateway"), timeout=15) as http:
-        print(measure(stack, register(http), rate=50, seconds=20))
+        found = measure(stack, register(http), rate=GOAL_RATE, seconds=20)
+    print(found)
+    sys.exit(0 if found.reaches_the_goal else 1)

@@ -56,6 +56,14 @@ def test_the_readme_has_a_map_of_exactly_the_folders_there_are() -> None:
     assert set(re.findall(r"^\s*\|? ?`?(\w+)/", section, re.MULTILINE)) == folders
 
 
+@pytest.mark.parametrize("heading", ["Write path", "Read path", "Saga", "Failure behaviour"])
+def test_every_row_that_says_what_happens_leads_to_a_test_that_shows_it(heading: str) -> None:
+    section = (ROOT / "docs" / "architecture.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| .+$", section, re.MULTILINE)[1:]
+    assert rows
+    assert [row for row in rows if not any(link.startswith("../tests/") for link in LINK.findall(row))] == []
+
+
 def test_decisions_are_numbered_without_a_gap_and_all_listed_in_the_architecture() -> None:
     numbers = [int(path.name[:4]) for path in DECISIONS]
     assert numbers == list(range(1, len(numbers) + 1))

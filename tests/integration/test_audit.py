@@ -22,6 +22,10 @@ AMOUNT = "UPDATE reservations SET amount = amount {} 1 WHERE order_id = %s"
 TOTAL = "UPDATE orders SET total = total {} 1 WHERE id = %s"
 VERSION = "UPDATE events SET originator_version = {} WHERE originator_id = %s AND originator_version = {}"
 STREAM = "UPDATE events SET originator_id = %s WHERE originator_id = %s AND originator_version = 2"
+ROW_AWAY = "DELETE FROM idempotency_keys WHERE user_id = %s AND key = 'twin'"
+OTHER_COMMAND = """UPDATE events SET state = convert_to(jsonb_set(convert_from(state, 'UTF8')::jsonb,
+                       '{meta,command_id}', to_jsonb(originator_id))::text, 'UTF8')
+                   WHERE originator_id = %s AND originator_version = 1"""
 STREAM_BACK = """WITH ids AS (SELECT %s::uuid AS away, %s::uuid AS home)
                  UPDATE events SET originator_id = home FROM ids WHERE originator_id = away"""
 
@@ -31,6 +35,7 @@ DEFECTS = {
     "kept": ["700 held", "released, for it is cancelled"],
     "short": ["699 held", "700 held, for it is confirmed"],
     "doubled": ["two keys", "one key at most", "find in table idempotency_keys"],
+    "twin": ["placed by the same key as order", "one order of a key", "cancel the other"],
     "keyed": ["key stray stands for an order without events"],
     "damaged": ['"total": 701', '"total": 700', "./justw projection-rebuild orders"],
     "gap": ["version 3 after 1", "version 2"],
@@ -62,6 +67,13 @@ def cancelled(running: RunningStack, person: Person) -> str:
     return order_id
 
 
+def twin(running: RunningStack, person: Person) -> str:
+    """The second order of a key whose row is gone."""
+    assert person.place(key="twin").status_code == httpx.codes.CREATED
+    assert change(running, "order_service", ROW_AWAY, person.id) == 1
+    return str(person.settled(person.place(key="twin").json()["id"])["id"])
+
+
 @pytest.fixture(scope="module")
 def findings(running: RunningStack) -> Iterator[dict[str, str]]:
     """What one audit says about a store with all defects, by the order of each; the store is mended afterwards."""
@@ -70,6 +82,8 @@ def findings(running: RunningStack) -> Iterator[dict[str, str]]:
         orders = {name: str(uuid4()) for name in ("leaked", "keyed", "headless")}
         orders |= {name: confirmed(person) for name in ("short", "doubled", "damaged", "gap", "lost")}
         orders["kept"] = cancelled(running, person)
+        orders["twin"] = twin(running, person)
+        stack.callback(change, running, "order_service", OTHER_COMMAND, orders["twin"])
         read = "SELECT count(*) FROM orders WHERE id = %s AND version = 2"
         for name in ("short", "doubled", "damaged", "gap", "lost"):
             eventually("it is in the list", lambda: value(running, "order_service", read, orders[name]) == 1)  # noqa: B023

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -24,6 +25,9 @@ from order_service.upcasts import UnknownEvent
 
 _REBUILD = "./justw projection-rebuild orders"
 _HISTORY = "events are never changed by this system: look for who wrote to table events, restore it from a backup"
+_DOUBLED = "ask the user and cancel the other; all is well if idempotency_ttl_seconds was shorter at the first order"
+# From when an order is decided until its key is written, and between the clocks of two instances.
+_MARGIN = timedelta(seconds=30)
 _MAY_FOLLOW: Mapping[Status | None, frozenset[str]] = {
     None: frozenset({"OrderPlaced"}),
     Status.PENDING: frozenset({"OrderConfirmed", "OrderRejected", "OrderCancelled"}),
@@ -40,6 +44,7 @@ class Story:
     order: Order | None = None
     version: int = 0
     visible: str = ""
+    placed_by: str = ""
     needed: dict[int, str] = field(default_factory=dict)
     broken: tuple[str, str] | None = None
 
@@ -58,7 +63,8 @@ async def compose(process: Process[Settings]) -> int:
     """Print the findings and all orders; 0, whatever is found: the one who compares decides."""
     database = await Database.open(process, name="order_service")
     stories, kept, events = await look(database)
-    for order_id, rule, found, wanted, next_step in findings(stories, kept):
+    ttl = timedelta(seconds=process.knobs.value.idempotency_ttl_seconds)
+    for order_id, rule, found, wanted, next_step in (*findings(stories, kept), *doubled(stories, ttl)):
         _say("finding", order=str(order_id), rule=rule, found=found, wanted=wanted, next=next_step)
     for order_id, story in stories.items():
         if story.order:
@@ -99,6 +105,8 @@ def tell(story: Story, position: int, event: RecordedEvent) -> None:
             story.order = domain.apply(story.order, history.recall(event), event.stream, history.occurred_at(event))
         except (UnknownEvent, LookupError, ValueError) as error:
             story.broken = f"unreadable: {error}", "an event that this version can read"
+    if event.type == "OrderPlaced":
+        story.placed_by = event.meta.get("command_id", "")
     story.version = event.version
     if kind := KINDS.get(event.type):
         story.needed[position] = kind
@@ -116,6 +124,20 @@ def findings(stories: Mapping[UUID, Story], kept: Kept) -> Iterator[tuple[UUID, 
     for order_id in kept.rows.keys() - stories.keys():
         yield order_id, "read table", kept.rows[order_id], "no row", _REBUILD
     yield from _wrong_keys(stories, kept)
+
+
+def doubled(stories: Mapping[UUID, Story], ttl: timedelta) -> Iterator[tuple[UUID, str, str, str, str]]:
+    """Orders that a repeat of a key has placed while it was to find the first one; told like `findings`."""
+    first: dict[str, Order] = {}
+    for order_id, story in stories.items():
+        # Nothing is known of orders from before commands were recorded.
+        if not story.order or not story.placed_by:
+            continue
+        before = first.get(story.placed_by)
+        if before and story.order.placed_at - before.placed_at < ttl - _MARGIN:
+            found = f"placed by the same key as order {before.id}, {story.order.placed_at - before.placed_at} later"
+            yield order_id, "doubled", found, "one order of a key", _DOUBLED
+        first[story.placed_by] = story.order
 
 
 def _lost(order_id: UUID, story: Story, kept: Kept) -> Iterator[tuple[UUID, str, str, str, str]]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from uuid_utils.compat import uuid7
 
@@ -53,7 +53,8 @@ class Commands:
             if known is None:
                 raise
             return await self._repeated(known, wanted.request_hash)
-        events = history.record(wanted.order_id, 0, [placed], Cause(str(user_id), uuid7()))
+        # A repeat gives the same command: whatever becomes of the key's row, events tell who was placed twice.
+        events = history.record(wanted.order_id, 0, [placed], Cause(str(user_id), uuid5(user_id, key)))
         for _ in range(_ATTEMPTS):
             try:
                 await self._store.append(wanted.order_id, 0, events, key=wanted)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from uuid import UUID
 
 import grpc
@@ -33,7 +33,7 @@ _STATUS = {
     Status.REJECTED: wire.ORDER_STATUS_REJECTED,
     Status.CANCELLED: wire.ORDER_STATUS_CANCELLED,
 }
-_ASKED = {number: status for status, number in _STATUS.items()}
+_ASKED = {number: status for status, number in _STATUS.items()} | {wire.ORDER_STATUS_UNSPECIFIED: None}
 _REASONS: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
     domain.Invalid: (grpc.StatusCode.INVALID_ARGUMENT, "INVALID"),
     domain.OrderUnknown: (grpc.StatusCode.NOT_FOUND, "ORDER_UNKNOWN"),
@@ -74,7 +74,7 @@ class OrderRpc(OrderServiceServicer):
             if not 1 <= size <= LARGEST_PAGE:
                 raise domain.Invalid({"page_size": f"must be 1 to {LARGEST_PAGE}"})
             user_id, before = _id("user_id", request.user_id), _below(request.page_token)
-            page = await self._queries.list_orders(user_id, _ASKED.get(request.status), before, size)
+            page = await self._queries.list_orders(user_id, _asked(request.status), before, size)
         token = _token(page.orders[-1].id) if page.more else ""
         return wire.ListOrdersResponse(orders=map(order_message, page.orders), next_page_token=token)
 
@@ -164,6 +164,12 @@ def _id(field: str, text: str) -> UUID:
         raise domain.Invalid({field: "must be a UUID"}) from None
 
 
+def _asked(status: wire.OrderStatus.ValueType) -> Status | None:
+    if status not in _ASKED:
+        raise domain.Invalid({"status": "is not known"})
+    return _ASKED[status]
+
+
 def _token(last: UUID) -> str:
     return urlsafe_b64encode(last.bytes).decode().rstrip("=")
 
@@ -171,10 +177,13 @@ def _token(last: UUID) -> str:
 def _below(token: str) -> UUID | None:
     if not token:
         return None
-    try:
-        return UUID(bytes=urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-    except ValueError:
-        raise domain.Invalid({"page_token": "must be next_page_token of an earlier answer"}) from None
+    below: UUID | None = None
+    with suppress(ValueError):
+        below = UUID(bytes=urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    # The decoder passes by what is not base64, and bits that are left over.
+    if below is None or _token(below) != token:
+        raise domain.Invalid({"page_token": "must be next_page_token of an earlier answer"})
+    return below
 
 
 def _lines(lines: tuple[Line, ...]) -> list[wire.OrderLine]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
-from behaviour.order.service import ADA, EVE, TEA, Service
+from behaviour.order.service import ADA, EVE, TEA, Knobs, Service
 
 from chassis.eventstore import RecordedEvent, VersionConflict
 from order_service.commands import Contended, KeyReused
@@ -60,6 +61,28 @@ async def test_a_repeat_answers_the_same_also_when_the_rules_have_become_stricte
         await service.place("k1", ADA, Line("tea-1", 3, 150))
     with pytest.raises(Invalid):
         await service.place("k2")
+
+
+async def test_a_key_lives_as_long_as_the_knob_says_and_that_is_a_day_as_shipped(
+    service: Service, knobs: Knobs
+) -> None:
+    assert await lifetime(service, "k1") == pytest.approx(86_400, abs=10)
+    service.settings = knobs(idempotency_ttl_seconds=3600.0)
+    assert await lifetime(service, "k2") == pytest.approx(3600, abs=10)
+
+
+async def lifetime(service: Service, key: str) -> float:
+    """Seconds that are left to a key that was used now."""
+    await service.place(key)
+    known = await service.keys.find(ADA, key)
+    assert known is not None
+    return (known.expires_at - datetime.now(UTC)).total_seconds()
+
+
+async def test_a_key_with_a_second_left_still_repeats(service: Service) -> None:
+    first = await service.place("k1")
+    await service.storage.expire_keys(left=1.0)
+    assert await service.place("k1") == first
 
 
 async def test_an_expired_key_places_a_new_order(service: Service) -> None:

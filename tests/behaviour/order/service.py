@@ -52,8 +52,8 @@ class Storage(Protocol):
     async def pass_time(self) -> None:
         """Every open errand is due, as if all claims and pauses were over."""
 
-    async def expire_keys(self) -> None:
-        """Every idempotency key is past its time."""
+    async def expire_keys(self, left: float = -1.0) -> None:
+        """Every idempotency key is past its time, or has so many seconds left."""
 
 
 class Service:

@@ -51,9 +51,9 @@ class MemoryStorage:
     async def pass_time(self) -> None:
         self.errands.pass_time()
 
-    async def expire_keys(self) -> None:
-        past = datetime.now(UTC) - timedelta(seconds=1)
-        self.keys._keys = {name: replace(key, expires_at=past) for name, key in self.keys._keys.items()}
+    async def expire_keys(self, left: float = -1.0) -> None:
+        ends_at = datetime.now(UTC) + timedelta(seconds=left)
+        self.keys._keys = {name: replace(key, expires_at=ends_at) for name, key in self.keys._keys.items()}
 
 
 class PostgresStorage:
@@ -85,8 +85,8 @@ class PostgresStorage:
     async def pass_time(self) -> None:
         await self._execute("UPDATE errands SET due_at = now()")
 
-    async def expire_keys(self) -> None:
-        await self._execute("UPDATE idempotency_keys SET expires_at = now() - interval '1 s'")
+    async def expire_keys(self, left: float = -1.0) -> None:
+        await self._execute("UPDATE idempotency_keys SET expires_at = now() + make_interval(secs => %s)", left)
 
     async def empty(self) -> None:
         """As after the migrations."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
-import psycopg
 import pytest
 from behaviour.order.service import ADA, TEA, Service, shipped
 from behaviour.order.storages import PostgresStorage, on_postgres
@@ -22,8 +20,10 @@ from order_service.domain import Order, OrderClosed, Status, VersionMismatch
 from order_service.history import Cause
 from order_service.projections import Connection, Projection, Projector
 
+from .latch import LATCH, held, waiting
+
 WRITERS = 16
-SLOW, LATCH = "Slow", 42
+SLOW = "Slow"
 COMMITS = f"""
 CREATE FUNCTION commit_late() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$ BEGIN
     IF new.topic = '{SLOW}' THEN PERFORM pg_advisory_xact_lock({LATCH});
@@ -93,22 +93,6 @@ async def decide(service: Service, order: Order, verb: str) -> Order:
     return await service.commands.cancel_order(ADA, order.id, [order.version])
 
 
-@contextmanager
-def held(postgres: Postgres, schema: str) -> Iterator[None]:
-    """No SLOW event is committed before the block ends."""
-    with psycopg.connect(postgres.dsn(dbname=schema)) as connection:
-        connection.execute("SELECT pg_advisory_lock(%s)", (LATCH,))
-        yield
-
-
-async def waiting(postgres: Postgres, kind: str) -> None:
-    """Until a session waits for a lock of that kind."""
-    async with asyncio.timeout(20):
-        query = f"SELECT 1 FROM pg_locks WHERE locktype = '{kind}' AND NOT granted"
-        while not await asyncio.to_thread(postgres.rows, query):
-            await asyncio.sleep(0.01)
-
-
 async def types(log: EventLog, position: int) -> list[str]:
     return [found.type for _, found in await log.since(position)]
 
@@ -119,7 +103,7 @@ async def test_an_event_that_commits_late_is_not_overtaken(
     slow, quick = uuid4(), uuid4()
     with held(postgres, tables):
         first = asyncio.create_task(storage.store.append(slow, 0, [event(slow, 1, SLOW)]))
-        await waiting(postgres, "advisory")
+        await waiting(postgres)
         second = asyncio.create_task(storage.store.append(quick, 0, [event(quick, 1, "Quick")]))
         await waiting(postgres, "relation")
         assert await types(storage.store, 0) == []
@@ -134,7 +118,7 @@ async def test_without_the_lock_of_the_table_it_would_be_overtaken_and_skipped(
     slow, quick = uuid4(), uuid4()
     with held(postgres, tables):
         first = asyncio.create_task(storage.store.append(slow, 0, [event(slow, 1, SLOW)]))
-        await waiting(postgres, "advisory")
+        await waiting(postgres)
         await storage.store.append(quick, 0, [event(quick, 1, "Quick")])
         assert await types(storage.store, 0) == ["Quick"]
         position = await storage.store.head()

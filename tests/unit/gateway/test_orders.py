@@ -76,7 +76,12 @@ async def test_an_order_of_someone_else_is_not_there(system: System, suffix: str
         assert (answer.status_code, answer.json()["status"]) == (404, 404)
 
 
-@pytest.mark.parametrize("tag", ['"1"', 'W/"2"', '"x"', "2", '""', '"1", "3"', '"99999999999999999999"'])
+# Where the order has version 2.
+OTHERS = ['"1"', 'W/"2"', '"x"', "2", '""', '"1", "3"', '"99999999999999999999"', '"02"', '"+2"', '"2 "', 'x"2"y',
+          '*, "2"', '"2", *', '"2" "1"', '"2";', '"2"x', 'w/"2"', 'W/ "2"', '"2', "'2'", ",", '"1, "2"']  # fmt: skip
+
+
+@pytest.mark.parametrize("tag", OTHERS)
 async def test_a_cancellation_of_another_version_is_refused(system: System, tag: str) -> None:
     token = await system.token()
     order = (await system.place(token)).json()
@@ -85,7 +90,7 @@ async def test_a_cancellation_of_another_version_is_refused(system: System, tag:
     assert (answer.status_code, answer.json()["type"]) == (412, "/problems/version-mismatch")
 
 
-@pytest.mark.parametrize("tag", [None, "*", '"2"', '"1", "2"'])
+@pytest.mark.parametrize("tag", [None, "*", '"2"', '"1", "2"', '"1","2"', ', W/"1" ,, "a,b"\t,"2",'])
 async def test_the_version_one_has_seen_is_cancelled(system: System, tag: str | None) -> None:
     token = await system.token()
     order = (await system.place(token)).json()

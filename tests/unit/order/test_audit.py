@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID, uuid4
 
+import pytest
+
 from chassis.eventstore import RecordedEvent
-from order_service.audit import Kept, Story, findings, tell
+from order_service.audit import Kept, Story, doubled, findings, tell
 
-from .conftest import ADA, Service
+from . import logs
+from .conftest import ADA, EVE, Service
 
+DAY = timedelta(days=1)
 NOTHING = Kept({"orders": 0, "errands": 10}, {}, {}, [])
 
 
@@ -66,3 +72,35 @@ async def test_a_key_of_another_user_is_named(service: Service) -> None:
     story = told(*await history_of(service))
     assert rules(story, Kept({"orders": 0, "errands": 10}, {}, {}, [(uuid4(), "k", UUID(int=1))])) == ["key"]
     assert rules(story, Kept({"orders": 0, "errands": 10}, {}, {}, [(ADA, "k", UUID(int=1))])) == []
+
+
+async def two_orders_of_one_key(service: Service) -> dict[UUID, Story]:
+    for user_id, key in ((ADA, "k1"), (ADA, "k2"), (EVE, "k1"), (ADA, "k1")):
+        await service.place(key, user_id)
+        await service.storage.expire_keys()
+    return {event.stream: told(event) for _, event in await service.store.since(0)}
+
+
+async def test_two_orders_of_one_key_are_named_whatever_became_of_the_key(service: Service) -> None:
+    stories = await two_orders_of_one_key(service)
+    first, *_, second = stories
+    ((named, rule, found, *_),) = doubled(stories, DAY)
+    assert (named, rule) == (second, "doubled")
+    assert f"placed by the same key as order {first}" in found
+
+
+@pytest.mark.parametrize(
+    ("later", "wrong"), [(DAY - timedelta(minutes=1), 1), (DAY - timedelta(seconds=5), 0), (DAY, 0)]
+)
+async def test_a_key_that_has_had_its_time_may_place_again(service: Service, later: timedelta, wrong: int) -> None:
+    stories = await two_orders_of_one_key(service)
+    first, *_, second = [story.order for story in stories.values()]
+    assert first is not None
+    assert second is not None
+    stories[second.id].order = replace(second, placed_at=first.placed_at + later)
+    assert len(list(doubled(stories, DAY))) == wrong
+
+
+async def test_orders_from_before_commands_were_recorded_are_nobodys_repeat() -> None:
+    old = logs.load("v1-placed").events()[0]
+    assert list(doubled({uuid4(): told(old), uuid4(): told(old)}, DAY)) == []

@@ -13,7 +13,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from chassis.eventstore import RecordedEvent
 from order_service.domain import Line
 
-from .conftest import ADA, TEA
+from .conftest import ADA, EVE, TEA
 
 if TYPE_CHECKING:
     from .conftest import Service
@@ -63,3 +63,21 @@ async def test_an_errand_gives_the_same_command_at_each_try(service: Service) ->
     assert first.command_id == again.command_id
     await service.fulfilment.attempt(again)
     assert (await service.store.read(order.id))[-1].meta["command_id"] == str(again.command_id)
+
+
+async def test_what_was_asked_under_a_key_has_the_fingerprint_it_always_had(service: Service) -> None:
+    """Keys outlive a deploy: a version that hashes otherwise refuses the repeats of orders that the last one placed."""
+    await service.place("k1", ADA, TEA, GOLD)
+    known = await service.keys.find(ADA, "k1")
+    assert known is not None
+    assert known.request_hash == "af9749d6a5e440d52e81b315af82f5c12913ddf2702354f4217d113742d987a6"
+
+
+async def test_a_repeat_of_a_key_gives_the_same_command(service: Service) -> None:
+    for key in ("k1", "k1", "k2"):
+        await service.place(key)
+        await service.storage.expire_keys()
+    await service.place("k1", EVE)
+    commands = [event.meta["command_id"] for _, event in await service.store.since(0)]
+    assert commands[0] == commands[1] == "de57bf41-d3b5-5182-aaac-892c3f9f5208"
+    assert len(set(commands)) == 3

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .conftest import Service
 
 NOWHERE: Any = None
+PAGE = "A" * 22
 
 
 @pytest.fixture
@@ -46,11 +47,23 @@ async def test_an_order_without_a_usable_key_is_refused(server: OrderRpc, key: s
     assert error.value.reason == "IDEMPOTENCY_KEY_MISSING"
 
 
-@pytest.mark.parametrize("token", ["x", "!!!!", "AAAA", "%%%", "ü", "a" * 500])
+@pytest.mark.parametrize("token", ["x", "!!!!", "AAAA", "%%%", "ü", "a" * 500, f"{PAGE}==", f"{PAGE}\n",
+                                   f"!{PAGE}", f"{PAGE[:-1]}B", "_" * 21 + "x"])  # fmt: skip
 async def test_a_page_token_of_somewhere_else_is_invalid(server: OrderRpc, token: str) -> None:
     with pytest.raises(RpcError) as error:
         await server.ListOrders(wire.ListOrdersRequest(user_id=str(ADA), page_token=token), NOWHERE)
     assert (error.value.code, list(error.value.fields)) == (grpc.StatusCode.INVALID_ARGUMENT, ["page_token"])
+
+
+async def test_a_page_token_is_the_one_that_was_given(server: OrderRpc) -> None:
+    await server.ListOrders(wire.ListOrdersRequest(user_id=str(ADA), page_token=PAGE), NOWHERE)
+
+
+async def test_a_list_of_a_status_that_is_not_known_is_invalid_and_not_a_list_of_all(server: OrderRpc) -> None:
+    await server.PlaceOrder(request(), NOWHERE)
+    with pytest.raises(RpcError) as error:
+        await server.ListOrders(wire.ListOrdersRequest(user_id=str(ADA), status=99), NOWHERE)  # type: ignore[arg-type]
+    assert (error.value.code, list(error.value.fields)) == (grpc.StatusCode.INVALID_ARGUMENT, ["status"])
 
 
 @pytest.mark.parametrize("size", [-1, 101])
