@@ -58,7 +58,7 @@ logs service:
 trace id:
     {{ stack }} trace {{ quote(id) }}
 
-# Prove over the whole store that no order is lost, doubled or holds wrong credit (exit 1: findings)
+# Look over the whole store for orders that are lost, placed twice or hold wrong credit (exit 1: findings)
 [group('operate')]
 [no-exit-message]
 audit-orders:

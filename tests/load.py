@@ -72,6 +72,7 @@ class Load(threading.Thread):
         self.answers: list[Answer] = []
         self._url, self._rate, self._arrival = url, rate, arrival
         self._stopping = threading.Event()
+        self._broken: Exception | None = None
 
     def __enter__(self) -> Load:
         self.start()
@@ -80,9 +81,15 @@ class Load(threading.Thread):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._stopping.set()
         self.join(_PATIENCE_SECONDS + 5)
+        assert not self.is_alive(), "some requests were never answered nor given up"
+        if self._broken:
+            raise self._broken
 
     def run(self) -> None:
-        asyncio.run(self._send())
+        try:
+            asyncio.run(self._send())
+        except Exception as error:
+            self._broken = error
 
     @property
     def failures(self) -> list[Answer]:
@@ -92,14 +99,18 @@ class Load(threading.Thread):
         """What arrived in a time, of time.time(), and has been answered."""
         return [answer for answer in self.answers if began <= answer.arrived < ended]
 
-    def regained(self, since: float, share: float = 0.95) -> float:
-        """Seconds from `since` until that share of what arrives in a second succeeds."""
-        last = max(answer.arrived for answer in self.answers)
-        for tenth in range(int((last - since - 1) * 10) + 1):
-            second = self.arrived(since + tenth / 10, since + tenth / 10 + 1)
-            if second and sum(not answer.failed for answer in second) >= share * len(second):
-                return tenth / 10
-        raise AssertionError(f"goodput never came back within {last - since:.1f} s: {self.report()}")
+    def regained(self, since: float, until: float | None = None, share: float = 0.95) -> float:
+        """Seconds from `since` until no second follows in which less than that share of what arrived succeeded."""
+        last = min(until or float("inf"), max(answer.arrived for answer in self.answers))
+        bad = [
+            tenth / 10 for tenth in range(int((last - since - 1) * 10) + 1) if self._share(since + tenth / 10) < share
+        ]
+        assert not bad or bad[-1] < last - since - 1.2, f"goodput never came back: {self.report()}"
+        return bad[-1] + 0.1 if bad else 0.0
+
+    def _share(self, began: float) -> float:
+        second = self.arrived(began, began + 1)
+        return sum(not answer.failed for answer in second) / len(second) if second else 0.0
 
     def report(self) -> str:
         """How many, how many of them failed and how, and how long they took."""

@@ -89,19 +89,21 @@ class Retries:
             yield
             return
         loop = asyncio.get_running_loop()
+
+        def give_up() -> None:
+            self._claimed = self._budget.spend()
+            if self._claimed:
+                limit.reschedule(loop.time())
+
         try:
             async with asyncio.timeout(None) as limit:
-                timer = loop.call_later(seconds, lambda: self._claim() and limit.reschedule(loop.time()))
+                timer = loop.call_later(seconds, give_up)
                 try:
                     yield
                 finally:
                     timer.cancel()
         except TimeoutError:
             raise deadline_exceeded("another instance is asked") from None
-
-    def _claim(self) -> bool:
-        self._claimed = self._budget.spend()
-        return self._claimed
 
     def pause(self, error: RpcError, left: float, spare: bool) -> float | None:
         """Seconds until the next try, or None: `left` is the time of the call, `spare` an instance not yet tried."""

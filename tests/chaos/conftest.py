@@ -39,3 +39,10 @@ def reading(person: Person) -> Callable[[int], Request]:
     """Reads of one order, again and again."""
     path = f"/v1/orders/{person.settled(person.place(PENNY).json()['id'])['id']}"
     return lambda _: Request("GET", path, httpx.codes.OK, person.headers)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What each test has seen, in its own words: how many, how much, how long."""
+    for report in terminalreporter.stats.get("passed", []):
+        if report.nodeid.startswith("tests/chaos/") and report.capstdout:
+            terminalreporter.write_line(f"{report.nodeid.partition('::')[2]}:\n  {report.capstdout.strip()}")

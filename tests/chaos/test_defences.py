@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from urllib.parse import urlsplit
 
 import httpx
@@ -52,7 +53,7 @@ def test_kills_of_random_instances_lose_and_double_no_order_and_are_over_at_once
             killed.append(time.time())
             assert kill_one(running, job, group)
             running.steady()
-    back = [load.regained(at) for at in killed]
+    back = [load.regained(at, until) for at, until in pairwise([*killed, time.time()])]
     reads = [answer for answer in load.answers if answer.request.method == "GET"]
     share = sum(answer.failed for answer in reads) / len(reads)
     orders = _each_key_one_order(person, load, listed)

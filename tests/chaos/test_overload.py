@@ -105,6 +105,7 @@ def test_three_times_of_what_can_be_done_costs_no_goodput_and_the_surplus_is_tol
     assert seen.goodput >= form.bound(0.8, 0.4) * peak
     assert seen.refused < form.bound(0.05, 2.0)
     assert len(seen.refusals) > form.much
+    assert len(seen.failures) <= form.bound(0, 50)
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in seen.refusals)
     assert {name: running.pids(name) for name in before} == before
 
