@@ -41,7 +41,9 @@ _STATEMENT_SECONDS = 10
 # A stopped process keeps its connections, and with them every lock of a transaction that it was in.
 IDLE_IN_TRANSACTION_SECONDS = 3
 _RETRY_AFTER_SECONDS = 1.0
-_LOST = (psycopg.OperationalError, psycopg.InterfaceError)
+SAT_THERE = (psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.TransactionTimeout)
+"""The server has ended a connection whose transaction went on for too long."""
+_LOST = (psycopg.OperationalError, psycopg.InterfaceError, *SAT_THERE)
 
 
 @dataclass(frozen=True)

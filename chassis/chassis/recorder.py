@@ -23,7 +23,7 @@ from psycopg.rows import DictRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from chassis import telemetry
-from chassis.database import IDLE_IN_TRANSACTION_SECONDS, Database, away
+from chassis.database import IDLE_IN_TRANSACTION_SECONDS, SAT_THERE, Database, away
 from chassis.deadline import remaining, within
 from chassis.errors import ConfigurationError, RpcError, deadline_exceeded
 from chassis.eventstore import (
@@ -194,7 +194,10 @@ class LeasedDatastore(PostgresDatastore):
     def get_connection(self) -> Iterator[Connection[DictRow]]:
         """See PostgresDatastore, which repeats the words of an error in one of its own."""
         with super().get_connection() as connection, discreet():
-            yield connection
+            try:
+                yield connection
+            except SAT_THERE as error:
+                raise psycopg.OperationalError("the server has ended the connection") from error
 
     def _configured(self, database: Database) -> Callable[[Connection[DictRow]], None]:
         prepare = self.after_connect_func()

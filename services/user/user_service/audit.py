@@ -22,6 +22,7 @@ async def compose(process: Process[Settings]) -> int:
     async with database.connection() as connection:
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         await connection.execute("SET LOCAL statement_timeout = 0")
+        await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         users = await (await connection.execute(_USERS)).fetchall()
         reservations = await (await connection.execute(_RESERVATIONS)).fetchall()
     for user in users:

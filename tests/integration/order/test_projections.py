@@ -11,6 +11,7 @@ from behaviour.order.service import ADA, Service, shipped
 from behaviour.order.storages import PostgresStorage
 from psycopg import AsyncConnection
 
+from chassis.errors import RpcError
 from chassis.eventstore import RecordedEvent
 from order_service import history
 from order_service.projections import ERRANDS, ORDERS, Connection, Projection, Projector, onto_errands, onto_orders
@@ -72,8 +73,66 @@ async def test_while_one_worker_is_at_a_projection_another_finds_nothing_to_do(
 TAKE = f"SELECT pg_try_advisory_xact_lock(hashtext(current_schema()), hashtext('{ERRANDS.name}'))"
 
 
-@pytest.mark.parametrize("ends", [True, False], ids=["as it is", "control: nobody ends it"])
+@pytest.mark.parametrize("term", [3.0, 60.0], ids=["as it is", "control: a batch may last a minute"])
 async def test_a_worker_that_is_stopped_within_a_batch_holds_the_projection_up_for_seconds_only(
+    service: Service, storage: PostgresStorage, term: float
+) -> None:
+    """What it has sent waits for the rest in a pipeline, so for the database it is at work, not idle."""
+    await service.place()
+    began, finish = asyncio.Event(), asyncio.Event()
+
+    async def hangs(connection: Connection, position: int, event: RecordedEvent) -> None:
+        await onto_errands(connection, position, event)
+        began.set()
+        await finish.wait()
+
+    knobs = shipped().model_copy(update={"term_seconds": term})
+    database = storage.world.database
+    first = asyncio.create_task(Projector(Projection("errands", hangs), storage.store, database, lambda: knobs).step())
+    await asyncio.wait_for(began.wait(), 20)
+    assert await _taken_over(projector(storage, ERRANDS)) is (term < 10)
+    finish.set()
+    ended = await asyncio.gather(first, return_exceptions=True)
+    assert isinstance(ended[0], RpcError) is (term < 10)
+
+
+async def _taken_over(projecting: Projector) -> bool:
+    """Whether another worker gets to project within the five seconds that it has."""
+    assert await projecting.step() == 0
+    ends_at = time.monotonic() + 5
+    while not (done := await projecting.step()) and time.monotonic() < ends_at:
+        await asyncio.sleep(0.1)
+    return bool(done)
+
+
+async def test_an_event_for_a_row_that_is_gone_is_told_and_holds_nobody_up(
+    service: Service, storage: PostgresStorage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost, other = await service.place("k1"), await service.place("k2")
+    await storage.project()
+    async with storage.world.database.connection() as connection:
+        await connection.execute("DELETE FROM orders WHERE id = %s", (lost.id,))
+    for order in (lost, other):
+        await service.commands.cancel_order(ADA, order.id, [])
+    assert await projector(storage, ORDERS).step() == 2
+    assert "no row of this order" in capsys.readouterr().out
+    assert [order.status for order in (await service.queries.list_orders(ADA, None, None, 9)).orders] == ["cancelled"]
+
+
+async def test_a_projection_that_fails_says_so(service: Service, storage: PostgresStorage) -> None:
+    await service.place()
+
+    async def broken(connection: Connection, position: int, event: RecordedEvent) -> None:
+        raise RuntimeError("a defect")
+
+    failing = projector(storage, Projection("orders", broken))
+    with pytest.raises(RuntimeError):
+        await failing.follow(asyncio.Event())
+    assert "a defect" in failing.state()
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["as it is", "control: nobody ends it"])
+async def test_a_worker_that_is_stopped_between_two_statements_holds_the_projection_up_for_seconds_only(
     service: Service, storage: PostgresStorage, ends: bool
 ) -> None:
     """Stopped, it keeps its connection, and with it the lock: the database has to end that."""
@@ -84,11 +143,7 @@ async def test_a_worker_that_is_stopped_within_a_batch_holds_the_projection_up_f
         if not ends:
             await stopped.execute("SET idle_in_transaction_session_timeout = 0")
         await stopped.execute(TAKE)
-        assert await projecting.step() == 0
-        ends_at = time.monotonic() + 5
-        while not (done := await projecting.step()) and time.monotonic() < ends_at:
-            await asyncio.sleep(0.1)
-        assert bool(done) is ends
+        assert await _taken_over(projecting) is ends
     finally:
         await stopped.close()
 
