@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +18,12 @@ KEY = "seed-test/greeting"
 
 @pytest.fixture
 def seed(running: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    file = tmp_path / "kv" / f"{KEY}.json"
-    file.parent.mkdir(parents=True)
+    # Beside the files there are: what no file names is removed.
+    files = shutil.copytree(consul.FILES, tmp_path / "consul")
+    file = files / "kv" / f"{KEY}.json"
+    file.parent.mkdir()
     file.write_text('"hello"')
-    monkeypatch.setattr(consul, "FILES", tmp_path)
+    monkeypatch.setattr(consul, "FILES", files)
     yield file
     running.clients.consul.kv.delete(KEY)
 
