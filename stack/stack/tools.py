@@ -150,7 +150,8 @@ def _candidates(names: tuple[str, ...]) -> Iterator[Path]:
     folders = [Path(part) for part in os.environ.get("PATH", "").split(os.pathsep) if part]
     for name in names:
         paths = (folder / name for folder in folders if folder.resolve() != ours)
-        found = next((path for path in paths if path.is_file() and os.access(path, os.X_OK)), None)
+        # In this order: a folder that is closed to this user, as PATH may have after `su`, is passed over.
+        found = next((path for path in paths if os.access(path, os.X_OK) and path.is_file()), None)
         if found:
             yield found
 
