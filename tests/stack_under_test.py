@@ -21,7 +21,7 @@ from stack.config import Stack
 T = TypeVar("T")
 
 # A probe of a service and a check of Consul each come once a second, so this long without a fault means there is none.
-_STEADY_SECONDS = 2.2
+_STEADY_SECONDS = 3.0
 
 
 def eventually(what: str, probe: Callable[[], T | None], seconds: float = 10, every: float = 0.1) -> T:

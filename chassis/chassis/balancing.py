@@ -31,7 +31,7 @@ _FAILING = {
     grpc.StatusCode.UNKNOWN,
 }
 # So many times the usual time of a method have to pass before a call of it says that something is wrong.
-UNUSUAL = 3.0
+_UNUSUAL = 3.0
 _FORGET = 0.05
 _ejections = telemetry.meter().create_counter("balancer.ejections", description="instances left out, by reason")
 
@@ -78,7 +78,7 @@ class Balancer:
         """A turn at an instance, not in `tried` if another is good; raises RpcError(UNAVAILABLE) without any."""
         now = self._clock()
         usual = self._usual.get(method.path, self._knobs().silent_seconds)
-        turn = Turn(self._choose(tried, now), Call(now, UNUSUAL * usual))
+        turn = Turn(self._choose(tried, now), Call(now, _UNUSUAL * usual))
         turn.peer.start(turn.call)
         try:
             yield turn
@@ -112,7 +112,7 @@ class Balancer:
 
     def unusual(self, method: Method) -> float:
         """Seconds after which a call of the method takes unusually long; 0 while nothing is known of it."""
-        return UNUSUAL * self._usual.get(method.path, 0.0)
+        return _UNUSUAL * self._usual.get(method.path, 0.0)
 
     def spare(self, tried: Set[Endpoint]) -> bool:
         """Whether there is a good instance that was not tried."""

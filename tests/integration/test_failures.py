@@ -19,7 +19,7 @@ from stack_under_test import RunningStack, eventually
 
 from stack import agents, process, tools
 
-KILLS = 3
+KILLS = 6
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
