@@ -40,6 +40,8 @@ _RECONNECT_SECONDS = 2.0
 _STATEMENT_SECONDS = 10
 # A stopped process keeps its connections, and with them every lock of a transaction that it was in.
 IDLE_IN_TRANSACTION_SECONDS = 3
+# A pool gives back what it did not need for a while: a connection costs Postgres 2 to 3 MB.
+IDLE_SECONDS = 60.0
 _RETRY_AFTER_SECONDS = 1.0
 SAT_THERE = (psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.TransactionTimeout)
 """The server has ended a connection whose transaction went on for too long."""
@@ -90,6 +92,7 @@ class Database:
             kwargs=lambda: {**self.login().parameters(), "cursor_factory": TracedAsyncCursor},
             min_size=1,
             max_size=max_size,
+            max_idle=IDLE_SECONDS,
             open=False,
             configure=self._configure,
             check=alive,

@@ -23,7 +23,7 @@ from psycopg.rows import DictRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from chassis import telemetry
-from chassis.database import IDLE_IN_TRANSACTION_SECONDS, SAT_THERE, Database, away
+from chassis.database import IDLE_IN_TRANSACTION_SECONDS, IDLE_SECONDS, SAT_THERE, Database, away
 from chassis.deadline import remaining, within
 from chassis.errors import ConfigurationError, RpcError, deadline_exceeded
 from chassis.eventstore import (
@@ -182,6 +182,7 @@ class LeasedDatastore(PostgresDatastore):
             check=alive_sync,
             min_size=1,
             max_size=max_size,
+            max_idle=IDLE_SECONDS,
             open=False,
             timeout=3.0,
             reconnect_timeout=2.0,

@@ -4,6 +4,7 @@ variable "python" { type = string }
 variable "traefik_bin" { type = string }
 variable "gateway_port" { type = number }
 variable "consul_url" { type = string }
+variable "beside" { type = string }
 variable "consul_door" { type = string }
 variable "refusals" { type = string }
 
@@ -48,8 +49,10 @@ job "edge" {
       }
     }
 
-    # Traefik can only be told a token by file, and never a new one. It asks this door, which logs in by workload identity.
-    task "consul" {
+    # Two things that Traefik lacks, in one small process. It can only be told a token by file, and never a new one: it asks
+    # a door, which logs in by workload identity. And it says in plain text that there is no gateway, or no answer: what is
+    # here says so as a problem.
+    task "beside" {
       driver = "raw_exec"
 
       lifecycle {
@@ -60,16 +63,20 @@ job "edge" {
       config {
         command = var.python
         args = [
-          "-I", "-S", "local/consul_door.py",
-          "../alloc/tmp/consul.sock", var.consul_url, "${NOMAD_SECRETS_DIR}/nomad_consul.jwt",
+          "-I", "-S", "local/beside",
+          "../alloc/tmp/consul.sock", var.consul_url, "${NOMAD_SECRETS_DIR}/nomad_consul.jwt", "${NOMAD_ADDR_refusals}",
         ]
       }
 
-      template {
-        destination     = "local/consul_door.py"
-        left_delimiter  = "<%"
-        right_delimiter = "%>"
-        data            = var.consul_door
+      dynamic "template" {
+        for_each = { __main__ = var.beside, consul_door = var.consul_door, refusals = var.refusals }
+
+        content {
+          destination     = "local/beside/${template.key}.py"
+          left_delimiter  = "<%"
+          right_delimiter = "%>"
+          data            = template.value
+        }
       }
 
       identity {
@@ -81,35 +88,8 @@ job "edge" {
       }
 
       resources {
-        cpu    = 50
-        memory = 64
-      }
-    }
-
-    # Traefik says in plain text that there is no gateway, or no answer. This says it as a problem.
-    task "refusals" {
-      driver = "raw_exec"
-
-      lifecycle {
-        hook    = "prestart"
-        sidecar = true
-      }
-
-      config {
-        command = var.python
-        args    = ["-I", "-S", "local/refusals.py", "${NOMAD_ADDR_refusals}"]
-      }
-
-      template {
-        destination     = "local/refusals.py"
-        left_delimiter  = "<%"
-        right_delimiter = "%>"
-        data            = var.refusals
-      }
-
-      resources {
-        cpu    = 50
-        memory = 64
+        cpu    = 100
+        memory = 128
       }
     }
 

@@ -129,6 +129,12 @@ job "postgres" {
         args    = ["local/databases.sh"]
       }
 
+      # Nomad's process for the logs of a task stays for as long as the allocation. This task writes its one file itself,
+      # where Nomad looks for it.
+      logs {
+        disabled = true
+      }
+
       env {
         PG_BIN    = var.postgres_bin
         PG_DIR    = var.postgres_dir
@@ -149,6 +155,7 @@ job "postgres" {
         destination = "local/databases.sh"
         data        = <<-SH
           set -eu
+          exec >> "$NOMAD_ALLOC_DIR/logs/databases.stdout.0" 2>> "$NOMAD_ALLOC_DIR/logs/databases.stderr.0"
           run() { "$PG_BIN/psql" -qX -v ON_ERROR_STOP=1 -h "$PG_DIR/run" -p "$PG_PORT" -U postgres "$@"; }
           for _ in $(seq 100); do "$PG_BIN/pg_isready" -q -U postgres -h "$PG_DIR/run" -p "$PG_PORT" && break; sleep 0.1; done
           once() { [ "$(run -d postgres -Atc "$1")" = 1 ] || run -d "$3" -c "$2"; }

@@ -1,7 +1,7 @@
 """A door to Consul for a program that cannot log in itself: what comes through its socket is asked with a token.
 
 Invariant: the token is in this process's memory only, is had by workload identity, and is fetched anew when it ends.
-It runs on a bare Python, because the job carries it as text: `consul_door.py SOCKET CONSUL_URL IDENTITY_FILE`.
+It runs on a bare Python, because the job carries it as text.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
-import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
@@ -116,16 +116,15 @@ class Visitor(BaseHTTPRequestHandler):
             super().log_request(code, size)
 
 
-def main() -> None:
-    socket, url, identity = sys.argv[1:]
+@contextmanager
+def opened(socket: str, url: str, identity: str) -> Iterator[None]:
+    """Listens meanwhile; the token ends with it."""
     consul = urlsplit(url).netloc
     login = Login(consul, Path(identity))
-    os.umask(0o177)  # nobody else may open the socket
+    before = os.umask(0o177)  # nobody else may open the socket
     door = Door(socket, consul, login)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=door.shutdown).start())
-    door.serve_forever()
+    os.umask(before)
+    threading.Thread(target=door.serve_forever, daemon=True).start()
+    yield
+    door.shutdown()
     login.end()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """What the edge says when no gateway does: a problem in the form of the gateway's own, with a trace id.
 
 Invariant: whatever is asked is answered so; kinds and words are those of gateway/gateway/problems.py. It runs on a bare
-Python, because the job carries it as text: `refusals.py ADDRESS`. It is asked `/STATUS?at=URL`.
+Python, because the job carries it as text. It is asked `/STATUS?at=URL`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import signal
-import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -48,7 +48,7 @@ class Refusal(BaseHTTPRequestHandler):
 
     def send_error(self, *_: Any) -> None:
         """Also to what this small server does not take, such as a request with too many headers."""
-        self.headers = Message()  # type: ignore[assignment]
+        self.headers = Message()
         self._refuse(503, "/")
 
     def _refuse(self, status: int, instance: str) -> None:
@@ -86,12 +86,11 @@ class Refusals(ThreadingHTTPServer):
     request_queue_size = 128
 
 
-def main() -> None:
-    host, _, port = sys.argv[1].rpartition(":")
+@contextmanager
+def listening(address: str) -> Iterator[None]:
+    """Listens meanwhile, at HOST:PORT."""
+    host, _, port = address.rpartition(":")
     server = Refusals((host, int(port)), Refusal)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
-    server.serve_forever()
-
-
-if __name__ == "__main__":
-    main()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield
+    server.shutdown()

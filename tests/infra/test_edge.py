@@ -23,7 +23,7 @@ def folder(running: RunningStack) -> Path:
 @pytest.fixture
 def token(running: RunningStack, folder: Path) -> Iterator[str]:
     """A Consul token such as the door has."""
-    identity = (folder / "consul" / "secrets" / "nomad_consul.jwt").read_text()
+    identity = (folder / "beside" / "secrets" / "nomad_consul.jwt").read_text()
     ask = {"AuthMethod": "nomad-workloads", "BearerToken": identity}
     found: str = httpx.post(running.url("consul") + "/v1/acl/login", json=ask).raise_for_status().json()["SecretID"]
     yield found
