@@ -126,7 +126,7 @@ def test_ten_thousand_requests_during_deploys_are_all_answered(
     running: RunningStack, nomad: Nomad, arrivals: Callable[[int], Request], name: str
 ) -> None:
     deploys = 0
-    with Load(running.url("gateway"), 20, arrivals) as load:
+    with Load(running.url("gateway"), 25, arrivals) as load:
         while len(load.answers) < 10_000:
             release(running, nomad, name)
             nomad.wait_healthy(name)
