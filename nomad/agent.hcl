@@ -43,7 +43,8 @@ ui {
 
 # Workload identity: every service and task proves who it is with a token that Nomad signs.
 consul {
-  service_auth_method = "nomad-workloads"
+  # Tokens of this one do not end: Nomad registers a service once, and has no way to renew the token of its checks.
+  service_auth_method = "nomad-services"
   task_auth_method    = "nomad-workloads"
 
   service_identity {

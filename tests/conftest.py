@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -14,10 +15,30 @@ sys.path.insert(0, str(Path(__file__).parent))
 from people import Person, register
 from stack_under_test import RunningStack
 
+from stack.config import KNOWN_SLOTS
+
 pytest.register_assert_rewrite("behaviour")
 # The same examples at each run, however slow the machine is: a red test is a change in the code.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("steady")
+
+# What breaks and loads most; the other half of the tests that need a stack waits most.
+HEAVY = ("chaos/", "integration/test_failures.py", "integration/test_lag.py")
+NOT_HEAVY = "chaos/test_tooling.py"
+if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # `./justw test` names a stack for each worker.
+    _name = os.environ["WAYPOST_STACKS"].split()[int(_worker.removeprefix("gw"))]
+    os.environ |= {"WAYPOST_STACK": _name, "WAYPOST_SLOT": str(KNOWN_SLOTS[_name])}
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Who runs beside whom: two halves of what needs a stack; of the rest, file by file, whoever has time."""
+    for item in items:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        group = file
+        if "running" in getattr(item, "fixturenames", ()):
+            group = "heavy" if file.startswith(HEAVY) and file != NOT_HEAVY else "calm"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

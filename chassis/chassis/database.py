@@ -86,7 +86,7 @@ class Database:
         self._servers = servers
         self._server: Endpoint | None = None
         self._closers: list[Callable[[], Awaitable[None]]] = []
-        self.reach = Reach()
+        self.reach = Reach(login.refused)
         self._pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(
             connection_class=self.reach.noticed(),
             kwargs=lambda: {**self.login().parameters(), "cursor_factory": TracedAsyncCursor},

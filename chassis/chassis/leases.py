@@ -1,11 +1,13 @@
 """One database login that never ends: its lease is renewed, and replaced by a fresh one before Vault stops renewing.
 
-Invariant: a fresh login is in use while the old one still works, so whoever holds a connection finishes in peace.
+Invariant: a fresh login is in use while the old one still works, so whoever holds a connection finishes in peace. One
+that somebody took away before its time is replaced as soon as Postgres refuses it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -14,6 +16,9 @@ import structlog
 from chassis.vault import CLEARLY_LESS, Lease, retried
 
 log = structlog.get_logger(__name__)
+
+# A Postgres that refuses every login must not make us ask for one after the other.
+_YOUNG_SECONDS = 5.0
 
 
 class Lessor(Protocol):
@@ -37,6 +42,7 @@ class LeasedLogin:
         self._first = asyncio.Event()
         self._callbacks: list[Callable[[], object]] = []
         self._hurry = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         vault.on_login(self._hurry.set)
 
     @property
@@ -52,6 +58,13 @@ class LeasedLogin:
         """Call `callback` after user and password changed: connections of the old login should be let go."""
         self._callbacks.append(callback)
 
+    def refused(self, words: str) -> None:
+        """Postgres refuses to let somebody in, says an error: if it is this login, get another. From any thread."""
+        lease = self._lease
+        if lease and lease.username in words and time.monotonic() - lease.acquired > _YOUNG_SECONDS:
+            log.warning("database login refused, asking for another", role=self._role, user=lease.username)
+            self._loop.call_soon_threadsafe(self._hurry.set)
+
     async def keep(self) -> None:
         """Hold the login for ever; while Vault is away the lease stays in use to its end, and on."""
         while True:
@@ -60,7 +73,7 @@ class LeasedLogin:
                 await self._replace()
 
     async def _wait(self) -> None:
-        """Until half of the lease is over, or a new Vault token makes the old token's leases end early."""
+        """Until half of the lease is over, it was refused, or a new Vault token ends the old one's leases early."""
         if self._lease is None:
             return
         try:

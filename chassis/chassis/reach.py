@@ -19,19 +19,27 @@ C = TypeVar("C")
 _BELIEVED_SECONDS = 0.3
 _NOBODY = ("connection refused", "starting up", "shutting down")
 _REFUSED = "the database refuses connections"
+_LOGIN_REFUSED = "password authentication failed"  # also where there is no such user; a failed connect has no SQLSTATE
 
 
 class Reach:
-    """Shared by the pools of one database; `failed`, `worked` and `check` may come from any thread."""
+    """Shared by the pools of one database; `failed`, `worked` and `check` may come from any thread.
 
-    def __init__(self) -> None:
+    `login_refused` is called, in such a thread, with the words in which Postgres refused a login.
+    """
+
+    def __init__(self, login_refused: Callable[[str], None]) -> None:
+        self._login_refused = login_refused
         self._believed_until = 0.0
         self._waiting: set[asyncio.Future[None]] = set()
         self._returning: set[asyncio.Future[None]] = set()
 
     def failed(self, error: psycopg.Error) -> None:
-        """An attempt to connect has failed; only one that found no server counts: a login may be refused by mistake."""
-        if not any(sign in str(error).lower() for sign in _NOBODY):
+        """An attempt to connect has failed; only one that found no server sends others away."""
+        words = str(error)
+        if _LOGIN_REFUSED in words:
+            self._login_refused(words)
+        if not any(sign in words.lower() for sign in _NOBODY):
             return
         self._believed_until = time.monotonic() + _BELIEVED_SECONDS
         for refused in list(self._waiting):

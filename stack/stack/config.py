@@ -12,8 +12,8 @@ from pathlib import Path
 from stack.console import StackError
 
 ROOT = Path(__file__).resolve().parents[2]
-KNOWN_SLOTS = {"dev": 0, "test": 1}
 LAST_SLOT = 9
+KNOWN_SLOTS = {"dev": 0, "test": 1, "test_beside": LAST_SLOT}
 
 _BASE_PORTS = {
     "gateway": 8080,
@@ -84,7 +84,7 @@ class Stack:
 
 
 def current() -> Stack:
-    """The stack named by WAYPOST_STACK (default `dev`); other names than dev and test need WAYPOST_SLOT."""
+    """The stack named by WAYPOST_STACK (default `dev`); a name that is not known needs WAYPOST_SLOT."""
     name = os.environ.get("WAYPOST_STACK", "dev")
     if not name.isidentifier():
         raise StackError(

@@ -1,4 +1,8 @@
-"""`test`: the tiers of the test suite; those that need a running system get one of their own, beside a developer's."""
+"""`test`: the tiers of the test suite; those that need a running system get one of their own, beside a developer's.
+
+Where several tiers need one, there are two, and two halves of the suite run beside each other, since most of the time a
+test waits. Which test is in which half stands in tests/conftest.py.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,24 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from stack.config import KNOWN_SLOTS, ROOT, Stack
 from stack.console import StackError, say
 from stack.deploy import deploy
 from stack.teardown import destroy
 
-# By name only: what takes minutes, from all tiers.
+# By name only: what takes minutes, from all tiers. It measures, so it has the machine for itself.
 LONG = "long"
 # The order is from quick to slow. What is on the right of a tier needs a running stack.
 TIERS = {"unit": False, "contract": False, "integration": True, "infra": True, "chaos": True}
+TEST, BESIDE = (Stack(name, KNOWN_SLOTS[name]) for name in ("test", "test_beside"))
 
 
 def test(arguments: Sequence[str]) -> int:
-    """Runs the named tiers, or all; the test stack is deployed for those that need it and destroyed afterwards.
+    """Runs the named tiers, or all; the test stacks are deployed for those that need one and destroyed afterwards.
 
-    `long` runs what every tier leaves out, of all or of the named ones. WAYPOST_KEEP=1 leaves the stack for next time.
+    `long` runs what every tier leaves out, of all or of the named ones. WAYPOST_KEEP=1 leaves the stacks for next time.
     """
     marked = ["-m", LONG] if LONG in arguments else []
     arguments = [argument for argument in arguments if argument != LONG]
@@ -34,18 +40,18 @@ def test(arguments: Sequence[str]) -> int:
         )
     tiers = [tier for tier in TIERS if not arguments or tier in arguments]
     folders = list(_folders(tiers))
-    stack = Stack("test", KNOWN_SLOTS["test"])
     if not folders:
         raise StackError("nothing to run", f"no test in {' '.join(tiers)}", f"one of: {' '.join(TIERS)}")
-    if not any(TIERS[tier] for tier in tiers):
-        return _pytest([*folders, *marked], stack)
+    needing = sum(TIERS[tier] for tier in tiers)
+    stacks = [TEST, BESIDE] if needing > 1 and not marked else [TEST] if needing else []
     try:
-        deploy(stack)
-        return _pytest([*folders, *marked], stack)
+        _deploy(stacks)
+        return _pytest([*folders, *marked], stacks)
     finally:
         if not os.environ.get("WAYPOST_KEEP"):
-            say()
-            destroy(stack)
+            for stack in stacks:
+                say()
+                destroy(stack)
 
 
 def _folders(tiers: Sequence[str]) -> Iterator[str]:
@@ -56,6 +62,29 @@ def _folders(tiers: Sequence[str]) -> Iterator[str]:
             say(f"tier {tier} is skipped: it has no test yet")
 
 
-def _pytest(arguments: Sequence[str], stack: Stack) -> int:
-    env = os.environ | {"WAYPOST_STACK": stack.name, "WAYPOST_SLOT": str(stack.slot)}
-    return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, env=env, check=False).returncode
+def _deploy(stacks: Sequence[Stack]) -> None:
+    """The first one for all to see, the other at the same time; of that one only a failure is told."""
+    with ThreadPoolExecutor() as pool:
+        command = [sys.executable, "-m", "stack", "deploy"]
+        beside = [pool.submit(_run, command, stack, quiet=True) for stack in stacks[1:]]
+        for stack in stacks[:1]:
+            deploy(stack)
+    for stack, done in zip(stacks[1:], beside, strict=True):
+        if done.result().returncode:
+            raise StackError(
+                f"stack {stack.name!r} was not deployed",
+                (done.result().stderr or done.result().stdout).strip(),
+                f"WAYPOST_STACK={stack.name} ./justw deploy",
+            )
+
+
+def _pytest(arguments: Sequence[str], stacks: Sequence[Stack]) -> int:
+    """A worker of pytest for each stack; each takes the one of its number (tests/conftest.py)."""
+    spread = ["-n", str(len(stacks)), "--dist", "loadgroup"] if len(stacks) > 1 else []
+    names = " ".join(stack.name for stack in stacks)
+    return _run([sys.executable, "-m", "pytest", *arguments, *spread], TEST, WAYPOST_STACKS=names).returncode
+
+
+def _run(command: Sequence[str], stack: Stack, quiet: bool = False, **more: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"WAYPOST_STACK": stack.name, "WAYPOST_SLOT": str(stack.slot)} | more
+    return subprocess.run(command, cwd=ROOT, env=env, check=False, text=True, capture_output=quiet)

@@ -45,4 +45,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What each test has seen, in its own words: how many, how much, how long."""
     for report in terminalreporter.stats.get("passed", []):
         if report.nodeid.startswith("tests/chaos/") and report.capstdout:
-            terminalreporter.write_line(f"{report.nodeid.partition('::')[2]}:\n  {report.capstdout.strip()}")
+            name = report.nodeid.partition("::")[2].partition("@")[0]
+            terminalreporter.write_line(f"{name}:\n  {report.capstdout.strip()}")

@@ -200,3 +200,21 @@ def test_a_bad_release_goes_back_by_itself_and_nobody_notices(
     Nomad(running.stack, running.clients, ensure(), {}).wait_healthy(name)
     assert set(running.pids(name)) == before
     assert load.failures == []
+
+
+def _crashing_for_good(job: dict[str, Any]) -> None:
+    _crashing(job)
+    for update in [job["Update"], *(group["Update"] for group in job["TaskGroups"])]:
+        update["AutoRevert"] = False
+
+
+@pytest.mark.long
+def test_without_auto_revert_a_bad_release_stays(running: RunningStack, nomad: Nomad) -> None:
+    """Negative control: the version that fails is the one that the job goes on to ask for."""
+    release(running, nomad, "user-service", _crashing_for_good)
+    with pytest.raises(StackError) as refused:
+        nomad.wait_healthy("user-service")
+    print(refused.value.why)
+    assert "rolling back" not in refused.value.why
+    job = running.clients.nomad.job.get_job("user-service")
+    assert job["TaskGroups"][0]["Tasks"][0]["Config"]["args"][0] == "-c"

@@ -22,7 +22,7 @@ from knobs import turned
 from load import Answer, Load, Request
 from people import Person
 from stack_under_test import RunningStack, eventually
-from tables import value
+from tables import tables, value
 
 from stack import process
 from stack.chaos import instances
@@ -180,6 +180,39 @@ def test_a_killed_database_loses_no_acknowledged_order(
     )
     assert acknowledged > form.times
     assert max(back) <= form.bound(2.0, 15.0)
+
+
+def test_a_database_that_says_done_before_it_is_loses_orders(
+    running: RunningStack, chaos: Chaos, person: Person
+) -> None:
+    """Negative control: the same kill, with commits that do not wait for the disk."""
+    with _hasty_commits(running):
+        placed = [person.place(PENNY).raise_for_status().json()["id"] for _ in range(20)]
+        chaos.order("database kill")
+        eventually("Postgres takes connections", lambda: _takes_connections(running), 60)
+        _writes_again(person)
+        running.steady()
+        lost = set(placed) - set(_listed(person))
+    print(f"without waiting for the disk, {len(lost)} of {len(placed)} acknowledged orders are lost")
+    assert lost
+
+
+@contextmanager
+def _hasty_commits(running: RunningStack) -> Iterator[None]:
+    """A commit is acknowledged ten seconds before it is written; in all databases alike, or they would disagree."""
+    hasty = {"synchronous_commit": "off", "wal_writer_delay": "'10s'", "wal_writer_flush_after": "'1GB'"}
+    with tables(running, "order_service") as postgres:
+        for name, wanted in hasty.items():
+            postgres.execute(f"ALTER SYSTEM SET {name} = {wanted}".encode())
+        postgres.execute("SELECT pg_reload_conf()")
+    try:
+        eventually("it is hasty", lambda: value(running, "order_service", "SHOW synchronous_commit") == "off")
+        yield
+    finally:
+        with tables(running, "order_service") as postgres:
+            for name in hasty:
+                postgres.execute(f"ALTER SYSTEM RESET {name}".encode())
+            postgres.execute("SELECT pg_reload_conf()")
 
 
 @forms(4, 60)

@@ -73,6 +73,25 @@ def test_consul_works_with_a_token_of_its_node_and_nomad_with_one_of_its_own(run
     assert not nomads.get("NodeIdentities")
 
 
+def test_what_nomad_registers_a_service_with_does_not_end_and_what_a_task_logs_in_with_does(
+    running: RunningStack,
+) -> None:
+    """Nomad cannot renew the first kind; when one ends, Consul goes on telling of its checks what it knew last."""
+    tokens = running.clients.consul.acl.tokens.list()
+    ends = {
+        method: [token.get("ExpirationTime") for token in tokens if token.get("AuthMethod") == method]
+        for method in ("nomad-services", "nomad-workloads")
+    }
+    services = [
+        name for name in running.clients.consul.catalog.services()[1] if not name.startswith(("consul", "nomad"))
+    ]
+    instances = sum(len(running.instances(name)) for name in services)
+    assert len(ends["nomad-services"]) >= instances > 0
+    assert set(ends["nomad-services"]) == {None}
+    assert ends["nomad-workloads"]
+    assert None not in ends["nomad-workloads"]
+
+
 def test_an_anonymous_caller_sees_no_service_and_changes_no_key(running: RunningStack) -> None:
     assert httpx.get(running.url("consul") + "/v1/catalog/services").json() == {}
     reply = httpx.put(running.url("consul") + "/v1/kv/config/gateway", content=b"{}")

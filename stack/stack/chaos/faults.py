@@ -26,7 +26,7 @@ from stack.console import StackError
 
 Facts = dict[str, Any]
 # Callers follow Consul within this time: none goes around a fault that has begun, none is cut off when it ends.
-_CALLERS_FOLLOW_SECONDS = 2.0
+_CALLERS_FOLLOW_SECONDS = 1.0
 
 
 @dataclass

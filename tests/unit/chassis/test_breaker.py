@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import grpc
+import pybreaker
 import pytest
 
 from chassis.breaker import GAUGE, AsyncBreaker, BreakerKnobs, BreakerOpen, _observations
@@ -120,6 +121,26 @@ async def test_ten_thousand_callers_at_once_make_no_more_than_the_allowed_probes
     assert results.count("ok") == probes
     assert sum(isinstance(result, BreakerOpen) for result in results) == 10_000 - probes
     assert state_of(breaker) == "closed"
+
+
+async def test_pybreaker_alone_lets_everybody_through_while_it_is_half_open() -> None:
+    """Negative control: what an await within pybreaker's own `calling` admits in the same race."""
+    plain = pybreaker.CircuitBreaker(fail_max=1)
+    plain.half_open()
+    gate, running = asyncio.Event(), 0
+
+    async def caller() -> None:
+        nonlocal running
+        with plain.calling():
+            running += 1
+            await gate.wait()
+
+    callers = [asyncio.create_task(caller()) for _ in range(100)]
+    await asyncio.sleep(0)
+    await asyncio.wait(callers, timeout=0.5, return_when=asyncio.ALL_COMPLETED)
+    assert running == 100
+    gate.set()
+    await asyncio.gather(*callers, return_exceptions=True)
 
 
 async def test_a_failed_probe_opens_it_for_another_full_time() -> None:

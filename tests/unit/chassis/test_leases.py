@@ -21,6 +21,7 @@ class FakeVault:
 
     def __init__(self, seconds: float, most: float) -> None:
         self.seconds, self.most = seconds, most
+        self.age = 0.0
         self.away = False
         self.issued: list[Lease] = []
         self.renewed = 0
@@ -28,7 +29,9 @@ class FakeVault:
 
     async def database_login(self, role: str) -> Lease:
         self._answer()
-        lease = Lease(f"{role}-{len(self.issued)}", "x", str(len(self.issued)), self.seconds, time.monotonic())
+        lease = Lease(
+            f"{role}-{len(self.issued)}", "x", str(len(self.issued)), self.seconds, time.monotonic() - self.age
+        )
         self.issued.append(lease)
         return lease
 
@@ -118,3 +121,24 @@ async def test_a_new_vault_token_means_a_new_login_at_once(keep: Keep) -> None:
 
 def test_a_lease_does_not_print_its_password() -> None:
     assert "hunter2" not in repr(Lease("user", "hunter2", "id", 60, 0))
+
+
+@pytest.mark.parametrize(
+    ("user", "age", "fresh"), [("role-0", 6.0, True), ("role-0", 4.0, False), ("other", 6.0, False)]
+)
+async def test_a_login_that_postgres_refuses_is_replaced_unless_it_is_young_or_another(
+    keep: Keep, user: str, age: float, fresh: bool
+) -> None:
+    source = FakeVault(seconds=60, most=60)
+    source.age = age
+    login = keep(source)
+    await login.ready()
+    assert login.lease is not None
+    words = f'FATAL:  password authentication failed for user "{user}"'
+    await asyncio.to_thread(login.refused, words)
+    if fresh:
+        await until("another login", lambda: len(source.issued) == 2)
+        assert login.lease.username == "role-1"
+        login.refused(words)
+    await asyncio.sleep(0.05)
+    assert len(source.issued) == 1 + fresh
