@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("steady")
 
 # What breaks and loads most; the other half of the tests that need a stack waits most.
 HEAVY = ("chaos/", "integration/test_failures.py", "integration/test_lag.py")
-NOT_HEAVY = "chaos/test_tooling.py"
+NOT_HEAVY = ("chaos/test_rotations.py", "chaos/test_tooling.py", "chaos/test_workers.py")
 if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # `./justw test` names a stack for each worker.
     _name = os.environ["WAYPOST_STACKS"].split()[int(_worker.removeprefix("gw"))]
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
         file = item.path.relative_to(Path(__file__).parent).as_posix()
         group = file
         if "running" in getattr(item, "fixturenames", ()):
-            group = "heavy" if file.startswith(HEAVY) and file != NOT_HEAVY else "calm"
+            group = "heavy" if file.startswith(HEAVY) and file not in NOT_HEAVY else "calm"
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -13,7 +13,7 @@ from stack.console import StackError
 
 ROOT = Path(__file__).resolve().parents[2]
 LAST_SLOT = 9
-KNOWN_SLOTS = {"dev": 0, "test": 1, "test_beside": LAST_SLOT}
+KNOWN_SLOTS = {"dev": 0, "test": 1, "test_beside": 8}
 
 _BASE_PORTS = {
     "gateway": 8080,

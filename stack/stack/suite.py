@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from stack.config import KNOWN_SLOTS, ROOT, Stack
@@ -45,13 +45,12 @@ def test(arguments: Sequence[str]) -> int:
     needing = sum(TIERS[tier] for tier in tiers)
     stacks = [TEST, BESIDE] if needing > 1 and not marked else [TEST] if needing else []
     try:
-        _deploy(stacks)
+        _each("deploy", deploy, stacks)
         return _pytest([*folders, *marked], stacks)
     finally:
         if not os.environ.get("WAYPOST_KEEP"):
-            for stack in stacks:
-                say()
-                destroy(stack)
+            say()
+            _each("destroy", destroy, stacks)
 
 
 def _folders(tiers: Sequence[str]) -> Iterator[str]:
@@ -62,19 +61,19 @@ def _folders(tiers: Sequence[str]) -> Iterator[str]:
             say(f"tier {tier} is skipped: it has no test yet")
 
 
-def _deploy(stacks: Sequence[Stack]) -> None:
-    """The first one for all to see, the other at the same time; of that one only a failure is told."""
+def _each(command: str, here: Callable[[Stack], object], stacks: Sequence[Stack]) -> None:
+    """The first one for all to see, the others at the same time; of those only a failure is told."""
+    words = [sys.executable, "-m", "stack", command]
     with ThreadPoolExecutor() as pool:
-        command = [sys.executable, "-m", "stack", "deploy"]
-        beside = [pool.submit(_run, command, stack, quiet=True) for stack in stacks[1:]]
+        beside = [pool.submit(_run, words, stack, quiet=True) for stack in stacks[1:]]
         for stack in stacks[:1]:
-            deploy(stack)
+            here(stack)
     for stack, done in zip(stacks[1:], beside, strict=True):
         if done.result().returncode:
             raise StackError(
-                f"stack {stack.name!r} was not deployed",
+                f"{command} of stack {stack.name!r} failed",
                 (done.result().stderr or done.result().stdout).strip(),
-                f"WAYPOST_STACK={stack.name} ./justw deploy",
+                f"WAYPOST_STACK={stack.name} ./justw {command}",
             )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -31,7 +32,10 @@ KNOBS = Knobs(log_level="INFO", drain_seconds=0.3, grace_seconds=5.0)
 
 @pytest.fixture
 async def alive() -> AsyncIterator[Process[Knobs]]:
-    made = process("user-service", KNOBS, bind_address="127.0.0.1:26071")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    made = process("user-service", KNOBS, bind_address=f"127.0.0.1:{port}")
     yield made
     await made.close()
 
@@ -103,7 +107,7 @@ async def test_an_accepted_call_is_finished_and_health_fails_first(alive: Proces
 
     echo = Echo(slow)
     serving = asyncio.create_task(server.serve(alive, echo.register, [NAME]))
-    async with grpc.aio.insecure_channel("127.0.0.1:26071") as channel:
+    async with grpc.aio.insecure_channel(alive.environment.bind_address) as channel:
         stub, health = Stub(channel), health_pb2_grpc.HealthStub(channel)
 
         async def status() -> int:
@@ -130,7 +134,7 @@ async def test_health_follows_readiness(alive: Process[Knobs], monkeypatch: pyte
     state = {"postgres": "away"}
     alive.add_readiness("postgres", lambda: state["postgres"])
     serving = asyncio.create_task(server.serve(alive, lambda _: None, []))
-    async with grpc.aio.insecure_channel("127.0.0.1:26071") as channel:
+    async with grpc.aio.insecure_channel(alive.environment.bind_address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=5)
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -142,8 +146,8 @@ async def test_health_follows_readiness(alive: Process[Knobs], monkeypatch: pyte
 
 
 async def test_an_address_that_is_taken_is_an_error_not_a_silent_share(alive: Process[Knobs]) -> None:
-    taken = await Echo(lambda text, _: asyncio.sleep(0, text)).start("127.0.0.1:26071")
-    with pytest.raises(RuntimeError, match="26071"):
+    taken = await Echo(lambda text, _: asyncio.sleep(0, text)).start(alive.environment.bind_address)
+    with pytest.raises(RuntimeError, match=alive.environment.bind_address):
         await server.serve(alive, lambda _: None, [])
     await taken.stop()
 
