@@ -154,7 +154,7 @@ def named(name: str) -> list[int]:
 
 
 def memory(folder: Path) -> tuple[int, int]:
-    """Megabytes that the processes of `folder` and their children take, and how many they are.
+    """Mebibytes that the processes of `folder` and their children take, and how many they are.
 
     Proportional set size: a page that n processes share counts as a part in n for each (proc(5), smaps_rollup).
     """

@@ -24,8 +24,8 @@ def status(stack: Stack) -> None:
         say()
         for line in section:
             say(line)
-    megabytes, count = process.memory(stack.state)
-    say(f"\nmemory {megabytes} MB in {count} processes (proportional set size)")
+    mebibytes, count = process.memory(stack.state)
+    say(f"\nmemory {mebibytes} MiB in {count} processes (proportional set size)")
 
 
 def _agents(stack: Stack) -> Iterator[str]:
