@@ -96,7 +96,9 @@ class Postgres:
             return connection.execute(query).fetchall()
 
     def _launch(self) -> None:
-        command = [str(_found() / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), "-k", ""]
+        # One that is killed would leave its shared memory in /dev/shm; so it goes with the folder.
+        memory = ["-c", "dynamic_shared_memory_type=mmap"]
+        command = [str(_found() / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), "-k", "", *memory]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen([*unprivileged(), *command], stdout=log, stderr=log)
 
