@@ -25,9 +25,9 @@ hypothesis.settings.load_profile("steady")
 # What breaks and loads most; the other half of the tests that need a stack waits most.
 HEAVY = ("chaos/", "integration/test_failures.py", "integration/test_lag.py")
 NOT_HEAVY = ("chaos/test_rotations.py", "chaos/test_tooling.py", "chaos/test_workers.py")
-if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
+if _names := os.environ.get("WAYPOST_STACKS"):
     # `./justw test` names a stack for each worker.
-    _name = os.environ["WAYPOST_STACKS"].split()[int(_worker.removeprefix("gw"))]
+    _name = _names.split()[int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))]
     os.environ |= {"WAYPOST_STACK": _name, "WAYPOST_SLOT": str(KNOWN_SLOTS[_name])}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -39,6 +40,19 @@ def reading(person: Person) -> Callable[[int], Request]:
     """Reads of one order, again and again."""
     path = f"/v1/orders/{person.settled(person.place(PENNY).json()['id'])['id']}"
     return lambda _: Request("GET", path, httpx.codes.OK, person.headers)
+
+
+@pytest.fixture
+def placing(person: Person, reading: Callable[[int], Request]) -> Callable[[int], Request]:
+    """Orders placed, each with a key of its own, in turn with reads."""
+
+    def arrival(number: int) -> Request:
+        if number % 2:
+            return reading(number)
+        headers = person.headers | {"Idempotency-Key": secrets.token_hex(16)}
+        return Request("POST", "/v1/orders", httpx.codes.CREATED, headers, {"currency": "EUR", "lines": PENNY})
+
+    return arrival
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -7,7 +7,6 @@ Control: that the fault is real is seen on the part itself, or on a call that ne
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -38,19 +37,6 @@ LEFT_OUT = "instance left out"
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("steady")]
-
-
-@pytest.fixture
-def placing(person: Person, reading: Callable[[int], Request]) -> Callable[[int], Request]:
-    """Orders placed, each with a key of its own, in turn with reads."""
-
-    def arrival(number: int) -> Request:
-        if number % 2:
-            return reading(number)
-        headers = person.headers | {"Idempotency-Key": secrets.token_hex(16)}
-        return Request("POST", "/v1/orders", httpx.codes.CREATED, headers, {"currency": "EUR", "lines": PENNY})
-
-    return arrival
 
 
 def _sent(load: Load, method: str) -> list[Answer]:

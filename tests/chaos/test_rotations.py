@@ -7,16 +7,13 @@ names the services are connected. Harder, and the control that a login can end a
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import httpx
 import pytest
 from load import Load, Request
-from people import Person
 from stack_under_test import RunningStack, eventually
 from tables import tables
 
@@ -27,22 +24,9 @@ NAMES = "SELECT DISTINCT usename FROM pg_stat_activity WHERE datname = %s AND us
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("steady")]
 
 
-@pytest.fixture
-def arrivals(person: Person, reading: Callable[[int], Request]) -> Callable[[int], Request]:
-    """Orders placed, each with a key of its own, in turn with reads."""
-
-    def arrival(number: int) -> Request:
-        if number % 2:
-            return reading(number)
-        headers = person.headers | {"Idempotency-Key": secrets.token_hex(16)}
-        return Request("POST", "/v1/orders", httpx.codes.CREATED, headers, {"currency": "EUR", "lines": PENNY})
-
-    return arrival
-
-
 @pytest.mark.parametrize(("rotations", "ttl"), [(2, 20), pytest.param(10, 60, marks=pytest.mark.long)])
 def test_while_database_logins_are_replaced_no_request_fails(
-    running: RunningStack, arrivals: Callable[[int], Request], rotations: int, ttl: int
+    running: RunningStack, placing: Callable[[int], Request], rotations: int, ttl: int
 ) -> None:
     seen: dict[str, set[str]] = {role: set() for role in ROLES}
     wanted = {role: (1 + rotations) * len(running.pids(role)) for role in ROLES}
@@ -52,7 +36,7 @@ def test_while_database_logins_are_replaced_no_request_fails(
             seen[role] |= _names(running, role)
         return all(len(seen[role]) >= wanted[role] for role in ROLES)
 
-    with _short_logins(running, ttl), Load(running.url("gateway"), 6, arrivals) as load:
+    with _short_logins(running, ttl), Load(running.url("gateway"), 6, placing) as load:
         eventually(f"every process has had {rotations} fresh logins", rotated, 2 * rotations * ttl + 60, every=0.5)
     counts = ", ".join(f"{len(names)} logins of {role}" for role, names in seen.items())
     print(f"{rotations} rotations of logins of {ttl} s: {counts}; {load.report()}")
@@ -60,11 +44,11 @@ def test_while_database_logins_are_replaced_no_request_fails(
 
 
 def test_logins_that_are_taken_away_before_their_time_are_replaced_at_once(
-    running: RunningStack, arrivals: Callable[[int], Request]
+    running: RunningStack, placing: Callable[[int], Request]
 ) -> None:
     """As who finds that one has leaked does: `bao lease revoke -prefix database/creds/order-service`."""
     before = {role: _names(running, role) for role in ROLES}
-    with Load(running.url("gateway"), 30, arrivals) as load:
+    with Load(running.url("gateway"), 30, placing) as load:
         eventually("the load flows", lambda: len(load.answers) > 30, 30)
         taken = time.time()
         running.clients.vault.sys.revoke_prefix("database/creds/order-service")
