@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SCOPE = "waypost"
-METRIC_INTERVAL_SECONDS = 10.0
+METRIC_INTERVAL_SECONDS = 30.0
 _stops: list[Callable[[], object]] = []
 _w3c = TraceContextTextMapPropagator()
 

@@ -13,6 +13,7 @@ import httpx
 from sanic import Blueprint, HTTPResponse, Request
 
 from chassis.client import Channel
+from chassis.consul import trusted
 from chassis.discovery import Endpoints
 from chassis.lifecycle import Process
 from gateway.access import backend
@@ -90,7 +91,8 @@ class Dependencies:
             "consul": f"{where.consul_http_addr}/v1/status/leader",
             "vault": f"{where.vault_addr}/v1/sys/health?standbyok=true",
         }
-        async with httpx.AsyncClient(timeout=_PROBE_SECONDS, trust_env=False) as client:
+        verify = trusted(*urls.values())
+        async with httpx.AsyncClient(timeout=_PROBE_SECONDS, trust_env=False, verify=verify) as client:
             while True:
                 self._agents = {name: await _state(client, url) for name, url in urls.items()}
                 await asyncio.sleep(self._process.knobs.value.probe_seconds)

@@ -61,11 +61,17 @@ job "edge" {
       }
 
       config {
-        command = var.python
+        command = "/bin/sh"
         args = [
-          "-I", "-S", "local/beside",
+          "-c", "exec \"$@\" >> \"$NOMAD_ALLOC_DIR/logs/beside.stdout.0\" 2>&1", "beside",
+          var.python, "-I", "-S", "local/beside",
           "../alloc/tmp/consul.sock", var.consul_url, "${NOMAD_SECRETS_DIR}/nomad_consul.jwt", "${NOMAD_ADDR_refusals}",
         ]
+      }
+
+      # A line now and then is not worth a process of Nomad's: it is written where Nomad looks for it.
+      logs {
+        disabled = true
       }
 
       dynamic "template" {
@@ -98,15 +104,22 @@ job "edge" {
       kill_timeout = "20s"
 
       config {
-        command = var.traefik_bin
-        args    = ["--configFile=local/traefik.yml"]
+        command = "/bin/sh"
+        args = [
+          "-c", "exec \"$@\" >> \"$NOMAD_ALLOC_DIR/logs/edge.stdout.0\" 2>&1", "edge",
+          var.traefik_bin, "--configFile=local/traefik.yml",
+        ]
+      }
+
+      logs {
+        disabled = true # see above; Traefik keeps its own file short
       }
 
       template {
         destination = "local/traefik.yml"
         data        = <<-YAML
           global: { checkNewVersion: false, sendAnonymousUsage: false }
-          log: { level: WARN, format: json }
+          log: { level: WARN, format: json, filePath: ../alloc/logs/edge.stdout.0, maxSize: 10, maxBackups: 1 }
 
           # Nothing but these two: no dashboard, no API. What callers say of earlier hops is not believed, but replaced.
           entryPoints:

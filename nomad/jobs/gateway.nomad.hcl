@@ -105,7 +105,7 @@ job "gateway" {
 
       config {
         command = var.python
-        args    = ["-I", "-S", "local/gateway.pyz"]
+        args    = ["-OO", "-I", "-S", "local/gateway.pyz"]
       }
 
       env {

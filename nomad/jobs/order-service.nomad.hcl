@@ -103,13 +103,13 @@ job "order-service" {
 
         config {
           command = var.python
-          args    = concat(["-I", "-S", "local/order-service.pyz"], group.value.args)
+          args    = concat(["-OO", "-I", "-S", "local/order-service.pyz"], group.value.args)
         }
 
         # What an operator does from inside, with the identity of the job: ./justw audit-orders, projection-rebuild.
         action "audit" {
           command = var.python
-          args    = ["-I", "-S", "local/order-service.pyz", "audit"]
+          args    = ["-OO", "-I", "-S", "local/order-service.pyz", "audit"]
         }
 
         dynamic "action" {
@@ -118,7 +118,7 @@ job "order-service" {
 
           content {
             command = var.python
-            args    = ["-I", "-S", "local/order-service.pyz", "rebuild", action.value]
+            args    = ["-OO", "-I", "-S", "local/order-service.pyz", "rebuild", action.value]
           }
         }
 

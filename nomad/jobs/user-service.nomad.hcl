@@ -95,13 +95,13 @@ job "user-service" {
 
       config {
         command = var.python
-        args    = ["-I", "-S", "local/user-service.pyz"]
+        args    = ["-OO", "-I", "-S", "local/user-service.pyz"]
       }
 
       # What an operator does from inside, with the identity of the job: ./justw audit-orders.
       action "audit" {
         command = var.python
-        args    = ["-I", "-S", "local/user-service.pyz", "audit"]
+        args    = ["-OO", "-I", "-S", "local/user-service.pyz", "audit"]
       }
 
       env {

@@ -9,8 +9,8 @@ import httpx
 
 from stack.config import Stack
 
-# A process sends its metrics every five seconds; what is older was said by one that is gone.
-_FRESH_SECONDS = 12
+# A process sends its metrics every thirty seconds; what is older was said by one that is gone.
+_FRESH_SECONDS = 45
 
 
 def last_values(stack: Stack, name: str, service: str) -> dict[str, float]:

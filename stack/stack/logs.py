@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nomad.api.exceptions import BaseNomadException
+from nomad.api.exceptions import URLNotFoundNomadException
 
 from stack import nomad
 from stack.agents import daemon, require_running
@@ -35,14 +35,20 @@ def logs(stack: Stack, arguments: Sequence[str]) -> None:
 
 
 def _task(clients: Clients, alloc: str, task: str, state: str) -> None:
-    for stream in ("stdout", "stderr"):
-        try:
-            # Nomad counts the offset of a log in bytes from its end.
-            text = clients.nomad.client.stream_logs.stream(alloc, task, stream, plain=True, origin="end", offset=12_000)
-        except BaseNomadException as error:
-            say(f"--- {task} {alloc[:8]} {stream}: {error}")
-            continue
-        lines = text.splitlines()[-LINES:]
-        if lines:
-            say(f"--- {task} {alloc[:8]} ({state}) {stream}")
-            say("\n".join(lines))
+    found = [stream for stream in ("stdout", "stderr") if _stream(clients, alloc, task, stream, state)]
+    if not found:
+        say(f"--- {task} {alloc[:8]} ({state}) has no log yet")
+
+
+def _stream(clients: Clients, alloc: str, task: str, stream: str, state: str) -> bool:
+    """Whether there is such a file; a task that writes its own log has only one."""
+    try:
+        # Nomad counts the offset of a log in bytes from its end.
+        text = clients.nomad.client.stream_logs.stream(alloc, task, stream, plain=True, origin="end", offset=12_000)
+    except URLNotFoundNomadException:
+        return False
+    lines = text.splitlines()[-LINES:]
+    if lines:
+        say(f"--- {task} {alloc[:8]} ({state}) {stream}")
+        say("\n".join(lines))
+    return True

@@ -86,7 +86,7 @@ def test_env_gives_a_shell_the_operators_addresses_and_tokens(running: RunningSt
     assert answer.returncode == 0, answer.stderr
 
 
-@pytest.mark.parametrize("name", ["user-service", "gateway", "postgres", "nomad"])
+@pytest.mark.parametrize("name", ["user-service", "gateway", "edge", "postgres", "nomad"])
 def test_logs_show_what_a_part_said(running: RunningStack, name: str) -> None:
     said = run("logs", name)
     assert said.returncode == 0
