@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -22,23 +22,15 @@ pytest.register_assert_rewrite("behaviour")
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("steady")
 
-# What breaks and loads most; the other half of the tests that need a stack waits most.
-HEAVY = ("chaos/", "integration/test_failures.py", "integration/test_lag.py")
-NOT_HEAVY = ("chaos/test_rotations.py", "chaos/test_tooling.py", "chaos/test_workers.py")
 if _names := os.environ.get("WAYPOST_STACKS"):
     # `./justw test` names a stack for each worker.
     _name = _names.split()[int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))]
     os.environ |= {"WAYPOST_STACK": _name, "WAYPOST_SLOT": str(KNOWN_SLOTS[_name])}
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Who runs beside whom: two halves of what needs a stack; of the rest, file by file, whoever has time."""
-    for item in items:
-        file = item.path.relative_to(Path(__file__).parent).as_posix()
-        group = file
-        if "running" in getattr(item, "fixturenames", ()):
-            group = "heavy" if file.startswith(HEAVY) and file not in NOT_HEAVY else "calm"
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes its stack away comes last."""
+    items.sort(key=lambda item: item.path.name == "test_teardown.py" and item.path.parent.name == "infra")
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nomad.api.exceptions import BadRequestNomadException, BaseNomadException, URLNotFoundNomadException
+from nomad.api.exceptions import BadRequestNomadException, BaseNomadException
 
 from stack.changes import Change
 from stack.clients import Clients
@@ -25,7 +25,7 @@ JOBS = ROOT / "nomad" / "jobs"
 TASKS = ROOT / "nomad" / "tasks"
 # What others stand on comes first, and goes last.
 FOUNDATION = ("artifacts", "telemetry", "postgres")
-CALLERS = ("order-service", "gateway", "edge")
+FRONT = ("gateway", "edge")
 # The ports that a job must have; all others are Nomad's choice.
 PORTS = {
     "artifacts": ("artifacts",),
@@ -37,12 +37,14 @@ PORTS = {
 
 def names() -> list[str]:
     """Every job that has a file, in the order in which they start."""
+    return [name for stage in stages() for name in stage]
+
+
+def stages() -> list[list[str]]:
+    """Every job that has a file: who is called stands in a stage before its callers."""
     found = {file.name.removesuffix(".nomad.hcl") for file in JOBS.glob("*.nomad.hcl")}
-    callers = ("order-service", "gateway", "edge")
-    services = sorted(
-        found - set(FOUNDATION), key=lambda name: (callers.index(name) + 1 if name in callers else 0, name)
-    )
-    return [*FOUNDATION, *services]
+    services = sorted(found - {*FOUNDATION, *FRONT}, reverse=True)
+    return [list(FOUNDATION), services, *([name] for name in FRONT)]
 
 
 class Nomad:
@@ -154,18 +156,18 @@ class Nomad:
         Rollout(self._clients, name, self._registered.get(name)).wait(seconds)
 
 
-def stop(clients: Clients, name: str, seconds: float = 60) -> None:
-    """Ends a job and waits until its last task is gone: an agent that ends earlier would leave it running."""
+def stop(clients: Clients, names: Sequence[str], seconds: float = 60) -> None:
+    """Ends jobs at once and waits until their last task is gone: an agent that ends earlier would leave it running."""
     job = clients.nomad.job
-    try:
+    known = [name for name in names if name in job]
+    for name in known:
         job.deregister_job(name)
-    except URLNotFoundNomadException:
-        return
     until = time.monotonic() + seconds
-    while any(alloc["ClientStatus"] in {"running", "pending"} for alloc in job.get_allocations(name)):
-        if time.monotonic() > until:
-            raise StackError(f"job {name} does not end", f"waited {seconds:.0f} s", f"./justw logs {name}")
-        time.sleep(0.2)
+    for name in known:
+        while any(alloc["ClientStatus"] in {"running", "pending"} for alloc in job.get_allocations(name)):
+            if time.monotonic() > until:
+                raise StackError(f"job {name} does not end", f"waited {seconds:.0f} s", f"./justw logs {name}")
+            time.sleep(0.2)
 
 
 def _plain_python() -> str:

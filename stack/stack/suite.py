@@ -1,7 +1,6 @@
 """`test`: the tiers of the test suite; those that need a running system get one of their own, beside a developer's.
 
-Where several tiers need one, there are two, and two halves of the suite run beside each other, since most of the time a
-test waits. Which test is in which half stands in tests/conftest.py.
+Where several tiers need one, there are two, and files of tests run beside each other: most of the time a test waits.
 """
 
 from __future__ import annotations
@@ -79,7 +78,8 @@ def _each(command: str, here: Callable[[Stack], object], stacks: Sequence[Stack]
 
 def _pytest(arguments: Sequence[str], stacks: Sequence[Stack]) -> int:
     """A worker of pytest for each stack; each takes the one of its number (tests/conftest.py)."""
-    spread = ["-n", str(len(stacks)), "--dist", "loadgroup"] if len(stacks) > 1 else []
+    # File by file in their order, so that what a module sets up is set up once.
+    spread = ["-n", str(len(stacks)), "--dist", "loadfile", "--no-loadscope-reorder"] if len(stacks) > 1 else []
     names = " ".join(stack.name for stack in stacks)
     return _run([sys.executable, "-m", "pytest", *arguments, *spread], TEST, WAYPOST_STACKS=names).returncode
 

@@ -65,10 +65,10 @@ def _alive(stack: Stack) -> bool:
 def _stop_jobs(stack: Stack) -> None:
     """Ends what Nomad can end; a job that it cannot ends with what is left over."""
     clients = Clients(stack)
-    for name in reversed(nomad.names()):
+    for stage in reversed(nomad.stages()):
         try:
-            with step(f"job {name}"):
-                nomad.stop(clients, name)
+            with step(f"job {', '.join(stage)}"):
+                nomad.stop(clients, stage)
         except (StackError, BaseNomadException, requests.RequestException) as error:
             say(f"    {error}; goes on without Nomad")
 

@@ -57,6 +57,7 @@ def test_kills_of_random_instances_lose_and_double_no_order_and_are_over_at_once
     reads = [answer for answer in load.answers if answer.request.method == "GET"]
     share = sum(answer.failed for answer in reads) / len(reads)
     orders = _each_key_one_order(person, load, listed)
+    eventually("a penny is held for each order", lambda: 100_000 - person.credit() == len(listed) + orders, 30)
     print(
         f"{len(killed)} SIGKILLs: {orders} keys, 0 orders lost or doubled; {100 * share:.2f} % of {len(reads)} reads "
         f"failed; goodput 95 % after {max(back):.1f} s at most; {load.report()}"

@@ -247,4 +247,4 @@ def test_a_row_of_the_matrix_is_what_callers_see(running: RunningStack, chaos: C
         # What is cached, pooled or watched notices within seconds; from then on the row holds.
         eventually("the row is as written", as_written, 60, every=1.5)
         assert seen[-1] == {}
-    eventually("every call is answered as before", lambda: _recovered(caller.person), 60, every=1)
+    eventually("every call is answered as before", lambda: _recovered(caller.person), 60, every=0.5)

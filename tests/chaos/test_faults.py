@@ -91,7 +91,7 @@ def _listed(person: Person) -> list[str]:
 
 
 @pytest.mark.parametrize("job", ["order-service", "user-service"])
-@forms(6, 30)
+@forms(4, 30)
 def test_one_stopped_instance_of_two_delays_few_and_nobody_beyond_the_deadline(
     running: RunningStack, person: Person, reading: Callable[[int], Request], form: Form, job: str
 ) -> None:

@@ -40,7 +40,7 @@ def kill(running: RunningStack, times: int) -> Counter[str]:
 
 
 @pytest.mark.timeout(3600)
-@forms(6, 200)
+@forms(4, 200)
 def test_kills_under_load_lose_and_double_no_order_and_leak_no_credit(
     running: RunningStack, http: httpx.Client, form: Form
 ) -> None:

@@ -24,7 +24,7 @@ NAMES = "SELECT DISTINCT usename FROM pg_stat_activity WHERE datname = %s AND us
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("steady")]
 
 
-@pytest.mark.parametrize(("rotations", "ttl"), [(2, 20), pytest.param(10, 60, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("rotations", "ttl"), [(1, 20), pytest.param(10, 60, marks=pytest.mark.long)])
 def test_while_database_logins_are_replaced_no_request_fails(
     running: RunningStack, placing: Callable[[int], Request], rotations: int, ttl: int
 ) -> None:

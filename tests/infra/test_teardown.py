@@ -1,4 +1,7 @@
-"""A stack of its own: `down` keeps all that was written, `destroy` leaves nothing, with Nomad killed before it."""
+"""`down` keeps all that was written, `destroy` leaves nothing, with Nomad killed before it.
+
+It is the last of all tests (tests/conftest.py), for it takes the stack away that `./justw test` has made for it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 @pytest.fixture
 def stack(running: RunningStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
-    """A stack beside the one under test, in the last slot that nobody uses; it goes whatever the test finds."""
+    """The stack under test where it goes anyway; of somebody's own stack or a kept one, another beside it."""
+    if os.environ.get("WAYPOST_STACKS") and not os.environ.get("WAYPOST_KEEP"):
+        yield running.stack
+        return
     monkeypatch.setenv("WAYPOST_STACK", NAME)
     monkeypatch.setenv("WAYPOST_SLOT", str(LAST_SLOT))
     _succeeds("destroy")  # what a killed run of this test has left
