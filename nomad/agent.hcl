@@ -13,6 +13,7 @@ leave_on_interrupt = false
 server {
   enabled          = true
   bootstrap_expect = 1
+  raft_multiplier  = 1 # as for machines of production: a leader is there within a second, not five
 }
 
 client {

@@ -142,7 +142,7 @@ def _vault(stack: Stack, tools: Tools) -> Agent:
                 }
             }
         ],
-        "storage": {"raft": {"path": str(home / "data"), "node_id": "waypost-1"}},
+        "storage": {"raft": {"path": str(home / "data"), "node_id": "waypost-1", "performance_multiplier": "1"}},
         "seal": {"static": {"current_key_id": "1", "current_key": f"file://{credentials.unseal_key()}"}},
     }
     # The self-initialisation in server.hcl reads the password from the working directory.

@@ -142,7 +142,7 @@ def test_a_stopped_instance_that_is_not_left_out_makes_many_wait(
         running.steady()
     print(f"late answers in the 4 s before Consul finds out: {late[0.5]}, and {late[0.0]} where none is left out")
     assert late[0.0] >= 3
-    assert late[0.5] <= 1
+    assert late[0.5] < late[0.0] / 2
 
 
 @forms(2, 10)

@@ -101,7 +101,7 @@ class Remains:
         alive = [pid for pid, started in self.processes.items() if process.start_time(pid) == started]
         assert (alive, _naming(self.stack.state)) == ([], [])
         assert self.ports() == []
-        assert str(self.stack.state) not in Path("/proc/mounts").read_text()
+        assert f"{self.stack.state}/" not in Path("/proc/mounts").read_text()
         assert not self.stack.state.exists()
         assert not self.stack.lock.exists()
         assert [file for file in self.memory if file.exists()] == []

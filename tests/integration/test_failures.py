@@ -58,24 +58,20 @@ def test_without_the_user_service_calls_that_need_it_are_refused_clearly_and_soo
     assert time.monotonic() - began < 0.5
 
 
-def test_the_breaker_heals_by_itself_within_ten_seconds(running: RunningStack, no_user_service: Person) -> None:
+def test_the_breaker_heals_by_itself_within_ten_seconds_and_what_was_accepted_is_finished(
+    running: RunningStack, no_user_service: Person
+) -> None:
     def breakers() -> set[str]:
         no_user_service.get("/v1/users/me")
         return running.breakers("user-service")
 
+    placed = no_user_service.place()
+    assert (placed.status_code, placed.json()["status"]) == (httpx.codes.CREATED, "pending")
     eventually("the breaker is open in every gateway", lambda: breakers() == {"open"}, 15)
     running.scale("user-service", "api", 2)
     eventually("an instance is back", lambda: running.instances("user-service"), 60)
     eventually("a call passes", lambda: no_user_service.get("/v1/users/me").status_code == httpx.codes.OK, 10)
     eventually("the breaker is closed", lambda: breakers() == {"closed"}, 10)
-
-
-def test_an_order_placed_without_the_user_service_is_finished_after_its_return(
-    running: RunningStack, no_user_service: Person
-) -> None:
-    placed = no_user_service.place()
-    assert (placed.status_code, placed.json()["status"]) == (httpx.codes.CREATED, "pending")
-    running.scale("user-service", "api", 2)
     assert no_user_service.settled(placed.json()["id"], 60)["status"] == "confirmed"
 
 
@@ -184,14 +180,6 @@ def _start_agents(running: RunningStack) -> None:
         agents.wait(running.stack, agent)
 
 
-@pytest.mark.parametrize("killed_agent", ["nomad", "consul", "vault"], indirect=True)
-def test_while_an_agent_is_dead_orders_are_placed_and_read(
-    running: RunningStack, person: Person, killed_agent: str
-) -> None:
-    order = person.settled(person.place().json()["id"])
-    assert order["status"] == "confirmed"
-
-
 @pytest.mark.parametrize("killed_agent", ["vault"], indirect=True)
 def test_a_gateway_that_starts_without_vault_gets_no_request_before_it_has_a_key(
     running: RunningStack, person: Person, killed_agent: str
@@ -217,10 +205,11 @@ def _starting(running: RunningStack) -> dict[str, Any] | None:
 
 
 @pytest.mark.parametrize("killed_agent", ["nomad", "consul", "vault"], indirect=True)
-def test_an_agent_that_starts_again_has_lost_nothing(
+def test_while_an_agent_is_dead_orders_are_placed_and_it_starts_again_without_a_loss(
     running: RunningStack, person: Person, pids: dict[str, list[int]], killed_agent: str
 ) -> None:
     order = person.settled(person.place().json()["id"])
+    assert order["status"] == "confirmed"
     _start_agents(running)
     eventually("KV is there", lambda: running.kv("config/gateway"), 10)
     assert running.clients.vault.read("secret/data/user-service")["data"]["data"]["password_pepper"]
