@@ -62,7 +62,8 @@ job "telemetry" {
       }
 
       env {
-        GOGC = "25"
+        GOGC       = "25"
+        GOMAXPROCS = "1" # it shall not take the processor from what it looks at, nor memory for more threads
       }
 
       resources {

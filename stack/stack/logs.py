@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nomad.api.exceptions import URLNotFoundNomadException
+from nomad.api.exceptions import BaseNomadException, URLNotFoundNomadException
 
 from stack import nomad
 from stack.agents import daemon, require_running
@@ -35,20 +35,19 @@ def logs(stack: Stack, arguments: Sequence[str]) -> None:
 
 
 def _task(clients: Clients, alloc: str, task: str, state: str) -> None:
-    found = [stream for stream in ("stdout", "stderr") if _stream(clients, alloc, task, stream, state)]
-    if not found:
-        say(f"--- {task} {alloc[:8]} ({state}) has no log yet")
-
-
-def _stream(clients: Clients, alloc: str, task: str, stream: str, state: str) -> bool:
-    """Whether there is such a file; a task that writes its own log has only one."""
-    try:
-        # Nomad counts the offset of a log in bytes from its end.
-        text = clients.nomad.client.stream_logs.stream(alloc, task, stream, plain=True, origin="end", offset=12_000)
-    except URLNotFoundNomadException:
-        return False
-    lines = text.splitlines()[-LINES:]
-    if lines:
-        say(f"--- {task} {alloc[:8]} ({state}) {stream}")
-        say("\n".join(lines))
-    return True
+    """Both streams, or the one file of a task that writes its own log."""
+    title, said = f"{task} {alloc[:8]} ({state})", False
+    for stream in ("stdout", "stderr"):
+        try:
+            # Nomad counts the offset of a log in bytes from its end.
+            text = clients.nomad.client.stream_logs.stream(alloc, task, stream, plain=True, origin="end", offset=12_000)
+        except URLNotFoundNomadException:
+            continue
+        except BaseNomadException as error:
+            text = str(error)
+        if lines := text.splitlines()[-LINES:]:
+            said = True
+            say(f"--- {title} {stream}")
+            say("\n".join(lines))
+    if not said:
+        say(f"--- {title} has said nothing")

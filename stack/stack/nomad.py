@@ -6,11 +6,11 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nomad.api.exceptions import BadRequestNomadException, BaseNomadException
+from nomad.api.exceptions import BadRequestNomadException, BaseNomadException, URLNotFoundNomadException
 
 from stack.changes import Change
 from stack.clients import Clients
@@ -41,7 +41,7 @@ def names() -> list[str]:
 
 
 def stages() -> list[list[str]]:
-    """Every job that has a file: who is called stands in a stage before its callers."""
+    """Every job that has a file: what others stand on, the services, and what stands before them."""
     found = {file.name.removesuffix(".nomad.hcl") for file in JOBS.glob("*.nomad.hcl")}
     services = sorted(found - {*FOUNDATION, *FRONT}, reverse=True)
     return [list(FOUNDATION), services, *([name] for name in FRONT)]
@@ -156,18 +156,18 @@ class Nomad:
         Rollout(self._clients, name, self._registered.get(name)).wait(seconds)
 
 
-def stop(clients: Clients, names: Sequence[str], seconds: float = 60) -> None:
-    """Ends jobs at once and waits until their last task is gone: an agent that ends earlier would leave it running."""
+def stop(clients: Clients, name: str, seconds: float = 60) -> None:
+    """Ends a job and waits until its last task is gone: an agent that ends earlier would leave it running."""
     job = clients.nomad.job
-    known = [name for name in names if name in job]
-    for name in known:
+    try:
         job.deregister_job(name)
+    except URLNotFoundNomadException:
+        return
     until = time.monotonic() + seconds
-    for name in known:
-        while any(alloc["ClientStatus"] in {"running", "pending"} for alloc in job.get_allocations(name)):
-            if time.monotonic() > until:
-                raise StackError(f"job {name} does not end", f"waited {seconds:.0f} s", f"./justw logs {name}")
-            time.sleep(0.2)
+    while any(alloc["ClientStatus"] in {"running", "pending"} for alloc in job.get_allocations(name)):
+        if time.monotonic() > until:
+            raise StackError(f"job {name} does not end", f"waited {seconds:.0f} s", f"./justw logs {name}")
+        time.sleep(0.2)
 
 
 def _plain_python() -> str:

@@ -47,7 +47,7 @@ def test(arguments: Sequence[str]) -> int:
         _each("deploy", deploy, stacks)
         return _pytest([*folders, *marked], stacks)
     finally:
-        if not os.environ.get("WAYPOST_KEEP"):
+        if not _kept():
             say()
             _each("destroy", destroy, stacks)
 
@@ -81,7 +81,13 @@ def _pytest(arguments: Sequence[str], stacks: Sequence[Stack]) -> int:
     # File by file in their order, so that what a module sets up is set up once.
     spread = ["-n", str(len(stacks)), "--dist", "loadfile", "--no-loadscope-reorder"] if len(stacks) > 1 else []
     names = " ".join(stack.name for stack in stacks)
-    return _run([sys.executable, "-m", "pytest", *arguments, *spread], TEST, WAYPOST_STACKS=names).returncode
+    goes = "" if _kept() else "1"  # a test may take away what is destroyed anyway
+    command = [sys.executable, "-m", "pytest", *arguments, *spread]
+    return _run(command, TEST, WAYPOST_STACKS=names, WAYPOST_GOES=goes).returncode
+
+
+def _kept() -> bool:
+    return bool(os.environ.get("WAYPOST_KEEP"))
 
 
 def _run(command: Sequence[str], stack: Stack, quiet: bool = False, **more: str) -> subprocess.CompletedProcess[str]:

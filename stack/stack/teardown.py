@@ -6,6 +6,8 @@ import contextlib
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -63,14 +65,22 @@ def _alive(stack: Stack) -> bool:
 
 
 def _stop_jobs(stack: Stack) -> None:
-    """Ends what Nomad can end; a job that it cannot ends with what is left over."""
+    """Ends what Nomad can end, those of a stage at the same time; a job that it cannot ends with what is left over."""
     clients = Clients(stack)
     for stage in reversed(nomad.stages()):
-        try:
-            with step(f"job {', '.join(stage)}"):
-                nomad.stop(clients, stage)
-        except (StackError, BaseNomadException, requests.RequestException) as error:
+        with step(f"job {', '.join(stage)}") as now, ThreadPoolExecutor() as pool:
+            failed = [error for error in pool.map(partial(_stop_job, clients), stage) if error]
+            now.result = "not by Nomad" if failed else "done"
+        for error in failed:
             say(f"    {error}; goes on without Nomad")
+
+
+def _stop_job(clients: Clients, name: str) -> Exception | None:
+    try:
+        nomad.stop(clients, name)
+    except (StackError, BaseNomadException, requests.RequestException) as error:
+        return error
+    return None
 
 
 def _end_leftovers(stack: Stack) -> None:

@@ -59,5 +59,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What each test has seen, in its own words: how many, how much, how long."""
     for report in terminalreporter.stats.get("passed", []):
         if report.nodeid.startswith("tests/chaos/") and report.capstdout:
-            name = report.nodeid.partition("::")[2].partition("@")[0]
+            name = report.nodeid.partition("::")[2]
             terminalreporter.write_line(f"{name}:\n  {report.capstdout.strip()}")

@@ -91,7 +91,7 @@ def _listed(person: Person) -> list[str]:
 
 
 @pytest.mark.parametrize("job", ["order-service", "user-service"])
-@forms(4, 30)
+@forms(6, 30)
 def test_one_stopped_instance_of_two_delays_few_and_nobody_beyond_the_deadline(
     running: RunningStack, person: Person, reading: Callable[[int], Request], form: Form, job: str
 ) -> None:
@@ -142,7 +142,7 @@ def test_a_stopped_instance_that_is_not_left_out_makes_many_wait(
         running.steady()
     print(f"late answers in the 4 s before Consul finds out: {late[0.5]}, and {late[0.0]} where none is left out")
     assert late[0.0] >= 3
-    assert late[0.5] < late[0.0] / 2
+    assert late[0.5] <= max(1, late[0.0] // 4)
 
 
 @forms(2, 10)

@@ -30,7 +30,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 @pytest.fixture
 def stack(running: RunningStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
     """The stack under test where it goes anyway; of somebody's own stack or a kept one, another beside it."""
-    if os.environ.get("WAYPOST_STACKS") and not os.environ.get("WAYPOST_KEEP"):
+    if os.environ.get("WAYPOST_GOES"):
+        running.steady()
         yield running.stack
         return
     monkeypatch.setenv("WAYPOST_STACK", NAME)

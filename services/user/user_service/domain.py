@@ -13,7 +13,6 @@ from enum import StrEnum
 from uuid import UUID
 
 _EMAIL = re.compile(r"[^\s@\x00-\x1f\x7f]+@[^\s@\x00-\x1f\x7f]+")
-LARGEST_AMOUNT = 2**63 - 1
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(map(chr, range(0xFE00, 0xFE10)))
 """Letters, marks and symbols that show nothing by themselves; what else shows nothing has a category that says so."""
 _EMPTY = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp", "Zs"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from chassis import consul
-from chassis.consul import ConsulClient, blocking, next_index
+from chassis.consul import ConsulClient, blocking, next_index, trusted
 from chassis.errors import ConfigurationError
 
 from .waiting import until
@@ -179,3 +180,12 @@ async def test_a_token_of_the_environment_is_nobodys_identity(
     await client.read_key("k")
     assert {(r.url.port, r.headers["x-consul-token"]) for r in agent.answers} == {(1, "token-1")}
     await client.close()
+
+
+@pytest.mark.parametrize(
+    ("urls", "anybody"), [(("http://a",), False), (("https://a",), True), (("http://a", "https://b"), True)]
+)
+def test_authorities_are_known_where_there_is_something_to_certify(urls: tuple[str, ...], anybody: bool) -> None:
+    context = trusted(*urls)
+    assert bool(context.get_ca_certs()) == anybody
+    assert context.verify_mode is ssl.CERT_REQUIRED
