@@ -103,7 +103,7 @@ def test_three_times_of_what_can_be_done_costs_no_goodput_and_the_surplus_is_tol
         f"{1000 * seen.answered:.0f} ms; {len(seen.refusals)} refused in {1000 * seen.refused:.0f} ms, medians"
     )
     assert seen.goodput >= form.bound(0.8, 0.4) * peak
-    assert seen.refused < form.bound(0.05, 2.0)
+    assert seen.refused < form.bound(0.05, 5.0)
     assert len(seen.refusals) > form.much
     assert len(seen.failures) <= form.bound(0, 50)
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in seen.refusals)
