@@ -70,7 +70,8 @@ def _stop_jobs(stack: Stack) -> None:
     for stage in reversed(nomad.stages()):
         with step(f"job {', '.join(stage)}") as now, ThreadPoolExecutor() as pool:
             failed = [error for error in pool.map(partial(_stop_job, clients), stage) if error]
-            now.result = "not by Nomad" if failed else "done"
+            if failed:
+                now.result = "not by Nomad"
         for error in failed:
             say(f"    {error}; goes on without Nomad")
 

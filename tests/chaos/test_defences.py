@@ -7,7 +7,6 @@ every call where it arrives. Recovery: by itself. Control: with its knob turned 
 from __future__ import annotations
 
 import random
-import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -38,17 +37,11 @@ Arrivals = Callable[[int], Request]
 
 @forms(3, 20)
 def test_kills_of_random_instances_lose_and_double_no_order_and_are_over_at_once(
-    running: RunningStack, person: Person, reading: Arrivals, form: Form
+    running: RunningStack, person: Person, placing: Arrivals, form: Form
 ) -> None:
-    def arrival(number: int) -> Request:
-        if number % 2:
-            return reading(number)
-        headers = person.headers | {"Idempotency-Key": secrets.token_hex(16)}
-        return Request("POST", "/v1/orders", httpx.codes.CREATED, headers, {"currency": "EUR", "lines": PENNY})
-
     listed = {order["id"] for order in every_order(person)}
     killed = []
-    with Load(running.url("gateway"), 12, arrival) as load:
+    with Load(running.url("gateway"), 12, placing) as load:
         for job, group in _victims(form.times):
             killed.append(time.time())
             assert kill_one(running, job, group)

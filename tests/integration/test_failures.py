@@ -37,6 +37,12 @@ def no_user_service(running: RunningStack, person: Person) -> Iterator[Person]:
     eventually("calls pass again", lambda: person.get("/v1/users/me").status_code == httpx.codes.OK, 10)
 
 
+def _breakers(running: RunningStack, person: Person) -> set[str]:
+    """The states of the breaker before the User Service, after a call that needs it."""
+    person.get("/v1/users/me")
+    return running.breakers("user-service")
+
+
 def test_without_the_user_service_calls_that_need_it_are_refused_clearly_and_soon_at_once(
     running: RunningStack, no_user_service: Person
 ) -> None:
@@ -47,11 +53,7 @@ def test_without_the_user_service_calls_that_need_it_are_refused_clearly_and_soo
     body = {"email": no_user_service.email, "password": no_user_service.password}
     assert no_user_service.http.post("/v1/sessions", json=body).status_code == httpx.codes.SERVICE_UNAVAILABLE
 
-    def open_breaker() -> bool:
-        no_user_service.get("/v1/users/me")
-        return running.breakers("user-service") == {"open"}
-
-    eventually("the breaker is open in every gateway", open_breaker, 15)
+    eventually("the breaker is open in every gateway", lambda: _breakers(running, no_user_service) == {"open"}, 15)
     began = time.monotonic()
     reply = no_user_service.get("/v1/users/me")
     assert (reply.status_code, reply.json()["type"]) == (httpx.codes.SERVICE_UNAVAILABLE, "/problems/breaker-open")
@@ -61,17 +63,13 @@ def test_without_the_user_service_calls_that_need_it_are_refused_clearly_and_soo
 def test_the_breaker_heals_by_itself_within_ten_seconds_and_what_was_accepted_is_finished(
     running: RunningStack, no_user_service: Person
 ) -> None:
-    def breakers() -> set[str]:
-        no_user_service.get("/v1/users/me")
-        return running.breakers("user-service")
-
     placed = no_user_service.place()
     assert (placed.status_code, placed.json()["status"]) == (httpx.codes.CREATED, "pending")
-    eventually("the breaker is open in every gateway", lambda: breakers() == {"open"}, 15)
+    eventually("the breaker is open in every gateway", lambda: _breakers(running, no_user_service) == {"open"}, 15)
     running.scale("user-service", "api", 2)
     eventually("an instance is back", lambda: running.instances("user-service"), 60)
     eventually("a call passes", lambda: no_user_service.get("/v1/users/me").status_code == httpx.codes.OK, 10)
-    eventually("the breaker is closed", lambda: breakers() == {"closed"}, 10)
+    eventually("the breaker is closed", lambda: _breakers(running, no_user_service) == {"closed"}, 10)
     assert no_user_service.settled(placed.json()["id"], 60)["status"] == "confirmed"
 
 
