@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import stat
+import sys
 from collections.abc import Callable, MutableMapping
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO, cast
 
 import structlog
 from opentelemetry import trace
@@ -40,7 +45,7 @@ def to_stdout(service: str) -> None:
             structlog.processors.JSONRenderer(serializer=_to_json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
-        logger_factory=structlog.PrintLoggerFactory(),
+        logger_factory=structlog.WriteLoggerFactory(file=_log_file()),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_Forward()], level=logging.INFO, force=True)
@@ -56,6 +61,55 @@ def also_send(send: Callable[[Record], None] | None) -> None:
 def set_level(level: str) -> None:
     """Drop what is below `level`, a name such as "INFO", from now on."""
     _Sink.level = _LEVELS[level]
+
+
+def _log_file() -> TextIO | None:
+    """Stdout if it is a file; None for a pipe, a terminal, or what a test has put there."""
+    try:
+        number = sys.stdout.fileno()
+    except OSError:
+        return None
+    return cast(TextIO, LogFile(number)) if stat.S_ISREG(os.fstat(number).st_mode) else None
+
+
+class LogFile:
+    """A log that the process itself appends to, as Nomad has it where the `logs` of a task are disabled.
+
+    Beyond `longest` bytes it becomes `old.NAME`, and one of the same name takes its place, for stderr too where that is
+    the same. A disk that takes no line fails no caller of the log: lost lines are counted, and the next that goes
+    through is preceded by their number.
+    """
+
+    def __init__(self, number: int, longest: int = 10_000_000) -> None:
+        self._number = number
+        self._longest = longest
+        self._lost = 0
+
+    def write(self, line: str) -> None:
+        """Appends a line, newline included, in one piece."""
+        told = _to_json({"event": "log lines lost", "level": "error", "lines": self._lost}) + "\n" if self._lost else ""
+        try:
+            os.write(self._number, (told + line).encode())
+        except OSError:
+            self._lost += 1
+            return
+        self._lost = 0
+        if os.fstat(self._number).st_size > self._longest:
+            with suppress(OSError):  # no room for another: this one goes on, and the next line tries again
+                self._begin_anew()
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def _begin_anew(self) -> None:
+        path = Path(f"/proc/self/fd/{self._number}").readlink()
+        fresh = path.with_name(f"new.{path.name}")
+        new = os.open(fresh, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        path.rename(path.with_name(f"old.{path.name}"))
+        fresh.rename(path)
+        for number in [number for number in (1, 2, self._number) if os.path.sameopenfile(number, self._number)]:
+            os.dup2(new, number)
+        os.close(new)
 
 
 def _drop_below_level(_logger: object, method: str, record: Record) -> Record:

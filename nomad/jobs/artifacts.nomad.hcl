@@ -1,6 +1,7 @@
 # Serves the built zipapps to Nomad over loopback HTTP; every job checks what it fetched against a checksum.
 
 variable "python" { type = string }
+variable "own_log" { type = string }
 variable "artifacts_dir" { type = string }
 variable "artifacts_port" { type = number }
 
@@ -42,15 +43,14 @@ job "artifacts" {
       config {
         command = "/bin/sh"
         args = [
-          "-c", "exec \"$@\" 2>> \"$NOMAD_ALLOC_DIR/logs/artifacts.stderr.0\"", "artifacts",
+          "-c", var.own_log, "sh",
           var.python, "-m", "http.server", "${NOMAD_PORT_http}",
           "--bind", "127.0.0.1", "--directory", var.artifacts_dir,
         ]
       }
 
-      # A line for each download is not worth a process of Nomad's: it is written where Nomad looks for it.
       logs {
-        disabled = true
+        disabled = true # it writes its log itself, where Nomad looks for it: see nomad/README.md
       }
 
       resources {

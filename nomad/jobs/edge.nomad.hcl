@@ -1,6 +1,7 @@
 # The edge: Traefik on the one documented port, before every gateway instance that Consul and Traefik itself find well.
 
 variable "python" { type = string }
+variable "own_log" { type = string }
 variable "traefik_bin" { type = string }
 variable "gateway_port" { type = number }
 variable "consul_url" { type = string }
@@ -63,15 +64,13 @@ job "edge" {
       config {
         command = "/bin/sh"
         args = [
-          "-c", "exec \"$@\" >> \"$NOMAD_ALLOC_DIR/logs/beside.stdout.0\" 2>&1", "beside",
-          var.python, "-I", "-S", "local/beside",
+          "-c", var.own_log, "sh", var.python, "-I", "-S", "local/beside",
           "../alloc/tmp/consul.sock", var.consul_url, "${NOMAD_SECRETS_DIR}/nomad_consul.jwt", "${NOMAD_ADDR_refusals}",
         ]
       }
 
-      # A line now and then is not worth a process of Nomad's: it is written where Nomad looks for it.
       logs {
-        disabled = true
+        disabled = true # it writes its log itself, where Nomad looks for it: see nomad/README.md
       }
 
       dynamic "template" {
@@ -105,14 +104,11 @@ job "edge" {
 
       config {
         command = "/bin/sh"
-        args = [
-          "-c", "exec \"$@\" >> \"$NOMAD_ALLOC_DIR/logs/edge.stdout.0\" 2>&1", "edge",
-          var.traefik_bin, "--configFile=local/traefik.yml",
-        ]
+        args    = ["-c", var.own_log, "sh", var.traefik_bin, "--configFile=local/traefik.yml"]
       }
 
       logs {
-        disabled = true # see above; Traefik keeps its own file short
+        disabled = true # as above; Traefik keeps it short
       }
 
       template {

@@ -1,6 +1,7 @@
 # The gateway: REST in, gRPC out. Two instances behind the edge, which finds them by their tags.
 
 variable "python" { type = string }
+variable "own_log" { type = string }
 variable "artifact_url" { type = string }
 variable "artifact_sha256" { type = string }
 variable "version" { type = string }
@@ -104,8 +105,12 @@ job "gateway" {
       }
 
       config {
-        command = var.python
-        args    = ["-OO", "-I", "-S", "local/gateway.pyz"]
+        command = "/bin/sh"
+        args    = ["-c", var.own_log, "sh", var.python, "-OO", "-I", "-S", "local/gateway.pyz"]
+      }
+
+      logs {
+        disabled = true # it writes its log itself, where Nomad looks for it: see nomad/README.md
       }
 
       env {

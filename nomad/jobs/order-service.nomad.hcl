@@ -2,6 +2,7 @@
 # Both are the same zipapp.
 
 variable "python" { type = string }
+variable "own_log" { type = string }
 variable "artifact_url" { type = string }
 variable "artifact_sha256" { type = string }
 variable "version" { type = string }
@@ -102,8 +103,12 @@ job "order-service" {
         }
 
         config {
-          command = var.python
-          args    = concat(["-OO", "-I", "-S", "local/order-service.pyz"], group.value.args)
+          command = "/bin/sh"
+          args    = concat(["-c", var.own_log, "sh", var.python, "-OO", "-I", "-S", "local/order-service.pyz"], group.value.args)
+        }
+
+        logs {
+          disabled = true # it writes its log itself, where Nomad looks for it: see nomad/README.md
         }
 
         # What an operator does from inside, with the identity of the job: ./justw audit-orders, projection-rebuild.

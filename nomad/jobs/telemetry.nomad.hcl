@@ -1,6 +1,7 @@
 # Receives OTLP traces, metrics and logs and shows them; bounded, so it can run for ever.
 
 variable "telemetry_bin" { type = string }
+variable "own_log" { type = string }
 variable "telemetry_port" { type = number }
 variable "otlp_grpc_port" { type = number }
 variable "otlp_http_port" { type = number }
@@ -46,7 +47,7 @@ job "telemetry" {
       config {
         command = "/bin/sh"
         args = [
-          "-c", "exec \"$@\" >> \"$NOMAD_ALLOC_DIR/logs/telemetry.stdout.0\" 2>&1", "telemetry",
+          "-c", var.own_log, "sh",
           var.telemetry_bin, "--host", "127.0.0.1", "--open-browser=false",
           "--browser-port", "${NOMAD_PORT_ui}",
           "--grpc", "${NOMAD_PORT_otlp_grpc}",
@@ -56,9 +57,8 @@ job "telemetry" {
         ]
       }
 
-      # It says a few lines at its start: not worth a process of Nomad's, so they are written where Nomad looks for them.
       logs {
-        disabled = true
+        disabled = true # it writes its log itself, where Nomad looks for it: see nomad/README.md
       }
 
       env {

@@ -23,6 +23,8 @@ from stack.zipapps import Artifact
 
 JOBS = ROOT / "nomad" / "jobs"
 TASKS = ROOT / "nomad" / "tasks"
+# How a task runs that writes its log itself: its words after these, in the file where Nomad looks for what it says.
+OWN_LOG = 'exec "$@" >> "$NOMAD_ALLOC_DIR/logs/$NOMAD_TASK_NAME.stdout.0" 2>&1'
 # What others stand on comes first, and goes last.
 FOUNDATION = ("artifacts", "telemetry", "postgres")
 FRONT = ("gateway", "edge")
@@ -114,6 +116,7 @@ class Nomad:
     def _variables(self, name: str) -> dict[str, str | int]:
         stack, tools = self.stack, self._tools
         values: dict[str, str | int] = {
+            "own_log": OWN_LOG,
             "python": sys.executable if name == "artifacts" else _plain_python(),
             "consul_url": stack.url("consul"),
             "vault_url": stack.url("vault"),

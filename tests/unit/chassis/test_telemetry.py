@@ -1,17 +1,14 @@
-"""Trace context, and logs that carry it, without a collector."""
+"""Trace context, without a collector."""
 
 from __future__ import annotations
 
-import json
-import logging
 import time
 
 import pytest
-import structlog
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from chassis import logs, telemetry
+from chassis import telemetry
 
 HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -68,56 +65,6 @@ def test_a_traceparent_is_continued(tracing: trace.Tracer) -> None:
 
 def test_outside_of_a_trace_there_is_no_traceparent() -> None:
     assert telemetry.current_traceparent() == ""
-
-
-@pytest.fixture
-def lines(capsys: pytest.CaptureFixture[str]) -> object:
-    before, level = structlog.get_config(), logs._Sink.level
-    root = logging.getLogger()
-    handlers = root.handlers[:]
-    logs.to_stdout("gateway")
-    yield lambda: [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    structlog.configure(**before)
-    root.handlers[:] = handlers
-    logs._Sink.level = level
-
-
-def test_a_log_line_is_json_with_its_trace(lines, tracing: trace.Tracer) -> None:  # type: ignore[no-untyped-def]
-    with telemetry.continued(HEADER, "work"):
-        structlog.get_logger().info("placed", order="o1")
-    (line,) = lines()
-    assert (line["event"], line["order"], line["level"], line["service"]) == ("placed", "o1", "info", "gateway")
-    assert line["trace_id"] == HEADER[3:35]
-    assert line["timestamp"].endswith("Z")
-
-
-def test_libraries_log_the_same_way(lines) -> None:  # type: ignore[no-untyped-def]
-    try:
-        raise ValueError("deep")
-    except ValueError:
-        logging.getLogger("sanic").exception("it %s", "broke")
-    (line,) = lines()
-    assert (line["event"], line["logger"], line["level"]) == ("it broke", "sanic", "error")
-    assert "ValueError: deep" in line["exception"]
-
-
-def test_the_level_is_live(lines) -> None:  # type: ignore[no-untyped-def]
-    log = structlog.get_logger()
-    log.debug("one")
-    logs.set_level("DEBUG")
-    log.debug("two")
-    logs.set_level("ERROR")
-    log.warning("three")
-    assert [line["event"] for line in lines()] == ["two"]
-
-
-def test_records_are_sent_too_but_not_those_of_telemetry_itself(lines) -> None:  # type: ignore[no-untyped-def]
-    sent: list[object] = []
-    logs.also_send(lambda record: sent.append(record["event"]))
-    structlog.get_logger().info("one")
-    logging.getLogger("opentelemetry.exporter").warning("collector is away")
-    logs.also_send(None)
-    assert sent == ["one"]
 
 
 def test_an_absent_collector_holds_the_exit_up_for_no_longer_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,141 @@
+"""Logs: their form, and the file that a process writes them to itself."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from opentelemetry import trace
+
+from chassis import logs
+
+
+@pytest.fixture
+def lines(capsys: pytest.CaptureFixture[str]) -> object:
+    before, level = structlog.get_config(), logs._Sink.level
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+    logs.to_stdout("gateway")
+    yield lambda: [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    structlog.configure(**before)
+    root.handlers[:] = handlers
+    logs._Sink.level = level
+
+
+def test_a_log_line_is_json_with_its_trace(lines) -> None:  # type: ignore[no-untyped-def]
+    span = trace.NonRecordingSpan(trace.SpanContext(0xAB, 0xCD, is_remote=False))
+    with trace.use_span(span):
+        structlog.get_logger().info("placed", order="o1")
+    (line,) = lines()
+    assert (line["event"], line["order"], line["level"], line["service"]) == ("placed", "o1", "info", "gateway")
+    assert (int(line["trace_id"], 16), int(line["span_id"], 16)) == (0xAB, 0xCD)
+    assert line["timestamp"].endswith("Z")
+
+
+def test_libraries_log_the_same_way(lines) -> None:  # type: ignore[no-untyped-def]
+    try:
+        raise ValueError("deep")
+    except ValueError:
+        logging.getLogger("sanic").exception("it %s", "broke")
+    (line,) = lines()
+    assert (line["event"], line["logger"], line["level"]) == ("it broke", "sanic", "error")
+    assert "ValueError: deep" in line["exception"]
+
+
+def test_the_level_is_live(lines) -> None:  # type: ignore[no-untyped-def]
+    log = structlog.get_logger()
+    log.debug("one")
+    logs.set_level("DEBUG")
+    log.debug("two")
+    logs.set_level("ERROR")
+    log.warning("three")
+    assert [line["event"] for line in lines()] == ["two"]
+
+
+def test_records_are_sent_too_but_not_those_of_telemetry_itself(lines) -> None:  # type: ignore[no-untyped-def]
+    sent: list[object] = []
+    logs.also_send(lambda record: sent.append(record["event"]))
+    structlog.get_logger().info("one")
+    logging.getLogger("opentelemetry.exporter").warning("collector is away")
+    logs.also_send(None)
+    assert sent == ["one"]
+
+
+SERVICE = """
+import sys
+import structlog
+from chassis import logs
+
+logs.to_stdout("gateway")
+print("Traceback of a library", file=sys.stderr, flush=True)
+for number in range(3):
+    structlog.get_logger().info(f"{number} " + "x" * 6_000_000)
+print("the last", file=sys.stderr)
+"""
+
+
+def test_a_log_file_that_is_long_becomes_the_old_one_for_both_streams(tmp_path: Path) -> None:
+    log = tmp_path / "gateway.stdout.0"
+    log.write_text("of the process before\n")
+    with log.open("a") as both:
+        subprocess.run([sys.executable, "-c", SERVICE], stdout=both, stderr=both, check=True)
+    before, trace_back, *old = (tmp_path / "old.gateway.stdout.0").read_text().splitlines()
+    assert (before, trace_back) == ("of the process before", "Traceback of a library")
+    *new, last = log.read_text().splitlines()
+    assert last == "the last"
+    assert [[json.loads(line)["event"][0] for line in lines] for lines in (old, new)] == [["0", "1"], ["2"]]
+
+
+def test_logs_to_anything_else_than_a_file_stay_where_they_go() -> None:
+    ran = subprocess.run([sys.executable, "-c", SERVICE], capture_output=True, check=True)
+    assert [json.loads(line)["event"][0] for line in ran.stdout.splitlines()] == ["0", "1", "2"]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[tuple[logs.LogFile, Path]]:
+    path = tmp_path / "order-service.stdout.0"
+    number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    yield logs.LogFile(number), path
+    os.close(number)
+
+
+def test_a_full_disk_fails_no_caller_and_its_lines_are_counted(
+    file: tuple[logs.LogFile, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, path = file
+    log.write("one\n")
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", _full)
+        log.write("two\n")
+        log.write("three\n")
+    log.write("four\n")
+    log.write("five\n")
+    one, lost, four, five = path.read_text().splitlines()
+    assert (one, four, five) == ("one", "four", "five")
+    assert json.loads(lost) == {"event": "log lines lost", "level": "error", "lines": 2}
+
+
+def test_a_log_that_finds_no_room_to_begin_anew_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "user-service.stdout.0"
+    with path.open("a") as opened:
+        log = logs.LogFile(opened.fileno(), longest=10)
+        with monkeypatch.context() as full:
+            full.setattr(os, "open", _full)
+            log.write("longer than that\n")
+            log.write("two\n")
+        log.write("three\n")
+        log.write("four\n")
+    assert (tmp_path / "old.user-service.stdout.0").read_text() == "longer than that\ntwo\nthree\n"
+    assert path.read_text() == "four\n"
+
+
+def _full(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
