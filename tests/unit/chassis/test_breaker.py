@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import cast
 
 import grpc
 import pybreaker
 import pytest
 
-from chassis.breaker import GAUGE, AsyncBreaker, BreakerKnobs, BreakerOpen, _observations
-from chassis.errors import RpcError, unavailable
+from chassis.breaker import GAUGE, AsyncBreaker, BreakerOpen, _observations
+from chassis.errors import RpcError
 
-
-@dataclass
-class Limits:
-    """Three failures in a row open it; the ratios are far away unless a test brings them near."""
-
-    window_seconds: float = 10.0
-    minimum_calls: int = 1000
-    failure_ratio: float = 0.5
-    slow_seconds: float = 1.0
-    slow_ratio: float = 0.8
-    failures_in_a_row: int = 3
-    reset_seconds: float = 5.0
-    half_open_max: int = 1
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def state_of(breaker: AsyncBreaker) -> str:
-    return breaker.state
+from .breakers import Limits, a_breaker, broken, fail, state_of
 
 
 async def _ok() -> str:
     return "ok"
-
-
-async def _broken() -> str:
-    raise unavailable("UNAVAILABLE", "nobody there", 1.0)
 
 
 async def _refused() -> str:
@@ -54,17 +24,6 @@ async def _refused() -> str:
 
 async def _shedding() -> str:
     raise RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED")
-
-
-def a_breaker(limits: Limits | None = None) -> tuple[AsyncBreaker, Clock]:
-    clock, known = Clock(), limits or Limits()
-    return AsyncBreaker("user-service", lambda: cast(BreakerKnobs, known), clock=clock), clock
-
-
-async def fail(breaker: AsyncBreaker, times: int) -> None:
-    for _ in range(times):
-        with pytest.raises(RpcError):
-            await breaker.call(_broken)
 
 
 async def test_an_open_breaker_refuses_at_once_and_says_when_to_come_back() -> None:
@@ -96,7 +55,7 @@ async def test_a_callee_that_says_no_is_alive(answer) -> None:  # type: ignore[n
 async def test_it_raises_the_failure_itself_when_it_trips() -> None:
     breaker, _ = a_breaker(Limits(failures_in_a_row=1))
     with pytest.raises(RpcError, match="nobody there"):
-        await breaker.call(_broken)
+        await breaker.call(broken)
     assert state_of(breaker) == "open"
 
 
@@ -192,7 +151,7 @@ async def test_a_late_result_of_an_earlier_state_is_ignored() -> None:
 
     async def late_failure() -> str:
         await gate.wait()
-        return await _broken()
+        return await broken()
 
     stragglers = [asyncio.create_task(breaker.call(late_failure)) for _ in range(50)]
     await asyncio.sleep(0)
@@ -251,58 +210,6 @@ async def test_its_state_is_a_gauge() -> None:
     await fail(breaker, 3)
     seen = [o.value for o in _observations(None) if (o.attributes or {})["breaker.name"] == "seen"]  # type: ignore[arg-type]
     assert seen == [GAUGE["open"]]
-
-
-RATIOS = {"minimum_calls": 10, "failures_in_a_row": 1000}
-
-
-async def calls(breaker: AsyncBreaker, clock: Clock, outcomes: str, apart: float = 0.1, lasting: float = 0.0) -> None:
-    """Make one call a letter, F for a failing one, `apart` seconds from each other."""
-    for outcome in outcomes:
-        clock.now += apart
-        generation = breaker.admit()
-        breaker.settle(generation, failed=outcome == "F", seconds=lasting)
-
-
-async def test_half_of_the_calls_failing_open_it_once_there_are_enough() -> None:
-    breaker, clock = a_breaker(Limits(**RATIOS))  # type: ignore[arg-type]
-    await calls(breaker, clock, ".F.F.F.F")
-    assert state_of(breaker) == "closed", "too few calls to judge by"
-    await calls(breaker, clock, ".F")
-    assert state_of(breaker) == "open"
-
-
-async def test_less_than_half_failing_leave_it_closed_however_many_they_are() -> None:
-    breaker, clock = a_breaker(Limits(**RATIOS))  # type: ignore[arg-type]
-    await calls(breaker, clock, "..F" * 200)
-    assert state_of(breaker) == "closed"
-
-
-async def test_failures_older_than_the_window_are_forgotten() -> None:
-    breaker, clock = a_breaker(Limits(**RATIOS))  # type: ignore[arg-type]
-    await calls(breaker, clock, "F" * 9)
-    clock.now += 12
-    await calls(breaker, clock, "F" * 9)
-    assert state_of(breaker) == "closed"
-    await calls(breaker, clock, "F")
-    assert state_of(breaker) == "open"
-
-
-async def test_slow_calls_open_it_although_they_succeed() -> None:
-    breaker, clock = a_breaker(Limits(**RATIOS))  # type: ignore[arg-type]
-    await calls(breaker, clock, "." * 20, lasting=0.9)
-    assert state_of(breaker) == "closed"
-    clock.now += 20
-    await calls(breaker, clock, "." * 10, lasting=1.1)
-    assert state_of(breaker) == "open"
-
-
-async def test_a_slow_probe_opens_it_again() -> None:
-    breaker, clock = a_breaker()
-    await fail(breaker, 3)
-    clock.now += 6
-    await calls(breaker, clock, ".", lasting=2.0)
-    assert state_of(breaker) == "open"
 
 
 async def _cancel(breaker: AsyncBreaker) -> None:

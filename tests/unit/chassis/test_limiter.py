@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -16,7 +15,8 @@ from chassis.interceptors import limited
 from chassis.limiter import Limiter, LimiterKnobs
 
 from .echo import READ, SAY, Echo
-from .test_client import World, knobs, refusal, until
+from .waiting import until
+from .world import World, knobs, refusal
 
 
 def limits(**changes: Any) -> LimiterKnobs:
@@ -25,13 +25,9 @@ def limits(**changes: Any) -> LimiterKnobs:
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    made = World()
-    made.knobs = knobs(retry__attempts=3)
-    yield made
-    await made.channel.close()
-    for server in made.servers:
-        await server.stop()
+def world(world: World) -> World:
+    world.knobs = knobs(retry__attempts=3)
+    return world
 
 
 async def start(world: World, behave: Any, limit: int, *exempt: str) -> tuple[Echo, Limiter]:
@@ -54,7 +50,7 @@ async def test_a_call_beyond_the_limit_is_refused_at_once_and_never_retried(worl
     gate = asyncio.Event()
     server, limiter = await start(world, held(gate), 1)
     first = asyncio.create_task(world.stub.read("held"))
-    await until(lambda: server.seen == ["held"])
+    await until("the call has arrived", lambda: server.seen == ["held"])
     began = time.monotonic()
     error = await refusal(world.stub.read("shed"))
     assert (error.code, error.reason, error.retry_after) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", 2.0)
@@ -79,7 +75,7 @@ async def test_exempt_methods_are_answered_however_much_there_is_to_do(
 
     server, _ = await start(world, hold_reads, 1, *exempt)
     first = asyncio.create_task(world.stub.read("held"))
-    await until(lambda: server.seen == ["held"])
+    await until("the call has arrived", lambda: server.seen == ["held"])
     results = await asyncio.gather(world.stub.say("cancel"), return_exceptions=True)
     assert (results == ["cancel"]) == answered
     gate.set()
@@ -92,7 +88,7 @@ async def test_a_stream_holds_its_place_until_its_first_answer_only(world: World
     _, limiter = await start(world, held(gate), 1)
     answers = world.stub.Count(StringValue(value="3"))
     assert (await anext(answers)).value == "0"
-    await until(lambda: limiter.taken == 0)
+    await until("nobody has a place", lambda: limiter.taken == 0)
     gate.set()
     assert [answer.value async for answer in answers] == ["1", "2"]
 
@@ -100,9 +96,9 @@ async def test_a_stream_holds_its_place_until_its_first_answer_only(world: World
 async def test_a_caller_that_hangs_up_gives_its_place_back(world: World) -> None:
     server, limiter = await start(world, held(asyncio.Event()), 1)
     call = asyncio.create_task(world.stub.read("left"))
-    await until(lambda: server.seen == ["left"])
+    await until("the call has arrived", lambda: server.seen == ["left"])
     call.cancel()
-    await until(lambda: limiter.taken == 0)
+    await until("nobody has a place", lambda: limiter.taken == 0)
     assert limiter.limit == 1
 
 
@@ -118,7 +114,7 @@ async def test_a_call_past_its_deadline_is_cancelled_at_the_far_end(world: World
 
     await start(world, endless, 5)
     assert (await refusal(world.stub.say("late", timeout=0.2))).code is grpc.StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: ended == ["late"])
+    await until("the call has ended", lambda: ended == ["late"])
 
 
 class Server:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -14,18 +13,14 @@ from chassis.errors import RpcError
 from chassis.retry import RetryBudget, RetryKnobs
 
 from .echo import echo, never
-from .test_client import World, knobs, refusal
+from .world import World, knobs, refusal
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    made = World()
-    made.knobs = knobs(retry__attempts=3, balancing__left_out_share=0.0, breaker__minimum_calls=100_000,
-                       breaker__failures_in_a_row=100_000)  # fmt: skip
-    yield made
-    await made.channel.close()
-    for server in made.servers:
-        await server.stop()
+def world(world: World) -> World:
+    world.knobs = knobs(retry__attempts=3, balancing__left_out_share=0.0, breaker__minimum_calls=100_000,
+                        breaker__failures_in_a_row=100_000)  # fmt: skip
+    return world
 
 
 def asked(world: World) -> int:

@@ -12,12 +12,12 @@ import pytest
 
 from gateway import serving
 
-from .conftest import until
+from .behind import until
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    from .conftest import System
+    from .system import System
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 

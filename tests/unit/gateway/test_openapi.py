@@ -12,7 +12,7 @@ from gateway import answers, openapi
 from gateway.problems import KINDS
 
 if TYPE_CHECKING:
-    from .conftest import System
+    from .system import System
 
 
 in_module = pytest.mark.asyncio(loop_scope="module")

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 if TYPE_CHECKING:
-    from .conftest import System
+    from .system import System
 
 
 @pytest.mark.parametrize("key", [None, "", "two words", "k" * 201, "tab\there", "ünï"])

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from chassis.errors import unavailable
 from chassis.testing import FakeConsul
 
-from .conftest import FakeVault, running, until
+from .behind import FakeVault, until
+from .system import running
 
 if TYPE_CHECKING:
-    from .conftest import System
+    from .system import System
 
 AWAY = unavailable("VAULT_UNAVAILABLE", "vault is away", 1)
 

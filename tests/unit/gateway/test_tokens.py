@@ -13,10 +13,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chassis.errors import unavailable
 
-from .conftest import FakeVault, running
+from .behind import FakeVault
+from .system import running
 
 if TYPE_CHECKING:
-    from .conftest import System
+    from .system import System
 
 AWAY = unavailable("VAULT_UNAVAILABLE", "vault is away", 1)
 

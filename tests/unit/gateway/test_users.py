@@ -8,7 +8,7 @@ from gateway.profiles import Profiles
 from shop.user.v1 import user_pb2
 
 if TYPE_CHECKING:
-    from .conftest import System
+    from .system import System
 
 
 async def test_an_email_is_taken_in_any_case(system: System) -> None:

@@ -15,12 +15,12 @@ import pytest
 
 from gateway import serving
 
-from .conftest import until
+from .behind import until
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    from .conftest import System
+    from .system import System
 
 Event = dict[str, Any]
 

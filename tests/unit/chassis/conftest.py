@@ -1,0 +1,18 @@
+"""Fixtures that more than one file of these tests uses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from .world import World
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    yield made
+    await made.channel.close()
+    for server in made.servers:
+        await server.stop()
