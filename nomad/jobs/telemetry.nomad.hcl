@@ -53,7 +53,7 @@ job "telemetry" {
           "--grpc", "${NOMAD_PORT_otlp_grpc}",
           "--http", "${NOMAD_PORT_otlp_http}",
           # In memory: with a file, every batch of every process waits for the disk, and the UI with it.
-          "--db-max-size", "80MB",
+          "--db-max-size", "60MB",
         ]
       }
 
@@ -68,7 +68,7 @@ job "telemetry" {
 
       resources {
         cpu    = 200
-        memory = 512 # enforced when Nomad runs as root; the store grows to 80 MB, its queries beyond
+        memory = 512 # enforced when Nomad runs as root; the store grows to 60 MB, its queries beyond
       }
     }
   }
