@@ -78,8 +78,11 @@ class RunningStack:
         return str(signed_in.json()["access_token"])
 
     def breakers(self, service: str) -> set[str]:
-        """The states of the breaker before a service, in all instances of the gateway."""
-        return {str(ready["breakers"][service]) for ready in self.readiness()}
+        """The states of the breaker before a service, in all gateways; "gone" where one has ended meanwhile."""
+        try:
+            return {str(ready["breakers"][service]) for ready in self.readiness()}
+        except httpx.TransportError:
+            return {"gone"}
 
     def whole(self) -> bool:
         """Whether every instance that the jobs ask for is there, passing and serving, and no gateway lacks any."""
@@ -124,17 +127,21 @@ class RunningStack:
     def pids(self, job: str, group: str | None = None) -> list[int]:
         """The service processes of a job: the ones that work in its task folders, without Nomad's executors."""
         folders = [self.folder(alloc, job) for alloc in self.allocations(job, group)]
-        return sorted(pid for folder in folders for pid in process.below(folder) if _works_in(pid, folder))
+        return sorted(pid for folder in folders for pid in self.working_in(folder))
 
-    def logged(self, job: str, words: str, since: float = 0.0) -> list[list[float]]:
-        """When each instance of a job has written a line with these words, of time.time(), after `since`."""
-        return [list(self._lines(alloc, job, words, since)) for alloc in self.allocations(job)]
+    def working_in(self, folder: Path) -> list[int]:
+        """The processes of the task that has this folder."""
+        return [pid for pid in process.below(folder) if _works_in(pid, folder)]
 
-    def _lines(self, alloc: dict[str, Any], job: str, words: str, since: float) -> Iterator[float]:
+    def logged(self, job: str, since: float, *words: str) -> list[list[float]]:
+        """When each instance of a job has written a line with all these words, of time.time(), after `since`."""
+        return [list(self._lines(alloc, job, since, words)) for alloc in self.allocations(job)]
+
+    def _lines(self, alloc: dict[str, Any], job: str, since: float, words: tuple[str, ...]) -> Iterator[float]:
         stream = self.clients.nomad.client.stream_logs.stream
         for line in stream(alloc["ID"], job, "stdout", plain=True, origin="end", offset=500_000).splitlines():
             # The first one may have lost its beginning.
-            if words in line and line.startswith("{"):
+            if line.startswith("{") and all(each in line for each in words):
                 at = datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp()
                 if at >= since:
                     yield at
@@ -172,6 +179,14 @@ def _serves(service: dict[str, Any]) -> bool:
         except grpc.RpcError:
             return False
     return bool(status == HealthCheckResponse.SERVING)
+
+
+def environment(pid: int) -> str:
+    """What a process was started with; nothing of one that has ended."""
+    try:
+        return (process.PROC / str(pid) / "environ").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _works_in(pid: int, folder: Path) -> bool:

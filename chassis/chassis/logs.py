@@ -12,6 +12,7 @@ import stat
 import sys
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -76,24 +77,30 @@ class LogFile:
     """A log that the process itself appends to, as Nomad has it where the `logs` of a task are disabled.
 
     Beyond `longest` bytes it becomes `old.NAME`, and one of the same name takes its place, for stderr too where that is
-    the same. A disk that takes no line fails no caller of the log: lost lines are counted, and the next that goes
-    through is preceded by their number.
+    the same. A disk that takes no line, or half of one, fails no caller of the log: lost lines are counted, and the
+    next that goes through is preceded by their number.
     """
 
     def __init__(self, number: int, longest: int = 10_000_000) -> None:
         self._number = number
+        self._path = Path(f"/proc/self/fd/{number}").readlink()
         self._longest = longest
         self._lost = 0
+        self._torn = False
 
     def write(self, line: str) -> None:
         """Appends a line, newline included, in one piece."""
-        told = _to_json({"event": "log lines lost", "level": "error", "lines": self._lost}) + "\n" if self._lost else ""
+        before = ("\n" if self._torn else "") + (_lines_lost(self._lost) if self._lost else "")
+        whole = (before + line).encode(errors="backslashreplace")
         try:
-            os.write(self._number, (told + line).encode())
+            written = os.write(self._number, whole)
         except OSError:
+            written = 0
+        if written < len(whole):
             self._lost += 1
+            self._torn = self._torn or written > 0
             return
-        self._lost = 0
+        self._lost, self._torn = 0, False
         if os.fstat(self._number).st_size > self._longest:
             with suppress(OSError):  # no room for another: this one goes on, and the next line tries again
                 self._begin_anew()
@@ -102,14 +109,24 @@ class LogFile:
         """Nothing is held back."""
 
     def _begin_anew(self) -> None:
-        path = Path(f"/proc/self/fd/{self._number}").readlink()
-        fresh = path.with_name(f"new.{path.name}")
-        new = os.open(fresh, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        path.rename(path.with_name(f"old.{path.name}"))
-        fresh.rename(path)
-        for number in [number for number in (1, 2, self._number) if os.path.sameopenfile(number, self._number)]:
-            os.dup2(new, number)
-        os.close(new)
+        old, fresh = (self._path.with_name(f"{prefix}.{self._path.name}") for prefix in ("old", "new"))
+        number = os.open(fresh, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            same = [each for each in (1, 2, self._number) if os.path.sameopenfile(each, self._number)]
+            # By links, so that whoever looks for the name finds a log under it at any moment.
+            old.unlink(missing_ok=True)
+            old.hardlink_to(self._path)
+            fresh.replace(self._path)
+            for each in same:
+                os.dup2(number, each)
+        finally:
+            os.close(number)
+
+
+def _lines_lost(number: int) -> str:
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    record = {"lines": number, "event": "log lines lost", "level": "error", "timestamp": now, "service": _Sink.service}
+    return _to_json(record) + "\n"
 
 
 def _drop_below_level(_logger: object, method: str, record: Record) -> Record:

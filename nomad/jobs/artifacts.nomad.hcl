@@ -1,7 +1,7 @@
 # Serves the built zipapps to Nomad over loopback HTTP; every job checks what it fetched against a checksum.
 
 variable "python" { type = string }
-variable "own_log" { type = string }
+variable "run_logged" { type = string }
 variable "artifacts_dir" { type = string }
 variable "artifacts_port" { type = number }
 
@@ -43,7 +43,7 @@ job "artifacts" {
       config {
         command = "/bin/sh"
         args = [
-          "-c", var.own_log, "sh",
+          "-c", var.run_logged, "sh",
           var.python, "-m", "http.server", "${NOMAD_PORT_http}",
           "--bind", "127.0.0.1", "--directory", var.artifacts_dir,
         ]

@@ -1,7 +1,7 @@
 # The edge: Traefik on the one documented port, before every gateway instance that Consul and Traefik itself find well.
 
 variable "python" { type = string }
-variable "own_log" { type = string }
+variable "run_logged" { type = string }
 variable "traefik_bin" { type = string }
 variable "gateway_port" { type = number }
 variable "consul_url" { type = string }
@@ -64,7 +64,7 @@ job "edge" {
       config {
         command = "/bin/sh"
         args = [
-          "-c", var.own_log, "sh", var.python, "-I", "-S", "local/beside",
+          "-c", var.run_logged, "sh", var.python, "-I", "-S", "local/beside",
           "../alloc/tmp/consul.sock", var.consul_url, "${NOMAD_SECRETS_DIR}/nomad_consul.jwt", "${NOMAD_ADDR_refusals}",
         ]
       }
@@ -104,7 +104,7 @@ job "edge" {
 
       config {
         command = "/bin/sh"
-        args    = ["-c", var.own_log, "sh", var.traefik_bin, "--configFile=local/traefik.yml"]
+        args    = ["-c", var.run_logged, "sh", var.traefik_bin, "--configFile=local/traefik.yml"]
       }
 
       logs {

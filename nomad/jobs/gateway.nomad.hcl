@@ -1,7 +1,7 @@
 # The gateway: REST in, gRPC out. Two instances behind the edge, which finds them by their tags.
 
 variable "python" { type = string }
-variable "own_log" { type = string }
+variable "run_logged" { type = string }
 variable "artifact_url" { type = string }
 variable "artifact_sha256" { type = string }
 variable "version" { type = string }
@@ -106,7 +106,7 @@ job "gateway" {
 
       config {
         command = "/bin/sh"
-        args    = ["-c", var.own_log, "sh", var.python, "-OO", "-I", "-S", "local/gateway.pyz"]
+        args    = ["-c", var.run_logged, "sh", var.python, "-OO", "-I", "-S", "local/gateway.pyz"]
       }
 
       logs {

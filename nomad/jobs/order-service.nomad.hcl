@@ -2,7 +2,7 @@
 # Both are the same zipapp.
 
 variable "python" { type = string }
-variable "own_log" { type = string }
+variable "run_logged" { type = string }
 variable "artifact_url" { type = string }
 variable "artifact_sha256" { type = string }
 variable "version" { type = string }
@@ -104,7 +104,7 @@ job "order-service" {
 
         config {
           command = "/bin/sh"
-          args    = concat(["-c", var.own_log, "sh", var.python, "-OO", "-I", "-S", "local/order-service.pyz"], group.value.args)
+          args    = concat(["-c", var.run_logged, "sh", var.python, "-OO", "-I", "-S", "local/order-service.pyz"], group.value.args)
         }
 
         logs {

@@ -1,6 +1,7 @@
 # Postgres for all services: a database, an owner and a schema each. Its files survive the job.
 # Nobody has a password to it but the database engine of Vault, which hands out short-lived logins.
 
+variable "run_logged" { type = string }
 variable "postgres_bin" { type = string }
 variable "postgres_dir" { type = string }
 variable "postgres_port" { type = number }
@@ -126,13 +127,11 @@ job "postgres" {
 
       config {
         command = "/bin/sh"
-        args    = ["local/databases.sh"]
+        args    = ["-c", var.run_logged, "sh", "/bin/sh", "local/databases.sh"]
       }
 
-      # Nomad's process for the logs of a task stays for as long as the allocation. This task writes its one file itself,
-      # where Nomad looks for it.
       logs {
-        disabled = true
+        disabled = true # it writes its log itself, where Nomad looks for it: see nomad/README.md
       }
 
       env {
@@ -155,7 +154,6 @@ job "postgres" {
         destination = "local/databases.sh"
         data        = <<-SH
           set -eu
-          exec >> "$NOMAD_ALLOC_DIR/logs/databases.stdout.0" 2>> "$NOMAD_ALLOC_DIR/logs/databases.stderr.0"
           run() { "$PG_BIN/psql" -qX -v ON_ERROR_STOP=1 -h "$PG_DIR/run" -p "$PG_PORT" -U postgres "$@"; }
           for _ in $(seq 100); do "$PG_BIN/pg_isready" -q -U postgres -h "$PG_DIR/run" -p "$PG_PORT" && break; sleep 0.1; done
           once() { [ "$(run -d postgres -Atc "$1")" = 1 ] || run -d "$3" -c "$2"; }

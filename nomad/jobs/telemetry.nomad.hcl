@@ -1,7 +1,7 @@
 # Receives OTLP traces, metrics and logs and shows them; bounded, so it can run for ever.
 
 variable "telemetry_bin" { type = string }
-variable "own_log" { type = string }
+variable "run_logged" { type = string }
 variable "telemetry_port" { type = number }
 variable "otlp_grpc_port" { type = number }
 variable "otlp_http_port" { type = number }
@@ -47,7 +47,7 @@ job "telemetry" {
       config {
         command = "/bin/sh"
         args = [
-          "-c", var.own_log, "sh",
+          "-c", var.run_logged, "sh",
           var.telemetry_bin, "--host", "127.0.0.1", "--open-browser=false",
           "--browser-port", "${NOMAD_PORT_ui}",
           "--grpc", "${NOMAD_PORT_otlp_grpc}",

@@ -1,7 +1,7 @@
 # The User Service: two instances behind client-side balancing.
 
 variable "python" { type = string }
-variable "own_log" { type = string }
+variable "run_logged" { type = string }
 variable "artifact_url" { type = string }
 variable "artifact_sha256" { type = string }
 variable "version" { type = string }
@@ -96,7 +96,7 @@ job "user-service" {
 
       config {
         command = "/bin/sh"
-        args    = ["-c", var.own_log, "sh", var.python, "-OO", "-I", "-S", "local/user-service.pyz"]
+        args    = ["-c", var.run_logged, "sh", var.python, "-OO", "-I", "-S", "local/user-service.pyz"]
       }
 
       logs {

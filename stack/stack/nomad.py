@@ -23,8 +23,13 @@ from stack.zipapps import Artifact
 
 JOBS = ROOT / "nomad" / "jobs"
 TASKS = ROOT / "nomad" / "tasks"
-# How a task runs that writes its log itself: its words after these, in the file where Nomad looks for what it says.
-OWN_LOG = 'exec "$@" >> "$NOMAD_ALLOC_DIR/logs/$NOMAD_TASK_NAME.stdout.0" 2>&1'
+# Runs a task whose `logs` Nomad does not collect: what it says goes where Nomad looks for it. A file that grew long, as
+# of one that is started over and over, becomes the old one first.
+RUN_LOGGED = """
+logs="$NOMAD_ALLOC_DIR/logs" name="$NOMAD_TASK_NAME.stdout.0"
+find "$logs" -name "$name" -size +10000k -exec mv {} "$logs/old.$name" ";"
+exec "$@" >> "$logs/$name" 2>&1
+"""
 # What others stand on comes first, and goes last.
 FOUNDATION = ("artifacts", "telemetry", "postgres")
 FRONT = ("gateway", "edge")
@@ -116,7 +121,7 @@ class Nomad:
     def _variables(self, name: str) -> dict[str, str | int]:
         stack, tools = self.stack, self._tools
         values: dict[str, str | int] = {
-            "own_log": OWN_LOG,
+            "run_logged": RUN_LOGGED,
             "python": sys.executable if name == "artifacts" else _plain_python(),
             "consul_url": stack.url("consul"),
             "vault_url": stack.url("vault"),

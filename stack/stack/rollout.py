@@ -19,7 +19,7 @@ from stack.console import StackError
 _TELLING = {"Driver Failure", "Failed Artifact Download", "Failed Validation", "Setup Failure", "Terminated"}
 _ENDED = {"successful", "failed", "cancelled"}
 _ALLOCATION = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_LINES = 3
+_LINES = 6
 _LONGEST_LINE = 300
 
 

@@ -18,8 +18,6 @@ from people import Person
 from stack_under_test import RunningStack, eventually
 from tables import change, value
 
-from stack import process
-
 HOLDER = "SELECT holder FROM terms WHERE name = 'worker' AND ends_at > clock_timestamp()"
 GOAL_SECONDS, BOUND_SECONDS = 5.0, 15.0
 RATE = 8
@@ -29,14 +27,17 @@ pytestmark = pytest.mark.usefixtures("whole")
 
 def active(running: RunningStack) -> tuple[str, int]:
     """The instance of the active worker, and its process."""
-    holder = eventually("a worker is active", lambda: value(running, "order_service", HOLDER), 20)
-    alloc = next(alloc for alloc in running.allocations("order-service", "worker") if alloc["ID"] == holder)
-    folder = running.folder(alloc, "order-service")
-    return holder, next(pid for pid in running.pids("order-service", "worker") if _in(pid, str(folder)))
+    found: tuple[str, int] = eventually("a worker is active", lambda: _active(running), 20)
+    return found
 
 
-def _in(pid: int, folder: str) -> bool:
-    return str((process.PROC / str(pid) / "cwd").readlink()) == folder
+def _active(running: RunningStack) -> tuple[str, int] | None:
+    """None as long as nobody is, or one that has just ended."""
+    holder = value(running, "order_service", HOLDER)
+    for alloc in running.allocations("order-service", "worker"):
+        if alloc["ID"] == holder and (pids := running.working_in(running.folder(alloc, "order-service"))):
+            return holder, pids[0]
+    return None
 
 
 def test_two_workers_run_and_one_is_active(running: RunningStack) -> None:

@@ -121,6 +121,15 @@ def test_a_vault_token_that_nomad_fetches_stays_out_of_the_environment(job: str)
 
 
 @pytest.mark.parametrize("job", FILES)
+def test_a_task_whose_logs_nomad_does_not_collect_writes_them_itself(job: str) -> None:
+    found = [body for _, body in blocks(job_file(job).read_text(), r'task "([\w-]+)"')]
+    assert found
+    for body in found:
+        uncollected = any("disabled = true" in logs for _, logs in blocks(body, "logs"))
+        assert uncollected == ("var.run_logged" in body)
+
+
+@pytest.mark.parametrize("job", FILES)
 def test_every_service_of_a_job_has_a_check_in_consul(job: str) -> None:
     found = [body for _, body in blocks(job_file(job).read_text(), "service")]
     assert found

@@ -77,15 +77,15 @@ def test_what_nomad_registers_a_service_with_does_not_end_and_what_a_task_logs_i
     running: RunningStack,
 ) -> None:
     """Nomad cannot renew the first kind; when one ends, Consul goes on telling of its checks what it knew last."""
+    services = [
+        name for name in running.clients.consul.catalog.services()[1] if not name.startswith(("consul", "nomad"))
+    ]
+    instances = sum(len(running.instances(name)) for name in services)
     tokens = running.clients.consul.acl.tokens.list()
     ends = {
         method: [token.get("ExpirationTime") for token in tokens if token.get("AuthMethod") == method]
         for method in ("nomad-services", "nomad-workloads")
     }
-    services = [
-        name for name in running.clients.consul.catalog.services()[1] if not name.startswith(("consul", "nomad"))
-    ]
-    instances = sum(len(running.instances(name)) for name in services)
     assert len(ends["nomad-services"]) >= instances > 0
     assert set(ends["nomad-services"]) == {None}
     assert ends["nomad-workloads"]

@@ -90,7 +90,8 @@ class Remains:
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
-        self.processes = {pid: process.start_time(pid) for pid in _naming(stack.state)}
+        found = {pid: process.start_time(pid) for pid in _naming(stack.state)}
+        self.processes = {pid: started for pid, started in found.items() if started}  # the others have ended meanwhile
         self.memory = {Path(file) for pid in self.processes for file in _shared_memory(pid)}
         self.allocations = {folder.name for folder in (stack.state / "nomad" / "data" / "alloc").iterdir()}
         postmaster = int((stack.state / "postgres" / "data" / "postmaster.pid").read_text().split()[0])

@@ -8,7 +8,6 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import hvac
@@ -16,7 +15,7 @@ import psycopg
 import pytest
 from goals import Form, forms
 from hvac.exceptions import Forbidden, VaultError
-from stack_under_test import RunningStack, eventually
+from stack_under_test import RunningStack, environment, eventually
 from tables import value
 
 from stack import nomad
@@ -49,8 +48,8 @@ def test_the_newest_deployment_of_a_service_succeeded(running: RunningStack, job
 
 @pytest.mark.parametrize(("service", "count"), SERVICES.items())
 def test_a_service_is_in_consul_with_passing_checks(running: RunningStack, service: str, count: int) -> None:
+    eventually(f"{count} pass their checks", lambda: len(running.instances(service)) == count)
     instances = running.instances(service)
-    assert len(instances) == count
     own_checks = [check for entry in instances for check in entry["Checks"] if check["ServiceName"] == service]
     assert len(own_checks) >= count
     assert {check["Status"] for check in own_checks} == {"passing"}
@@ -180,10 +179,10 @@ def test_no_secret_is_in_the_environment_of_a_service(running: RunningStack, sec
     pids = running.pids(job)
     assert pids
     for pid in pids:
-        environment = Path(f"/proc/{pid}/environ").read_text()
-        assert "CONSUL_HTTP_ADDR" in environment
-        assert not [secret for secret in secrets if secret in environment]
-        assert not _LIKE_A_SECRET.search(environment)
+        told = environment(pid)
+        assert "CONSUL_HTTP_ADDR" in told
+        assert not [secret for secret in secrets if secret in told]
+        assert not _LIKE_A_SECRET.search(told)
 
 
 def test_no_job_carries_a_secret(running: RunningStack, secrets: set[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,10 +55,11 @@ def test_without_the_user_service_calls_that_need_it_are_refused_clearly_and_soo
     assert no_user_service.http.post("/v1/sessions", json=body).status_code == httpx.codes.SERVICE_UNAVAILABLE
 
     eventually("the breaker is open in every gateway", lambda: _breakers(running, no_user_service) == {"open"}, 15)
-    began = time.monotonic()
-    reply = no_user_service.get("/v1/users/me")
-    assert (reply.status_code, reply.json()["type"]) == (httpx.codes.SERVICE_UNAVAILABLE, "/problems/breaker-open")
-    assert time.monotonic() - began < 0.5
+    replies = [no_user_service.get("/v1/users/me") for _ in range(8)]
+    assert {reply.status_code for reply in replies} == {httpx.codes.SERVICE_UNAVAILABLE}
+    refused = [reply.elapsed.total_seconds() for reply in replies if reply.json()["type"] == "/problems/breaker-open"]
+    assert len(refused) >= 4, "each of the two gateways may have tried now and then whether the service is back"
+    assert statistics.median(refused) < 0.5
 
 
 def test_the_breaker_heals_by_itself_within_ten_seconds_and_what_was_accepted_is_finished(
@@ -140,8 +142,7 @@ def _status(person: Person) -> int:
 
 def test_postgres_killed_comes_back_with_every_order(running: RunningStack, person: Person) -> None:
     order = person.settled(person.place().json()["id"])
-    for pid in running.pids("postgres") or _postgres(running):
-        os.kill(pid, signal.SIGKILL)
+    os.kill(_postgres(running), signal.SIGKILL)
     eventually("orders can be read again", lambda: person.get(f"/v1/orders/{order['id']}").status_code == 200, 20)
     # Each instance comes back by itself, so one good answer says nothing of the next.
     running.steady()
@@ -150,9 +151,8 @@ def test_postgres_killed_comes_back_with_every_order(running: RunningStack, pers
     assert person.get("/v1/users/me").status_code == httpx.codes.OK
 
 
-def _postgres(running: RunningStack) -> list[int]:
-    first_line = (running.stack.state / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[0]
-    return [int(first_line)]
+def _postgres(running: RunningStack) -> int:
+    return int((running.stack.state / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[0])
 
 
 @pytest.fixture

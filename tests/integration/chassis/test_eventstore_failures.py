@@ -58,7 +58,7 @@ async def test_while_appends_wait_for_the_table_reads_do_not(store: EventStore, 
         began = time.monotonic()
         assert len(await store.read(stream)) == 1
         assert await store.head() == 1
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 2
         assert not any(task.done() for task in waiting)
     await asyncio.gather(*waiting)
 
@@ -116,12 +116,12 @@ async def test_each_read_under_a_deadline_is_limited_and_the_server_has_nothing_
     with deadline(5.0):
         await store.append(stream, 0, [event(stream, 1)], key="k")
         assert [found.version for found in await store.read(stream)] == [1]
-    with deadline(0.3), store._datastore.get_connection() as connection:
+    with deadline(1.0), store._datastore.get_connection() as connection:
         connection.execute("SELECT 1")
         began = time.monotonic()
         with pytest.raises(psycopg.errors.QueryCanceled):
-            connection.execute("SELECT pg_sleep(2)")
-        assert time.monotonic() - began < 1
+            connection.execute("SELECT pg_sleep(10)")
+        assert time.monotonic() - began < 5
         left = connection.execute("SHOW statement_timeout").fetchone()
         assert left is not None
         assert left["statement_timeout"].endswith("ms")
@@ -184,7 +184,7 @@ async def test_a_subscription_wakes_by_notification(store: EventStore) -> None:
     started_at = time.monotonic()
     await store.append(stream, 0, [event(stream, 1)])
     await following
-    assert time.monotonic() - started_at < 0.5
+    assert time.monotonic() - started_at < 0.9, "it looks by itself once a second"
 
 
 async def test_logins_change_under_load_and_no_request_is_lost(postgres: Postgres, schema: str) -> None:

@@ -107,12 +107,12 @@ async def test_a_token_that_was_revoked_is_replaced_unseen(vault: Vault, bao: Se
 
 
 async def test_a_token_is_renewed_and_replaced_before_it_ends(bao: Server, identity: Path) -> None:
-    allow(bao, token_ttl="2s", token_max_ttl="4s")
+    allow(bao, token_ttl="3s", token_max_ttl="6s")
     vault = process("user-service", KNOBS, vault_addr=bao.url, identity_dir=identity).vault
     await vault.read_secret("user-service")
     logins: list[int] = []
     vault.on_login(lambda: logins.append(1))
-    ends_at = time.monotonic() + 9
+    ends_at = time.monotonic() + 13
     while time.monotonic() < ends_at:
         assert vault._client is not None
         await asyncio.to_thread(vault._client.auth.token.lookup_self)

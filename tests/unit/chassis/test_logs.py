@@ -8,7 +8,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +36,7 @@ def test_a_log_line_is_json_with_its_trace(lines) -> None:  # type: ignore[no-un
         structlog.get_logger().info("placed", order="o1")
     (line,) = lines()
     assert (line["event"], line["order"], line["level"], line["service"]) == ("placed", "o1", "info", "gateway")
-    assert (int(line["trace_id"], 16), int(line["span_id"], 16)) == (0xAB, 0xCD)
+    assert (line["trace_id"], line["span_id"]) == ("ab".zfill(32), "cd".zfill(16))
     assert line["timestamp"].endswith("Z")
 
 
@@ -100,42 +100,61 @@ def test_logs_to_anything_else_than_a_file_stay_where_they_go() -> None:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Iterator[tuple[logs.LogFile, Path]]:
-    path = tmp_path / "order-service.stdout.0"
-    number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    yield logs.LogFile(number), path
-    os.close(number)
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "order-service.stdout.0"
 
 
-def test_a_full_disk_fails_no_caller_and_its_lines_are_counted(
-    file: tuple[logs.LogFile, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log, path = file
-    log.write("one\n")
-    with monkeypatch.context() as full:
-        full.setattr(os, "write", _full)
-        log.write("two\n")
-        log.write("three\n")
-    log.write("four\n")
-    log.write("five\n")
-    one, lost, four, five = path.read_text().splitlines()
-    assert (one, four, five) == ("one", "four", "five")
-    assert json.loads(lost) == {"event": "log lines lost", "level": "error", "lines": 2}
-
-
-def test_a_log_that_finds_no_room_to_begin_anew_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "user-service.stdout.0"
+@pytest.fixture
+def log(path: Path) -> Iterator[logs.LogFile]:
     with path.open("a") as opened:
-        log = logs.LogFile(opened.fileno(), longest=10)
-        with monkeypatch.context() as full:
-            full.setattr(os, "open", _full)
-            log.write("longer than that\n")
-            log.write("two\n")
-        log.write("three\n")
-        log.write("four\n")
-    assert (tmp_path / "old.user-service.stdout.0").read_text() == "longer than that\ntwo\nthree\n"
-    assert path.read_text() == "four\n"
+        yield logs.LogFile(opened.fileno(), longest=10_000)
 
 
 def _full(*_: object) -> int:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _half(number: int, line: bytes, write: Callable[[int, bytes], int] = os.write) -> int:
+    """As the last write before a disk is full."""
+    return write(number, line[: len(line) // 2])
+
+
+# What stands in the log of two lines that were lost, by their first letters: of the second, its number of lost lines.
+@pytest.mark.parametrize(("failing", "left"), [("full full", []), ("half full", ["t"]), ("half half", ["t", "{"])])
+def test_a_full_disk_fails_no_caller_and_its_lines_are_counted(
+    log: logs.LogFile, path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, left: list[str]
+) -> None:
+    log.write("one\n")
+    for line, disk in zip(("two\n", "three\n"), failing.split(), strict=True):
+        with monkeypatch.context() as full:
+            full.setattr(os, "write", {"full": _full, "half": _half}[disk])
+            log.write(line)
+    log.write("four\n")
+    log.write("five\n")
+    one, *torn, lost, four, five = path.read_text().splitlines()
+    assert (one, four, five) == ("one", "four", "five")
+    assert [line[0] for line in torn if line] == left
+    told = json.loads(lost)
+    assert (told["event"], told["lines"], told["level"]) == ("log lines lost", 2, "error")
+    assert set(told) >= {"timestamp", "service"}
+
+
+@pytest.mark.parametrize(("where", "what"), [(os, "open"), (os, "link"), (os, "replace"), (os.path, "sameopenfile")])
+def test_a_log_that_cannot_begin_anew_goes_on(
+    log: logs.LogFile, path: Path, monkeypatch: pytest.MonkeyPatch, where: object, what: str
+) -> None:
+    before = _open_files()
+    with monkeypatch.context() as full:
+        full.setattr(where, what, _full)
+        for _ in range(3):
+            log.write("x" * 10_000 + "\n")
+            assert path.exists()
+    assert _open_files() == before
+    log.write("the last of it\n")
+    log.write("another\n")
+    assert path.read_text() == "another\n"
+    assert path.with_name(f"old.{path.name}").read_text().count("\n") == 4
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
