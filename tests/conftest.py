@@ -29,8 +29,15 @@ if _names := os.environ.get("WAYPOST_STACKS"):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes its stack away comes last."""
-    items.sort(key=lambda item: item.path.name == "test_teardown.py" and item.path.parent.name == "infra")
+    """Files that need a stack come first, then the one that takes it away: who has run that goes on with the rest."""
+    needing = {item.path for item in items if "running" in getattr(item, "fixturenames", ())}
+
+    def turn(item: pytest.Item) -> int:
+        if item.path.name == "test_teardown.py" and item.path.parent.name == "infra":
+            return 1
+        return 0 if item.path in needing else 2
+
+    items.sort(key=turn)
 
 
 @pytest.fixture(scope="session")

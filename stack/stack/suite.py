@@ -18,7 +18,7 @@ from stack.teardown import destroy
 
 # By name only: what takes minutes, from all tiers. It measures, so it has the machine for itself.
 LONG = "long"
-# The order is from quick to slow. What is on the right of a tier needs a running stack.
+# Whether a tier needs a running stack.
 TIERS = {"unit": False, "contract": False, "integration": True, "infra": True, "chaos": True}
 TEST, BESIDE = (Stack(name, KNOWN_SLOTS[name]) for name in ("test", "test_beside"))
 

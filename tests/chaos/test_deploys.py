@@ -1,7 +1,8 @@
 """Hypothesis: no request is lost to a deploy, be the new version good or bad.
 
 Fault: a new version of each service under open-loop load. Observed: every answer. Recovery: the bad version is gone by
-itself. Control: without shutdown_delay and drain, the same load does lose requests.
+itself. Controls (long): without shutdown_delay and drain, the same load does lose requests; without auto_revert a bad
+version stays.
 """
 
 from __future__ import annotations
@@ -143,6 +144,7 @@ def _abrupt(job: dict[str, Any]) -> None:
             task["KillSignal"], task["KillTimeout"] = "SIGKILL", 0
 
 
+@pytest.mark.long
 def test_without_delay_and_drain_the_same_load_loses_requests(
     running: RunningStack, nomad: Nomad, arrivals: Callable[[int], Request]
 ) -> None:

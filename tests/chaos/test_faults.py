@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import httpx
 import psycopg
@@ -127,22 +127,19 @@ def test_a_stopped_instance_that_is_not_left_out_makes_many_wait(
     running: RunningStack, reading: Callable[[int], Request]
 ) -> None:
     """Negative control: the same fault, without the right to leave anybody out; before Consul finds it after 5 s."""
-    late = {}
-    # Without first: who was left out comes back with half its share.
-    for share in (0.0, 0.5):
-        balancing = {"left_out_share": share, "left_out_seconds": 15.0}
-        with (
-            turned(running, "gateway", {"orders": {"balancing": balancing}}),
-            Load(running.url("gateway"), 12, reading) as load,
-        ):
-            eventually("the load flows", lambda: len(load.answers) > 24, 30)
-            with _stopped(running) as began:
-                eventually("it has lasted", lambda: time.time() > began + 6, 10)
-        late[share] = sum(answer.seconds > 0.9 for answer in load.arrived(began + 1, began + 5))
-        running.steady()
-    print(f"late answers in the 4 s before Consul finds out: {late[0.5]}, and {late[0.0]} where none is left out")
-    assert late[0.0] >= 3
-    assert late[0.5] <= max(1, late[0.0] // 4)
+    balancing = {"left_out_share": 0.0, "left_out_seconds": 15.0}
+    with (
+        turned(running, "gateway", {"orders": {"balancing": balancing}}),
+        Load(running.url("gateway"), 12, reading) as load,
+    ):
+        eventually("the load flows", lambda: len(load.answers) > 24, 30)
+        with _stopped(running) as began:
+            eventually("it has lasted", lambda: time.time() > began + 6, 10)
+    # Those that have waited for the stopped one, before the other was asked.
+    late = sum(answer.seconds > 0.9 for answer in load.arrived(began + 1, began + 5))
+    running.steady()
+    print(f"{late} late answers in the 4 s before Consul finds out, where none is left out")
+    assert late >= 3
 
 
 @forms(2, 10)
@@ -258,15 +255,15 @@ def test_hanging_telemetry_costs_no_request_and_holds_up_no_exit(
 ) -> None:
     if not running.instances("telemetry"):
         pytest.skip("the telemetry UI was left out: this machine has no C++ compiler")
-    good: dict[bool, float] = {False: 0.0, True: 0.0}
-    # There and back, so that what else the machine does hits both alike.
-    for hanging in (False, True, True, False):
-        with _hanging(running, chaos, form.much + 60) if hanging else nullcontext():
-            good[hanging] += _throughput(running, placing, form.much / 2)
-    with _hanging(running, chaos, 60):
+    # Before and after, so that what else the machine does hits both alike.
+    good = _throughput(running, placing, form.much / 2)
+    with _hanging(running, chaos, form.much + 60):
+        hanging = _throughput(running, placing, form.much)
         ended = _seconds_to_end(running.pids("order-service", "api")[0])
-    print(f"telemetry hanging: throughput {good[True] / good[False]:.3f} x, exit after {ended:.1f} s")
-    assert good[True] >= form.bound(0.97, 0.5) * good[False]
+    running.steady()
+    good = (good + _throughput(running, placing, form.much / 2)) / 2
+    print(f"telemetry hanging: throughput {hanging / good:.3f} x, exit after {ended:.1f} s")
+    assert hanging >= form.bound(0.97, 0.2) * good
 
 
 @contextmanager

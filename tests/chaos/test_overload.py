@@ -115,13 +115,8 @@ def test_without_limits_nobody_is_refused_and_everybody_waits(
 ) -> None:
     """Negative control: the same load with the limits out of the way."""
     peak = _peak(running, reading, 3)
-    limited = _offered(running, reading, 3 * peak, 3)
     with turned(running, "gateway", NO_LIMIT), turned(running, "order-service", NO_LIMIT):
-        unlimited = _offered(running, reading, 3 * peak, 3)
-    overloaded = [sum("overloaded" in one.said for one in seen.refusals) for seen in (limited, unlimited)]
-    print(
-        f"with limits {overloaded[0]} refused, answered in {1000 * limited.answered:.0f} ms; "
-        f"without {overloaded[1]} refused, {1000 * unlimited.answered:.0f} ms"
-    )
-    assert overloaded[0] > 0
-    assert overloaded[1] < overloaded[0] / 4
+        seen = _offered(running, reading, 3 * peak, 3)
+    overloaded = sum("overloaded" in one.said for one in seen.refusals)
+    print(f"without limits {overloaded} refused for them, answered in {1000 * seen.answered:.0f} ms")
+    assert overloaded == 0

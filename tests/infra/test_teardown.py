@@ -1,6 +1,6 @@
 """`down` keeps all that was written, `destroy` leaves nothing, with Nomad killed before it.
 
-It is the last of all tests (tests/conftest.py), for it takes the stack away that `./justw test` has made for it.
+It is the last of the tests that need a stack (tests/conftest.py): it takes away what `./justw test` has made for it.
 """
 
 from __future__ import annotations

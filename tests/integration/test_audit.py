@@ -80,7 +80,9 @@ def findings(running: RunningStack) -> Iterator[dict[str, str]]:
     with httpx.Client(base_url=running.url("gateway"), timeout=15) as http, ExitStack() as stack:
         person = register(http)
         orders = {name: str(uuid4()) for name in ("leaked", "keyed", "headless")}
-        orders |= {name: confirmed(person) for name in ("short", "doubled", "damaged", "gap", "lost")}
+        placed = {name: person.place().json()["id"] for name in ("short", "doubled", "damaged", "gap", "lost")}
+        assert {person.settled(order)["status"] for order in placed.values()} == {"confirmed"}
+        orders |= placed
         orders["kept"] = cancelled(running, person)
         orders["twin"] = twin(running, person)
         stack.callback(change, running, "order_service", OTHER_COMMAND, orders["twin"])
