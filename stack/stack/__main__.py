@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -17,19 +18,28 @@ def main() -> int:
         print(f"unknown command {command!r}; one of: {', '.join(COMMANDS)}", file=sys.stderr)
         return 64
     try:
-        return COMMANDS[command](arguments) or 0
+        return _run(command, arguments)
     except StackError as error:
         error.show()
-        return 1
     except _unreachable() as error:
         StackError(f"{command} met a part that does not answer", _first_line(error), "./justw status").show()
-        return 1
     except OSError as error:
         refusal.explain(command, error).show()
-        return 1
     except KeyboardInterrupt:
         print("\ninterrupted; the same command takes it up again", file=sys.stderr)
         return 130
+    return 1
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    try:
+        code = COMMANDS[command](arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read this has gone, as `head` does: it ends as by SIGPIPE would, and writes nothing at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code or 0
 
 
 def _forget_other_clusters() -> None:

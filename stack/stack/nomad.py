@@ -23,11 +23,12 @@ from stack.zipapps import Artifact
 
 JOBS = ROOT / "nomad" / "jobs"
 TASKS = ROOT / "nomad" / "tasks"
-# Runs a task whose `logs` Nomad does not collect: what it says goes where Nomad looks for it. A file that grew long, as
-# of one that is started over and over, becomes the old one first.
+# Runs a task whose `logs` Nomad does not collect: what it says goes where Nomad looks for it, which refuses to follow
+# one without a stderr. A file that grew long, as of one that is started over and over, becomes the old one first.
 RUN_LOGGED = """
 logs="$NOMAD_ALLOC_DIR/logs" name="$NOMAD_TASK_NAME.stdout.0"
 find "$logs" -name "$name" -size +10000k -exec mv {} "$logs/old.$name" ";"
+true >> "$logs/$NOMAD_TASK_NAME.stderr.0"
 exec "$@" >> "$logs/$name" 2>&1
 """
 # What others stand on comes first, and goes last.

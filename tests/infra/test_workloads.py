@@ -41,6 +41,18 @@ def test_a_job_runs_with_every_instance_it_asks_for(running: RunningStack, job: 
     assert len(running.allocations(job)) == sum(group["Count"] for group in found["TaskGroups"])
 
 
+@pytest.mark.parametrize("job", nomad.names())
+def test_what_a_task_says_can_be_followed(running: RunningStack, job: str) -> None:
+    """By `nomad alloc logs -f` and the UI, which ask for both streams at once, whoever writes them."""
+    if job == "telemetry" and job not in running.clients.nomad.job:
+        pytest.skip("the telemetry UI was left out: this machine has no C++ compiler")
+    read = running.clients.nomad.client.stream_logs.stream
+    asked = [(alloc["ID"], task) for alloc in running.allocations(job) for task in alloc["TaskStates"]]
+    said = {task: [read(alloc, task, stream, plain=True) for stream in ("stdout", "stderr")] for alloc, task in asked}
+    assert job in said
+    assert "".join(said[job])
+
+
 @pytest.mark.parametrize("job", JOBS)
 def test_the_newest_deployment_of_a_service_succeeded(running: RunningStack, job: str) -> None:
     assert running.clients.nomad.job.get_deployment(job)["Status"] == "successful"

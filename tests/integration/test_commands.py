@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
-import sys
 
 import httpx
 import pytest
+from operator_commands import run, words
 from people import Person
 from stack_under_test import RunningStack, eventually
 
 from stack import nomad
 from stack.config import ROOT
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stack", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_a_second_deploy_changes_nothing_and_says_so_within_thirty_seconds(running: RunningStack) -> None:
@@ -94,6 +90,12 @@ def test_logs_show_what_a_part_said(running: RunningStack, name: str) -> None:
     assert [line for line in said.stdout.splitlines() if not line.startswith("---")]
 
 
+def test_logs_for_a_reader_that_goes_end_quietly(running: RunningStack) -> None:
+    command = shlex.join(words("logs", "gateway"))
+    read = subprocess.run(["sh", "-c", f"{command} | true"], capture_output=True, text=True, check=False)
+    assert (read.returncode, read.stderr) == (0, "")
+
+
 def test_logs_of_nobody_name_those_that_exist() -> None:
     refused = run("logs", "nobody")
     assert refused.returncode == 1
@@ -124,7 +126,7 @@ def test_an_unknown_command_names_the_known_ones() -> None:
 
 def test_a_stack_whose_port_is_taken_says_by_whom(running: RunningStack) -> None:
     env = os.environ | {"WAYPOST_STACK": "squatter", "WAYPOST_SLOT": str(running.stack.slot)}
-    command = [sys.executable, "-m", "stack", "deploy"]
+    command = words("deploy")
     try:
         refused = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
         assert refused.returncode == 1
