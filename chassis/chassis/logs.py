@@ -12,7 +12,6 @@ import stat
 import sys
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -22,6 +21,7 @@ from opentelemetry import trace
 Record = MutableMapping[str, Any]
 
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+_add_time = structlog.processors.TimeStamper(fmt="iso", utc=True)
 _NOISY = {"httpx": 30, "httpcore": 30, "asyncio": 30, "urllib3": 30, "psycopg.pool": 40, "psycopg": 40}
 
 
@@ -39,7 +39,7 @@ def to_stdout(service: str) -> None:
             _drop_below_level,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _add_time,
             structlog.processors.format_exc_info,
             _add_origin,
             _send,
@@ -124,9 +124,8 @@ class LogFile:
 
 
 def _lines_lost(number: int) -> str:
-    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    record = {"lines": number, "event": "log lines lost", "level": "error", "timestamp": now, "service": _Sink.service}
-    return _to_json(record) + "\n"
+    record: Record = {"lines": number, "event": "log lines lost", "level": "error", "service": _Sink.service}
+    return _to_json(_add_time(None, "error", record)) + "\n"
 
 
 def _drop_below_level(_logger: object, method: str, record: Record) -> Record:

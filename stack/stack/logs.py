@@ -35,7 +35,7 @@ def logs(stack: Stack, arguments: Sequence[str]) -> None:
 
 
 def _task(clients: Clients, alloc: str, task: str, state: str) -> None:
-    """Both streams, or the one file of a task that writes its own log."""
+    """Both streams; a task that writes its own log says all in the first."""
     title, said = f"{task} {alloc[:8]} ({state})", False
     for stream in ("stdout", "stderr"):
         try:
