@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from chassis.consul import ConsulClient
-from chassis.lifecycle import Process
+from chassis.platform.consul import ConsulClient
+from chassis.process import Process
 from chassis.settings import Environment, Knobs, Live
 
 K = TypeVar("K", bound=Knobs)

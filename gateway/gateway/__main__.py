@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from chassis import client, lifecycle
-from chassis.lifecycle import Process
+from chassis import process
+from chassis.calls import client
+from chassis.process import Process
 from gateway import app, serving
 from gateway.access import Backend
 from gateway.health import Dependencies
@@ -38,7 +39,7 @@ def _stub(kind: type[Any], channel: client.Channel) -> Any:
 
 
 def main() -> None:
-    lifecycle.run("gateway", Settings, compose)
+    process.run("gateway", Settings, compose)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from sanic.response import BaseHTTPResponse
 
 from chassis import telemetry
 from chassis.errors import RpcError
-from chassis.limiter import Limiter, LimiterKnobs
+from chassis.serving.limiter import Limiter, LimiterKnobs
 from gateway.heads import Head, Verbs
 from gateway.problems import Problems
 from gateway.settings import Settings

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import httpx
 from sanic import Blueprint, HTTPResponse, Request
 
-from chassis.client import Channel
-from chassis.consul import trusted
-from chassis.discovery import Endpoints
-from chassis.lifecycle import Process
+from chassis.calls.client import Channel
+from chassis.platform.consul import trusted
+from chassis.platform.discovery import Endpoints
+from chassis.process import Process
 from gateway.access import backend
 from gateway.answers import Readiness, answered
 from gateway.settings import Settings

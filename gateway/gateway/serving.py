@@ -15,7 +15,7 @@ from sanic.application.state import ApplicationServerInfo
 from sanic.http.constants import HTTP
 from sanic.server.async_server import AsyncioServer
 
-from chassis.lifecycle import Process
+from chassis.process import Process
 from gateway.edge import Edge
 from gateway.settings import Settings
 

@@ -29,7 +29,7 @@ _REMEMBERED = 10_000
 
 
 class PublicKeys(Protocol):
-    """Where keys come from: `chassis.vault.Vault` is one. Version to 32 bytes of ed25519."""
+    """Where keys come from: `chassis.platform.vault.Vault` is one. Version to 32 bytes of ed25519."""
 
     async def public_keys(self, key: str) -> dict[int, bytes]: ...
 

@@ -18,8 +18,8 @@ import structlog
 from opentelemetry import trace
 from sanic import Blueprint, HTTPResponse, Request
 
+from chassis.backoff import backoff
 from chassis.errors import RpcError
-from chassis.pauses import backoff
 from gateway import answers
 from gateway.access import Backend, backend, signed_in
 from gateway.problems import Problem

@@ -8,7 +8,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from chassis.eventstore import AlreadyRecorded, EventLog, RecordedEvent, VersionConflict
+from chassis.events.port import AlreadyRecorded, EventLog, VersionConflict
+from chassis.events.record import RecordedEvent
 
 
 def event(stream: UUID, version: int, kind: str = "OrderPlaced", **data: Any) -> RecordedEvent:

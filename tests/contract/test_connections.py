@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from chassis.database import Database
-from chassis.recorder import EventStore
+from chassis.postgres.database import Database
+from chassis.postgres.eventstore import EventStore
 
 from .checkout import ROOT, SERVICES, job_file, package
 

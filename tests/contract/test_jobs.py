@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from chassis.lifecycle import FLUSH_SECONDS
+from chassis.process import FLUSH_SECONDS
 from chassis.settings import Environment
 from gateway.problems import KINDS
 from stack import nomad

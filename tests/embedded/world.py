@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 
 from embedded.postgres import Postgres
 
-from chassis.database import Database
-from chassis.discovery import Endpoint, Endpoints
-from chassis.leases import LeasedLogin
-from chassis.vault import Lease
+from chassis.platform.database_credentials import LeasedLogin
+from chassis.platform.discovery import Endpoint, Endpoints
+from chassis.platform.vault import Lease
+from chassis.postgres.database import Database
 
 
 class FakeVault:

@@ -10,8 +10,9 @@ from functools import partial
 
 import grpc
 
-from chassis import lifecycle, server
-from chassis.lifecycle import Process
+from chassis import process
+from chassis.process import Process
+from chassis.serving import server
 from order_service import audit, rebuild, worker
 from order_service.commands import Commands
 from order_service.keys import PostgresKeys
@@ -42,13 +43,13 @@ async def compose(process: Process[Settings]) -> None:
 def main() -> None:
     match sys.argv[1:]:
         case []:
-            lifecycle.run("order-service", Settings, compose)
+            process.run("order-service", Settings, compose)
         case ["worker"]:
-            lifecycle.run("order-service", Settings, worker.compose)
+            process.run("order-service", Settings, worker.compose)
         case ["audit"]:
-            lifecycle.run("order-service", Settings, audit.compose)
+            process.run("order-service", Settings, audit.compose)
         case ["rebuild", name]:
-            lifecycle.run("order-service", Settings, partial(rebuild.compose, name=name))
+            process.run("order-service", Settings, partial(rebuild.compose, name=name))
         case _:
             sys.exit("usage: order-service.pyz [worker | audit | rebuild NAME]")
 

@@ -13,9 +13,9 @@ from datetime import timedelta
 from typing import Any, LiteralString
 from uuid import UUID
 
-from chassis.database import Database
-from chassis.eventstore import RecordedEvent
-from chassis.lifecycle import Process
+from chassis.events.record import RecordedEvent
+from chassis.postgres.database import Database
+from chassis.process import Process
 from order_service import domain, history, ledger
 from order_service.domain import Order, Status
 from order_service.errands import KINDS

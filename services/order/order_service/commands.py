@@ -13,7 +13,7 @@ from uuid import UUID, uuid5
 
 from uuid_utils.compat import uuid7
 
-from chassis.eventstore import AlreadyRecorded, EventLog, VersionConflict
+from chassis.events.port import AlreadyRecorded, EventLog, VersionConflict
 from order_service import domain, history
 from order_service.domain import Event, Invalid, Line, Order, OrderUnknown
 from order_service.history import FULFILMENT, Cause

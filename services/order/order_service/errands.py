@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from uuid import UUID, uuid5
 
 if TYPE_CHECKING:
-    from chassis.database import Database
+    from chassis.postgres.database import Database
 
 Kind = Literal["reserve", "release"]
 KINDS: dict[str, Kind] = {"OrderPlaced": "reserve", "OrderCancelled": "release", "OrderRejected": "release"}

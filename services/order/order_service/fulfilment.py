@@ -14,7 +14,7 @@ import structlog
 
 from chassis.deadline import deadline
 from chassis.errors import RpcError
-from chassis.eventstore import EventLog
+from chassis.events.port import EventLog
 from chassis.telemetry import continued
 from order_service import history
 from order_service.commands import Commands

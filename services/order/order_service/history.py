@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from chassis.eventstore import RecordedEvent
+from chassis.events.record import RecordedEvent
 from chassis.telemetry import current_traceparent
 from order_service import domain
 from order_service.domain import (

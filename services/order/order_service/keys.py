@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
-from chassis.eventstore import AlreadyRecorded, RecordedEvent
+from chassis.events.port import AlreadyRecorded
+from chassis.events.record import RecordedEvent
 
 if TYPE_CHECKING:
     from psycopg import Cursor
 
-    from chassis.database import Database
+    from chassis.postgres.database import Database
 
 _CONSTRAINT = "idempotency_keys_pkey"
 

@@ -14,7 +14,7 @@ from order_service.leadership import Leadership
 from order_service.settings import Settings
 
 if TYPE_CHECKING:
-    from chassis.database import Database
+    from chassis.postgres.database import Database
 
 log = structlog.get_logger(__name__)
 

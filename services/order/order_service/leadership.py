@@ -17,7 +17,7 @@ from chassis.errors import RpcError
 from order_service.settings import Settings
 
 if TYPE_CHECKING:
-    from chassis.database import Database
+    from chassis.postgres.database import Database
 
 log = structlog.get_logger(__name__)
 

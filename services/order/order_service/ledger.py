@@ -16,7 +16,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
-from chassis.eventstore import RecordedEvent, from_state
+from chassis.events.record import RecordedEvent, from_state
 from order_service import domain, history
 from order_service.domain import Order
 

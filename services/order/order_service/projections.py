@@ -17,7 +17,8 @@ from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
 from chassis.errors import RpcError
-from chassis.eventstore import EventLog, RecordedEvent
+from chassis.events.port import EventLog
+from chassis.events.record import RecordedEvent
 from chassis.telemetry import continued, meter
 from order_service import history
 from order_service.domain import OrderPlaced, Status
@@ -27,7 +28,7 @@ from order_service.settings import Settings
 from order_service.upcasts import UnknownEvent, upcast
 
 if TYPE_CHECKING:
-    from chassis.database import Database
+    from chassis.postgres.database import Database
 
 log = structlog.get_logger(__name__)
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
-from chassis.eventstore import EventLog, MemoryEventStore, RecordedEvent
+from chassis.events.memory import MemoryEventStore
+from chassis.events.port import EventLog
+from chassis.events.record import RecordedEvent
 from order_service import history
 from order_service.domain import Order, OrderUnknown, Status
 
 if TYPE_CHECKING:
-    from chassis.database import Database
+    from chassis.postgres.database import Database
 
 
 @dataclass(frozen=True)

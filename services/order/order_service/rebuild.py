@@ -16,10 +16,10 @@ from typing import LiteralString
 import structlog
 from psycopg import AsyncConnection, OperationalError
 
-from chassis.database import Database
 from chassis.errors import RpcError
-from chassis.eventstore import EventLog
-from chassis.lifecycle import Process
+from chassis.events.port import EventLog
+from chassis.postgres.database import Database
+from chassis.process import Process
 from order_service import ledger
 from order_service.ledger import Connection
 from order_service.projections import ADVANCE, ERRANDS, ORDERS

@@ -12,7 +12,7 @@ from uuid import UUID
 import grpc
 
 from chassis.errors import RpcError
-from chassis.eventstore import RecordedEvent
+from chassis.events.record import RecordedEvent
 from order_service import commands, domain, history
 from order_service.commands import Commands
 from order_service.domain import Line, Order, Status

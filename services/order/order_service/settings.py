@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from chassis.client import ClientKnobs
-from chassis.limiter import LimiterKnobs
+from chassis.calls.client import ClientKnobs
+from chassis.serving.limiter import LimiterKnobs
 from chassis.settings import Knobs
 
 

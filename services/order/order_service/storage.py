@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from chassis.database import Database
-from chassis.eventstore import EventStore
-from chassis.lifecycle import Process
+from chassis.postgres.database import Database
+from chassis.postgres.eventstore import EventStore
+from chassis.process import Process
 from order_service import keys
 from order_service.settings import Settings
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from chassis.eventstore import RecordedEvent
+from chassis.events.record import RecordedEvent
 
 Step = Callable[[RecordedEvent], RecordedEvent]
 

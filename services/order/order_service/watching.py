@@ -18,8 +18,9 @@ import grpc
 from chassis import telemetry
 from chassis.deadline import within
 from chassis.errors import RpcError, unavailable
-from chassis.eventstore import EventLog, RecordedEvent
-from chassis.lifecycle import Process
+from chassis.events.port import EventLog
+from chassis.events.record import RecordedEvent
+from chassis.process import Process
 from order_service import history
 from order_service.domain import Invalid, Order
 from order_service.queries import Queries

@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 import structlog
 
-from chassis import client, server
+from chassis.calls import client
 from chassis.errors import RpcError
-from chassis.eventstore import EventLog
-from chassis.lifecycle import Process
+from chassis.events.port import EventLog
+from chassis.process import Process
+from chassis.serving import server
 from order_service import lag
 from order_service.commands import Commands
 from order_service.errands import PostgresErrands

@@ -6,9 +6,10 @@ import sys
 
 import grpc
 
-from chassis import lifecycle, server
-from chassis.database import Database
-from chassis.lifecycle import Process
+from chassis import process
+from chassis.postgres.database import Database
+from chassis.process import Process
+from chassis.serving import server
 from shop.user.v1.user_pb2_grpc import add_UserServiceServicer_to_server
 from user_service import audit
 from user_service.accounts import PostgresAccounts
@@ -42,9 +43,9 @@ async def compose(process: Process[Settings]) -> None:
 def main() -> None:
     match sys.argv[1:]:
         case []:
-            lifecycle.run("user-service", Settings, compose)
+            process.run("user-service", Settings, compose)
         case ["audit"]:
-            lifecycle.run("user-service", Settings, audit.compose)
+            process.run("user-service", Settings, audit.compose)
         case _:
             sys.exit("usage: user-service.pyz [audit]")
 

@@ -18,7 +18,7 @@ from chassis.errors import unwritable
 from user_service.domain import Credit, EmailTaken, Reservation, State, User, UserUnknown, email_key
 
 if TYPE_CHECKING:
-    from chassis.database import Database
+    from chassis.postgres.database import Database
 
 Connection = AsyncConnection[DictRow]
 Decide = Callable[[Credit, Reservation | None], Reservation]

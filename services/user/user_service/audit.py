@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any, LiteralString
 
-from chassis.database import Database
-from chassis.lifecycle import Process
+from chassis.postgres.database import Database
+from chassis.process import Process
 from user_service.settings import Settings
 
 _MEND = "UPDATE users SET held = {sum} WHERE id = '{user}', after looking for who wrote to table users"

@@ -7,7 +7,7 @@ from typing import Annotated
 from iso4217 import Currency
 from pydantic import AfterValidator, Field
 
-from chassis.limiter import LimiterKnobs
+from chassis.serving.limiter import LimiterKnobs
 from chassis.settings import Knobs
 
 

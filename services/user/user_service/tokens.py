@@ -19,7 +19,7 @@ _ROTATIONS = 3
 
 
 class Signer(Protocol):
-    """What signs: `chassis.vault.Vault` is one. Answers with the signature and the version of the key."""
+    """What signs: `chassis.platform.vault.Vault` is one. Answers with the signature and the version of the key."""
 
     async def sign(self, key: str, payload: bytes) -> tuple[bytes, int]: ...
 

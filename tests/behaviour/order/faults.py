@@ -14,7 +14,8 @@ from behaviour.order.interleaved import Interleaved
 from behaviour.order.service import Service
 
 from chassis.errors import RpcError, unavailable
-from chassis.eventstore import EventLog, RecordedEvent
+from chassis.events.port import EventLog
+from chassis.events.record import RecordedEvent
 from order_service.commands import Commands
 from order_service.errands import Errand, Errands
 from order_service.fulfilment import Fulfilment

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
 
-from chassis.eventstore import EventLog, RecordedEvent
+from chassis.events.port import EventLog
+from chassis.events.record import RecordedEvent
 
 
 class Interleaved:

@@ -13,7 +13,7 @@ from behaviour.order.service import ADA, TEA, shipped
 from embedded.postgres import Postgres
 from embedded.world import started
 
-from chassis.recorder import EventStore
+from chassis.postgres.eventstore import EventStore
 from order_service import keys
 from order_service.commands import Commands
 from order_service.keys import PostgresKeys

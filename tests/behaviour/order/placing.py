@@ -9,7 +9,8 @@ from uuid import uuid4
 import pytest
 from behaviour.order.service import ADA, EVE, TEA, Knobs, Service
 
-from chassis.eventstore import RecordedEvent, VersionConflict
+from chassis.events.port import VersionConflict
+from chassis.events.record import RecordedEvent
 from order_service.commands import Contended, KeyReused
 from order_service.domain import Invalid, Line, OrderClosed, OrderUnknown, Status, VersionMismatch
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
-from chassis.eventstore import EventLog
+from chassis.events.port import EventLog
 from order_service.commands import Commands
 from order_service.domain import Line, Order
 from order_service.errands import Errands, Kind

@@ -12,8 +12,8 @@ from uuid import UUID
 from embedded.postgres import Postgres
 from embedded.world import World, started
 
-from chassis.eventstore import MemoryEventStore
-from chassis.recorder import EventStore
+from chassis.events.memory import MemoryEventStore
+from chassis.postgres.eventstore import EventStore
 from order_service import keys
 from order_service.errands import KINDS, Kind, MemoryErrands, PostgresErrands
 from order_service.keys import MemoryKeys, PostgresKeys

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from chassis.consul import ConsulClient
-from chassis.discovery import Discovery, Endpoints
+from chassis.platform.consul import ConsulClient
+from chassis.platform.discovery import Discovery, Endpoints
 from chassis.settings import Knobs, Live, load_knobs, watch_knobs
 from stack import tools
 

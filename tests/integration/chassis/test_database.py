@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from chassis import statements
 from chassis.deadline import deadline
 from chassis.errors import ConfigurationError, RpcError
+from chassis.postgres import cursors
 
 from .waiting import until
 
@@ -210,7 +210,7 @@ async def test_an_error_repeats_the_row_neither_in_its_words_nor_in_its_span(
 ) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(statements, "_tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(cursors, "_tracer", provider.get_tracer("test"))
     async with world.database.connection() as connection:
         await connection.execute("CREATE TABLE people (email text PRIMARY KEY, hash text CHECK (hash = ''))")
     row = ("ada@example.com", "$argon2id$")

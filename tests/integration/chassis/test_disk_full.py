@@ -19,7 +19,7 @@ from embedded.postgres import NOBODY, Postgres
 from embedded.world import World
 
 from chassis.errors import RpcError
-from chassis.recorder import EventStore
+from chassis.postgres.eventstore import EventStore
 from stack.chaos import disk
 
 from .test_eventstore import postgres_keys, prepare

@@ -11,8 +11,8 @@ from behaviour.eventlog import *  # noqa: F403 - each function of the suite is a
 from embedded.postgres import Postgres
 from embedded.world import World, started
 
-from chassis.eventstore import RecordedEvent
-from chassis.recorder import EventStore
+from chassis.events.record import RecordedEvent
+from chassis.postgres.eventstore import EventStore
 
 KEYS = "CREATE TABLE keys (key text CONSTRAINT keys_key PRIMARY KEY, stream uuid NOT NULL)"
 

@@ -20,8 +20,8 @@ from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastor
 
 from chassis.deadline import deadline
 from chassis.errors import ConfigurationError, RpcError
-from chassis.eventstore import AlreadyRecorded, VersionConflict
-from chassis.recorder import EventStore
+from chassis.events.port import AlreadyRecorded, VersionConflict
+from chassis.postgres.eventstore import EventStore
 
 from .test_eventstore import postgres_keys, prepare
 from .waiting import until

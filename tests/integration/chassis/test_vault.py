@@ -13,12 +13,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from embedded.postgres import Postgres
 
-from chassis.database import Database
 from chassis.errors import RpcError
-from chassis.lifecycle import Process
+from chassis.platform.vault import Vault
+from chassis.postgres.database import Database
+from chassis.process import Process
 from chassis.settings import Knobs
 from chassis.testing import FakeConsul, process
-from chassis.vault import Vault
 
 from .identities import Nomad
 from .servers import Server, openbao

@@ -12,7 +12,7 @@ from behaviour.order.service import shipped
 from embedded.postgres import Postgres
 from embedded.world import started
 
-from chassis.database import Database
+from chassis.postgres.database import Database
 from order_service.leadership import Leadership
 
 TERM = 2.0

@@ -12,7 +12,7 @@ from behaviour.order.storages import PostgresStorage
 from psycopg import AsyncConnection
 
 from chassis.errors import RpcError
-from chassis.eventstore import RecordedEvent
+from chassis.events.record import RecordedEvent
 from order_service import history
 from order_service.projections import ERRANDS, ORDERS, Connection, Projection, Projector, onto_errands, onto_orders
 from order_service.upcasts import UnknownEvent

@@ -13,8 +13,9 @@ from behaviour.order.service import ADA, TEA, Service, shipped
 from behaviour.order.storages import PostgresStorage, on_postgres
 from embedded.postgres import Postgres
 
-from chassis.eventstore import EventLog, RecordedEvent, VersionConflict
-from chassis.recorder import EventStore
+from chassis.events.port import EventLog, VersionConflict
+from chassis.events.record import RecordedEvent
+from chassis.postgres.eventstore import EventStore
 from order_service import domain, history, keys
 from order_service.domain import Order, OrderClosed, Status, VersionMismatch
 from order_service.history import Cause

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from chassis.breaker import AsyncBreaker, BreakerKnobs
+from chassis.calls.breaker import AsyncBreaker, BreakerKnobs
 from chassis.errors import RpcError, unavailable
 
 

@@ -12,7 +12,7 @@ import grpc.aio
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.wrappers_pb2 import StringValue
 
-from chassis.interceptors import INTERCEPTORS
+from chassis.serving.interceptors import INTERCEPTORS
 
 NAME = "test.Echo"
 SAY, READ, COUNT = f"/{NAME}/Say", f"/{NAME}/Read", f"/{NAME}/Count"

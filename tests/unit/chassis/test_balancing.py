@@ -8,11 +8,11 @@ from typing import Any, cast
 import grpc
 import pytest
 
-from chassis.balancing import Balancer, Turn
-from chassis.discovery import Endpoint, Endpoints
+from chassis.calls.balancing import Balancer, Turn
+from chassis.calls.outlier_detection import BalancingKnobs
+from chassis.calls.transport import Method, NeverSent, Transport
 from chassis.errors import RpcError
-from chassis.peers import BalancingKnobs
-from chassis.transport import Method, NeverSent, Transport
+from chassis.platform.discovery import Endpoint, Endpoints
 
 READ = Method("/test.Echo/Read", bytes, bytes, repeatable=True)
 QUICK = Method("/test.Echo/Quick", bytes, bytes, repeatable=True)

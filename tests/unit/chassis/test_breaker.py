@@ -8,7 +8,7 @@ import grpc
 import pybreaker
 import pytest
 
-from chassis.breaker import GAUGE, AsyncBreaker, BreakerOpen, _observations
+from chassis.calls.breaker import GAUGE, AsyncBreaker, BreakerOpen, _observations
 from chassis.errors import RpcError
 
 from .breakers import Limits, a_breaker, broken, fail, state_of

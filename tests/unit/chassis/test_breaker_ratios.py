@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chassis.breaker import AsyncBreaker
+from chassis.calls.breaker import AsyncBreaker
 
 from .breakers import Clock, Limits, a_breaker, fail, state_of
 

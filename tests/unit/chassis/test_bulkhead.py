@@ -8,7 +8,7 @@ import time
 import grpc
 import pytest
 
-from chassis.bulkhead import Bulkhead, BulkheadKnobs
+from chassis.calls.bulkhead import Bulkhead, BulkheadKnobs
 from chassis.errors import RpcError
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from chassis import consul
-from chassis.consul import ConsulClient, blocking, next_index, trusted
 from chassis.errors import ConfigurationError
+from chassis.platform import consul
+from chassis.platform.consul import ConsulClient, blocking, next_index, trusted
 
 from .waiting import until
 

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from chassis import discovery
-from chassis.discovery import Discovery, Endpoint, Endpoints
+from chassis.platform import discovery
+from chassis.platform.discovery import Discovery, Endpoint, Endpoints
 from chassis.testing import FakeConsul
 
 from .waiting import until

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from behaviour.eventlog import *  # noqa: F403 - each function of the suite is a test here
 
-from chassis.eventstore import AlreadyRecorded, MemoryEventStore, RecordedEvent
+from chassis.events.memory import MemoryEventStore
+from chassis.events.port import AlreadyRecorded
+from chassis.events.record import RecordedEvent
 
 
 class MemoryKeys:

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from chassis import vault
 from chassis.errors import unavailable
-from chassis.leases import LeasedLogin
-from chassis.vault import Lease
+from chassis.platform import vault
+from chassis.platform.database_credentials import LeasedLogin
+from chassis.platform.vault import Lease
 
 from .waiting import until
 

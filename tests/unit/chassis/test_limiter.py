@@ -11,8 +11,8 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from chassis.errors import RpcError
-from chassis.interceptors import limited
-from chassis.limiter import Limiter, LimiterKnobs
+from chassis.serving.interceptors import limited
+from chassis.serving.limiter import Limiter, LimiterKnobs
 
 from .echo import READ, SAY, Echo
 from .waiting import until

@@ -15,7 +15,7 @@ import pytest
 import structlog
 from opentelemetry import trace
 
-from chassis import logs
+from chassis.telemetry import logs
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_records_are_sent_too_but_not_those_of_telemetry_itself(lines) -> None: 
 SERVICE = """
 import sys
 import structlog
-from chassis import logs
+from chassis.telemetry import logs
 
 logs.to_stdout("gateway")
 print("Traceback of a library", file=sys.stderr, flush=True)

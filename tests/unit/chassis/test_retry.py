@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
+from chassis.calls.retry import RetryBudget, RetryKnobs
 from chassis.errors import RpcError
-from chassis.retry import RetryBudget, RetryKnobs
 
 from .echo import echo, never
 from .world import World, knobs, refusal

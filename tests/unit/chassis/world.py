@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from chassis.breaker import BreakerKnobs
-from chassis.bulkhead import BulkheadKnobs
-from chassis.client import Channel, ClientKnobs
-from chassis.discovery import Endpoint, Endpoints
+from chassis.calls.breaker import BreakerKnobs
+from chassis.calls.bulkhead import BulkheadKnobs
+from chassis.calls.client import Channel, ClientKnobs
+from chassis.calls.outlier_detection import BalancingKnobs
+from chassis.calls.retry import RetryKnobs
+from chassis.calls.transport import GrpcTransport
 from chassis.errors import RpcError
-from chassis.peers import BalancingKnobs
-from chassis.retry import RetryKnobs
-from chassis.transport import GrpcTransport
+from chassis.platform.discovery import Endpoint, Endpoints
 
 from .echo import Echo, Stub
 

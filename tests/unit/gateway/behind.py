@@ -14,9 +14,9 @@ from uuid import UUID
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from chassis.eventstore import MemoryEventStore
-from chassis.interceptors import INTERCEPTORS
-from chassis.lifecycle import Process
+from chassis.events.memory import MemoryEventStore
+from chassis.process import Process
+from chassis.serving.interceptors import INTERCEPTORS
 from chassis.testing import FakeConsul, process
 from order_service import commands as order_commands
 from order_service import queries as order_queries

@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from chassis.client import connect
-from chassis.lifecycle import Process
+from chassis.calls.client import connect
+from chassis.process import Process
 from chassis.testing import FakeConsul, process
 from gateway import app, serving
 from gateway.access import Backend

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from chassis.eventstore import RecordedEvent, from_state
+from chassis.events.record import RecordedEvent, from_state
 from order_service import history
 from order_service.domain import Order, Status
 

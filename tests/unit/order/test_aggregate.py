@@ -13,7 +13,8 @@ from behaviour.order.aggregate import Orders
 from behaviour.order.service import Storage
 from behaviour.order.storages import MemoryStorage
 
-from chassis.eventstore import MemoryEventStore, RecordedEvent
+from chassis.events.memory import MemoryEventStore
+from chassis.events.record import RecordedEvent
 from order_service.keys import Key, MemoryKeys
 
 

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from chassis.eventstore import RecordedEvent
+from chassis.events.record import RecordedEvent
 from order_service.audit import Kept, Story, doubled, findings, tell
 
 from . import logs

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chassis.eventstore import RecordedEvent
+from chassis.events.record import RecordedEvent
 from order_service import domain, history
 from order_service.domain import Invalid, Line, Order, OrderClosed, Refusal, Status, VersionMismatch
 

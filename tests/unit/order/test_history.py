@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chassis.errors import RpcError
-from chassis.eventstore import RecordedEvent
+from chassis.events.record import RecordedEvent
 from order_service import history, upcasts
 from order_service.rpc import OrderRpc
 from order_service.upcasts import CURRENT, UNKNOWN, UnknownEvent, upcast

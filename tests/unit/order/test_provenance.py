@@ -10,7 +10,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from chassis.eventstore import RecordedEvent
+from chassis.events.record import RecordedEvent
 from order_service.domain import Line
 
 from .conftest import ADA, EVE, TEA

@@ -97,7 +97,7 @@ def test_a_change_packs_only_the_service_it_is_in(here: Path) -> None:
 
 def test_a_change_of_the_chassis_packs_every_service(here: Path) -> None:
     before = zipapps.build(here / "state")
-    write(here / "chassis/chassis/breaker.py", "x = 1\n")
+    write(here / "chassis/chassis/calls/breaker.py", "x = 1\n")
     after = zipapps.build(here / "state")
     assert all(before[name] != after[name] for name in zipapps.SERVICES)
 

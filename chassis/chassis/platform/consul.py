@@ -19,8 +19,8 @@ import structlog
 from consul import ACLPermissionDenied, ConsulException
 from consul.base import Consul, HTTPClient
 
-from chassis.identity import read_identity
-from chassis.pauses import backoff
+from chassis.backoff import backoff
+from chassis.platform.identity import read_identity
 
 log = structlog.get_logger(__name__)
 

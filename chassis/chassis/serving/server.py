@@ -15,11 +15,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from chassis.interceptors import INTERCEPTORS, limited
-from chassis.limiter import Limiter, LimiterKnobs
+from chassis.serving.interceptors import INTERCEPTORS, limited
+from chassis.serving.limiter import Limiter, LimiterKnobs
 
 if TYPE_CHECKING:
-    from chassis.lifecycle import Process
+    from chassis.process import Process
 
 log = structlog.get_logger(__name__)
 

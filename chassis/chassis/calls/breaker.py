@@ -20,8 +20,8 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from pydantic import Field
 
 from chassis import telemetry
+from chassis.calls.rolling_window import Window
 from chassis.errors import RpcError
-from chassis.rolling import Window
 from chassis.settings import Section
 
 log = structlog.get_logger(__name__)

@@ -15,10 +15,10 @@ from contextlib import asynccontextmanager
 import grpc
 from pydantic import Field
 
-from chassis.discovery import Endpoint
+from chassis.calls.transport import Method, NeverSent
 from chassis.errors import RpcError, deadline_exceeded
+from chassis.platform.discovery import Endpoint
 from chassis.settings import Section
-from chassis.transport import Method, NeverSent
 
 
 class RetryKnobs(Section):

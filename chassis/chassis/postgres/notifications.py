@@ -10,7 +10,7 @@ from psycopg import AsyncConnection, OperationalError
 from psycopg.sql import SQL, Identifier
 
 if TYPE_CHECKING:
-    from chassis.database import Database
+    from chassis.postgres.database import Database
 
 log = structlog.get_logger(__name__)
 

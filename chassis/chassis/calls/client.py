@@ -18,19 +18,19 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from pydantic import Field
 
 from chassis import telemetry
-from chassis.balancing import Balancer
-from chassis.breaker import AsyncBreaker, BreakerKnobs, BreakerOpen
-from chassis.bulkhead import Bulkhead, BulkheadKnobs
+from chassis.calls.balancing import Balancer
+from chassis.calls.breaker import AsyncBreaker, BreakerKnobs, BreakerOpen
+from chassis.calls.bulkhead import Bulkhead, BulkheadKnobs
+from chassis.calls.outlier_detection import BalancingKnobs
+from chassis.calls.retry import Retries, RetryBudget, RetryKnobs
+from chassis.calls.transport import GrpcTransport, Method, Transport, repeatable
 from chassis.deadline import remaining, within
 from chassis.errors import RpcError, deadline_exceeded, unavailable
-from chassis.peers import BalancingKnobs
-from chassis.retry import Retries, RetryBudget, RetryKnobs
 from chassis.settings import Section
-from chassis.transport import GrpcTransport, Method, Transport, repeatable
 
 if TYPE_CHECKING:
-    from chassis.discovery import Endpoints
-    from chassis.lifecycle import Process
+    from chassis.platform.discovery import Endpoints
+    from chassis.process import Process
 
 T = TypeVar("T")
 Metadata = Sequence[tuple[str, str]]

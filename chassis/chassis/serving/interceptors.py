@@ -22,7 +22,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from chassis import telemetry
 from chassis.deadline import limit, remaining
 from chassis.errors import PUSHBACK, RpcError, deadline_exceeded, to_status
-from chassis.limiter import Limiter, Place
+from chassis.serving.limiter import Limiter, Place
 
 log = structlog.get_logger(__name__)
 

@@ -17,10 +17,10 @@ import structlog
 from opentelemetry import trace
 
 from chassis import telemetry
-from chassis.discovery import Endpoint, Endpoints
+from chassis.calls.outlier_detection import BalancingKnobs, Call, Peer
+from chassis.calls.transport import Method, NeverSent, Transport
 from chassis.errors import RpcError, unavailable
-from chassis.peers import BalancingKnobs, Call, Peer
-from chassis.transport import Method, NeverSent, Transport
+from chassis.platform.discovery import Endpoint, Endpoints
 
 log = structlog.get_logger(__name__)
 

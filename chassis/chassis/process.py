@@ -19,12 +19,12 @@ import structlog
 import uvloop
 
 from chassis import telemetry
-from chassis.consul import ConsulClient
-from chassis.discovery import Discovery
+from chassis.backoff import backoff
 from chassis.errors import ConfigurationError
-from chassis.pauses import backoff
+from chassis.platform.consul import ConsulClient
+from chassis.platform.discovery import Discovery
+from chassis.platform.vault import Vault
 from chassis.settings import Environment, Knobs, Live, load_knobs, watch_knobs
-from chassis.vault import Vault
 
 log = structlog.get_logger(__name__)
 

@@ -19,17 +19,17 @@ from psycopg import AsyncConnection
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from chassis.backoff import backoff
 from chassis.deadline import remaining, within
 from chassis.errors import RpcError, deadline_exceeded, unavailable, unwritable
-from chassis.leases import LeasedLogin
-from chassis.migrate import migrate
-from chassis.pauses import backoff
-from chassis.reach import Reach
-from chassis.statements import TracedAsyncCursor, alive, unlimited
+from chassis.platform.database_credentials import LeasedLogin
+from chassis.postgres.connectivity import Reach
+from chassis.postgres.cursors import TracedAsyncCursor, alive, unlimited
+from chassis.postgres.migrate import migrate
 
 if TYPE_CHECKING:
-    from chassis.discovery import Endpoint, Endpoints
-    from chassis.lifecycle import Process
+    from chassis.platform.discovery import Endpoint, Endpoints
+    from chassis.process import Process
 
 log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from chassis.discovery import Endpoint
+from chassis.platform.discovery import Endpoint
 from chassis.settings import Section
 
 _FORGET = 0.1

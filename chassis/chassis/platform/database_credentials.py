@@ -13,7 +13,7 @@ from typing import Protocol
 
 import structlog
 
-from chassis.vault import CLEARLY_LESS, Lease, retried
+from chassis.platform.vault import CLEARLY_LESS, Lease, retried
 
 log = structlog.get_logger(__name__)
 

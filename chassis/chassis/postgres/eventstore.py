@@ -23,22 +23,15 @@ from psycopg.rows import DictRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from chassis import telemetry
-from chassis.database import IDLE_IN_TRANSACTION_SECONDS, IDLE_SECONDS, SAT_THERE, Database, away
+from chassis.backoff import backoff
 from chassis.deadline import remaining, within
 from chassis.errors import ConfigurationError, RpcError, deadline_exceeded
-from chassis.eventstore import (
-    AlreadyRecorded,
-    RecordedEvent,
-    VersionConflict,
-    Within,
-    check_versions,
-    from_state,
-    to_state,
-)
-from chassis.listener import Listener
-from chassis.pauses import backoff
-from chassis.reach import Reach
-from chassis.statements import TracedCursor, alive_sync, discreet, unlimited
+from chassis.events.port import AlreadyRecorded, VersionConflict, Within, check_versions
+from chassis.events.record import RecordedEvent, from_state, to_state
+from chassis.postgres.connectivity import Reach
+from chassis.postgres.cursors import TracedCursor, alive_sync, discreet, unlimited
+from chassis.postgres.database import IDLE_IN_TRANSACTION_SECONDS, IDLE_SECONDS, SAT_THERE, Database, away
+from chassis.postgres.notifications import Listener
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +47,7 @@ _tracer = telemetry.tracer()
 
 
 class EventStore:
-    """See chassis.eventstore.EventLog. Made by `open`, closed with its database."""
+    """See chassis.events.port.EventLog. Made by `open`, closed with its database."""
 
     def __init__(self, database: Database, within: Within | None, max_size: int) -> None:
         self._database = database

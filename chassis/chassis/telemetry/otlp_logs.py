@@ -1,6 +1,6 @@
 """Log records over OTLP, beside traces and metrics; kept apart because the SDK still calls this part private.
 
-Invariant: as in chassis.otlp, the exporter is imported and made at the first batch, off the start path.
+Invariant: as in chassis.telemetry.otlp, the exporter is imported and made at the first batch, off the start path.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from opentelemetry.sdk._logs import LoggerProvider, ReadableLogRecord
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.resources import Resource
 
-from chassis import logs
+from chassis.telemetry import logs
 
 _EXPORT_SECONDS = 3.0
 _SEVERITY = {

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
+from chassis.backoff import backoff
 from chassis.errors import ConfigurationError, RpcError, unavailable
-from chassis.identity import read_identity
-from chassis.pauses import backoff
+from chassis.platform.identity import read_identity
 
 if TYPE_CHECKING:
     from hvac import Client

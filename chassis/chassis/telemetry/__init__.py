@@ -17,7 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from chassis import logs, otlp, otlp_logs
+from chassis.telemetry import logs, otlp, otlp_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,9 +17,11 @@ import pytest
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from chassis import lifecycle, server, telemetry
+from chassis import process as process_module
+from chassis import telemetry
 from chassis.deadline import deadline, remaining
-from chassis.lifecycle import Process
+from chassis.process import Process
+from chassis.serving import server
 from chassis.settings import Knobs
 from chassis.testing import FakeConsul, process
 
@@ -158,7 +160,7 @@ def placed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeConsul:
     place(monkeypatch)
     consul = FakeConsul()
     consul.put("config/gateway", json.dumps(KNOBS.model_dump()))
-    monkeypatch.setattr(lifecycle, "ConsulClient", lambda *_: consul)
+    monkeypatch.setattr(process_module, "ConsulClient", lambda *_: consul)
     monkeypatch.setattr(telemetry, "start", lambda *_: None)
     monkeypatch.setattr(telemetry, "log_to_stdout", lambda *_: None)
     return consul
@@ -169,14 +171,14 @@ async def test_a_missing_variable_ends_the_start_with_one_clear_line(
 ) -> None:
     monkeypatch.delenv("VAULT_ADDR")
     with structlog.testing.capture_logs() as logs:
-        assert await lifecycle.live("gateway", Knobs, _never) == 1
+        assert await process_module.live("gateway", Knobs, _never) == 1
     assert [line["problem"] for line in logs] == ["environment: VAULT_ADDR: missing"]
 
 
 async def test_a_refused_knob_ends_the_start(placed: FakeConsul) -> None:
     placed.put("config/gateway", "{}")
     with structlog.testing.capture_logs() as logs:
-        assert await lifecycle.live("gateway", Knobs, _never) == 1
+        assert await process_module.live("gateway", Knobs, _never) == 1
     assert "config/gateway: log_level: missing" in logs[-1]["problem"]
 
 
@@ -189,7 +191,7 @@ async def test_sigterm_ends_a_life_with_zero(placed: FakeConsul) -> None:
         done.append("drained")
 
     began = time.monotonic()
-    assert await lifecycle.live("gateway", Knobs, compose) == 0
+    assert await process_module.live("gateway", Knobs, compose) == 0
     assert done == ["drained"]
     assert time.monotonic() - began >= 0.3
 
@@ -203,13 +205,13 @@ async def test_sigterm_before_consul_answers_ends_the_start(
 
     monkeypatch.setattr(placed, "reachable", endless)
     async with asyncio.timeout(2):
-        assert await lifecycle.live("gateway", Knobs, _never) == 0
+        assert await process_module.live("gateway", Knobs, _never) == 0
 
 
 async def test_a_part_that_does_not_end_cannot_hold_the_process_up(
     placed: FakeConsul, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(process_module, "FLUSH_SECONDS", 0.1)
     placed.put("config/gateway", json.dumps(KNOBS.model_dump() | {"drain_seconds": 0, "grace_seconds": 0.1}))
 
     async def stuck(started: Process[Knobs]) -> None:
@@ -217,7 +219,7 @@ async def test_a_part_that_does_not_end_cannot_hold_the_process_up(
         await asyncio.Event().wait()
 
     async with asyncio.timeout(3):
-        assert await lifecycle.live("gateway", Knobs, stuck) == 0
+        assert await process_module.live("gateway", Knobs, stuck) == 0
 
 
 async def test_a_composition_that_fails_is_exit_code_one(placed: FakeConsul) -> None:
@@ -225,7 +227,7 @@ async def test_a_composition_that_fails_is_exit_code_one(placed: FakeConsul) -> 
         raise RuntimeError("no port")
 
     with structlog.testing.capture_logs() as logs:
-        assert await lifecycle.live("gateway", Knobs, broken) == 1
+        assert await process_module.live("gateway", Knobs, broken) == 1
     assert any(line["event"] == "process failed" for line in logs)
 
 

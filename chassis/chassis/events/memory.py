@@ -1,0 +1,54 @@
+"""The event store of unit tests, in memory; it passes the same behaviour suite as the one on Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+from uuid import UUID
+
+from chassis.events.port import VersionConflict, Within, check_versions
+from chassis.events.record import RecordedEvent, from_state, to_state
+
+
+class MemoryEventStore:
+    """The event store of unit tests; passes the same behaviour suite as the one on Postgres."""
+
+    def __init__(self, within: Within | None = None) -> None:
+        self._within = within
+        self._log: list[RecordedEvent] = []
+        self._grown = asyncio.Event()
+
+    async def append(self, stream: UUID, expected_version: int, events: Sequence[RecordedEvent], **extra: Any) -> None:
+        """See EventLog."""
+        check_versions(stream, expected_version, events)
+        if events and len(await self.read(stream)) != expected_version:
+            raise VersionConflict(stream, expected_version)
+        states = [to_state(event) for event in events]
+        if extra and self._within:
+            self._within(None, events, extra)
+        self._log += [from_state(e.stream, e.version, e.type, s) for e, s in zip(events, states, strict=True)]
+        self._grown.set()
+        self._grown = asyncio.Event()
+
+    async def read(self, stream: UUID, after: int = 0) -> list[RecordedEvent]:
+        """See EventLog."""
+        return [event for event in self._log if event.stream == stream and event.version > after]
+
+    async def since(self, position: int, limit: int = 500) -> list[tuple[int, RecordedEvent]]:
+        """See EventLog."""
+        return list(enumerate(self._log, 1))[position : position + limit]
+
+    async def head(self) -> int:
+        """See EventLog."""
+        return len(self._log)
+
+    async def subscribe(self, position: int) -> AsyncIterator[tuple[int, RecordedEvent]]:
+        """See EventLog."""
+        while True:
+            grown = self._grown
+            for found in await self.since(position):
+                position = found[0]
+                yield found
+            if position >= len(self._log):
+                await grown.wait()
