@@ -24,11 +24,11 @@ from chassis.errors import ConfigurationError
 from chassis.platform.consul import ConsulClient
 from chassis.platform.discovery import Discovery
 from chassis.platform.vault import Vault
-from chassis.settings import Environment, Knobs, Live, load_knobs, watch_knobs
+from chassis.settings import Environment, Live, ProcessSettings, load_settings, watch_settings
 
 log = structlog.get_logger(__name__)
 
-K = TypeVar("K", bound=Knobs)
+K = TypeVar("K", bound=ProcessSettings)
 Probe = Callable[[], "str | Awaitable[str | None] | None"]
 FLUSH_SECONDS = 2.0
 _RESTART_SECONDS = (0.1, 5.0)
@@ -42,13 +42,13 @@ class Process(Generic[K]):
         self,
         name: str,
         environment: Environment,
-        knobs: Live[K],
+        settings: Live[K],
         consul: ConsulClient,
         stopping: asyncio.Event | None = None,
     ) -> None:
         self.name = name
         self.environment = environment
-        self.knobs = knobs
+        self.settings = settings
         self.consul = consul
         self.stopping = stopping or asyncio.Event()
         self.vault = Vault(environment.vault_addr, name, environment.identity_dir, self.supervise)
@@ -79,8 +79,8 @@ class Process(Generic[K]):
     async def until_drained(self) -> None:
         """Return when the process was told to stop and everyone had `drain_seconds` to see that it is not ready."""
         await self.stopping.wait()
-        log.info("draining", seconds=self.knobs.value.drain_seconds)
-        await asyncio.sleep(self.knobs.value.drain_seconds)
+        log.info("draining", seconds=self.settings.value.drain_seconds)
+        await asyncio.sleep(self.settings.value.drain_seconds)
 
     def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:
         """Call `closer` after serving has ended, last one first."""
@@ -107,18 +107,18 @@ class Process(Generic[K]):
             await asyncio.wait(tasks, timeout=FLUSH_SECONDS)
 
 
-def run(name: str, knobs: type[K], compose: Callable[[Process[K]], Awaitable[int | None]]) -> None:
+def run(name: str, settings: type[K], compose: Callable[[Process[K]], Awaitable[int | None]]) -> None:
     """Live one life and exit: with what `compose` returns (None is 0), 1 when configuration is refused or it fails."""
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    code = loop.run_until_complete(live(name, knobs, compose))
+    code = loop.run_until_complete(live(name, settings, compose))
     telemetry.stop(FLUSH_SECONDS)
     sys.stdout.flush()
     # Threads stuck in a dead collector or database would hold a normal exit up for minutes.
     os._exit(code)
 
 
-async def live(name: str, knobs: type[K], compose: Callable[[Process[K]], Awaitable[int | None]]) -> int:
+async def live(name: str, settings: type[K], compose: Callable[[Process[K]], Awaitable[int | None]]) -> int:
     """`run` without the event loop and without the exit: the exit code of one life."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -126,7 +126,7 @@ async def live(name: str, knobs: type[K], compose: Callable[[Process[K]], Awaita
         loop.add_signal_handler(number, stopping.set)
     telemetry.log_to_stdout(name)
     try:
-        process = await _until(stopping, configure(name, knobs, stopping))
+        process = await _until(stopping, configure(name, settings, stopping))
         return await _serve(process, compose) if process is not None else 0
     except ConfigurationError as refusal:
         log.critical("configuration refused, the process does not start", problem=str(refusal))
@@ -136,17 +136,17 @@ async def live(name: str, knobs: type[K], compose: Callable[[Process[K]], Awaita
         return 1
 
 
-async def configure(name: str, knobs: type[K], stopping: asyncio.Event) -> Process[K]:
-    """Read the environment, log in to Consul, load the knobs and begin to observe; waits for a Consul that is away."""
+async def configure(name: str, settings: type[K], stopping: asyncio.Event) -> Process[K]:
+    """Read the environment, log in to Consul, load the settings and start telemetry; retries until Consul answers."""
     environment = Environment.load()
     consul = ConsulClient(environment.consul_http_addr, environment.identity_dir / "nomad_consul.jwt")
     await consul.reachable()
-    values = await load_knobs(consul, f"config/{name}", knobs)
+    values = await load_settings(consul, f"config/{name}", settings)
     telemetry.start(name, environment.version, environment.instance_id, environment.otel_exporter_otlp_endpoint)
     telemetry.set_level(values.value.log_level)
     values.on_change(lambda now: telemetry.set_level(now.log_level))
     process = Process(name, environment, values, consul, stopping)
-    process.supervise("knobs", lambda: watch_knobs(consul, f"config/{name}", values))
+    process.supervise("settings", lambda: watch_settings(consul, f"config/{name}", values))
     return process
 
 
@@ -156,8 +156,8 @@ async def _serve(process: Process[K], compose: Callable[[Process[K]], Awaitable[
     stopped = asyncio.ensure_future(process.stopping.wait())
     try:
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        knobs = process.knobs.value
-        return await asyncio.wait_for(serving, knobs.drain_seconds + knobs.grace_seconds + FLUSH_SECONDS) or 0
+        settings = process.settings.value
+        return await asyncio.wait_for(serving, settings.drain_seconds + settings.grace_seconds + FLUSH_SECONDS) or 0
     except TimeoutError:
         log.warning("drain took too long, the rest is abandoned")
         return 0

@@ -42,7 +42,7 @@ class Environment(BaseSettings):
 
 
 class Section(BaseModel):
-    """A group of knobs: frozen, strict, no unknown keys and no defaults. Seconds are floats named `..._seconds`."""
+    """A group of settings: frozen, strict, no unknown keys and no defaults. Seconds are floats named `..._seconds`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -51,10 +51,10 @@ class Section(BaseModel):
         super().__pydantic_init_subclass__(**kwargs)
         hidden = [name for name, field in cls.model_fields.items() if not field.is_required()]
         if hidden:
-            raise TypeError(f"{cls.__name__}: a knob has no default, every key stands in KV: {', '.join(hidden)}")
+            raise TypeError(f"{cls.__name__}: a setting has no default, every key stands in KV: {', '.join(hidden)}")
 
 
-class Knobs(Section):
+class ProcessSettings(Section):
     """How a process behaves; each service's `Settings` extends it."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(description="lowest level that is written")
@@ -66,7 +66,7 @@ K = TypeVar("K", bound=BaseModel)
 
 
 class KeySource(Protocol):
-    """What the knobs need from Consul."""
+    """What the settings need from Consul."""
 
     async def read_key(self, key: str) -> bytes | None: ...
 
@@ -101,32 +101,32 @@ class Live(Generic[K]):
                 log.exception("configuration callback failed")
 
 
-def parse_knobs(key: str, raw: bytes | None, model: type[K]) -> K:
+def parse_settings(key: str, raw: bytes | None, model: type[K]) -> K:
     """The JSON under a KV key as `model`; raises ConfigurationError with key and field, never with the value."""
     if raw is None:
         raise ConfigurationError(f"{key}: missing")
     try:
-        knobs = model.model_validate_json(raw)
+        settings = model.model_validate_json(raw)
     except ValidationError as error:
         raise ConfigurationError(_problems(key, error)) from None
     doubled: list[str] = []
     json.loads(raw, object_pairs_hook=lambda pairs: _once(pairs, doubled))
     if doubled:
         raise ConfigurationError("; ".join(f"{key}: {name}: stands twice" for name in doubled))
-    return knobs
+    return settings
 
 
-async def load_knobs(consul: KeySource, key: str, model: type[K]) -> Live[K]:
-    """The knobs at start; raises ConfigurationError when they are refused."""
-    return Live(parse_knobs(key, await consul.read_key(key), model))
+async def load_settings(consul: KeySource, key: str, model: type[K]) -> Live[K]:
+    """The settings at start; raises ConfigurationError when they are refused."""
+    return Live(parse_settings(key, await consul.read_key(key), model))
 
 
-async def watch_knobs(consul: KeySource, key: str, live: Live[K]) -> None:
+async def watch_settings(consul: KeySource, key: str, live: Live[K]) -> None:
     """Follow the key for ever; an invalid value is refused in the log and the last good one stays."""
     model = type(live.value)
     async for raw in consul.watch_key(key):
         try:
-            live.replace(parse_knobs(key, raw, model))
+            live.replace(parse_settings(key, raw, model))
         except ConfigurationError as refusal:
             log.error("configuration refused", key=key, problem=str(refusal))  # noqa: TRY400
 

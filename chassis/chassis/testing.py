@@ -9,9 +9,9 @@ from typing import Any, TypeVar, cast
 
 from chassis.platform.consul import ConsulClient
 from chassis.process import Process
-from chassis.settings import Environment, Knobs, Live
+from chassis.settings import Environment, Live, ProcessSettings
 
-K = TypeVar("K", bound=Knobs)
+K = TypeVar("K", bound=ProcessSettings)
 
 
 class FakeConsul:
@@ -89,9 +89,9 @@ def environment(**changes: Any) -> Environment:
     return Environment(**(values | changes))
 
 
-def process(name: str, knobs: K, consul: FakeConsul | None = None, **changes: Any) -> Process[K]:
+def process(name: str, settings: K, consul: FakeConsul | None = None, **changes: Any) -> Process[K]:
     """A Process on a FakeConsul; `changes` replace fields of its environment. Needs a running loop."""
-    return Process(name, environment(**changes), Live(knobs), cast(ConsulClient, consul or FakeConsul()))
+    return Process(name, environment(**changes), Live(settings), cast(ConsulClient, consul or FakeConsul()))
 
 
 def _node(address: str) -> dict[str, Any]:

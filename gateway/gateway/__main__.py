@@ -18,18 +18,18 @@ from shop.user.v1.user_pb2_grpc import UserServiceStub
 
 
 async def compose(process: Process[Settings]) -> None:
-    knobs = process.knobs
-    users = client.connect(process, "user-service", knobs=lambda: knobs.value.users)
-    orders = client.connect(process, "order-service", knobs=lambda: knobs.value.orders)
-    tokens = Tokens(process.vault, lambda: knobs.value)
+    settings = process.settings
+    users = client.connect(process, "user-service", settings=lambda: settings.value.users)
+    orders = client.connect(process, "order-service", settings=lambda: settings.value.orders)
+    tokens = Tokens(process.vault, lambda: settings.value)
     health = Dependencies(process, tokens, {"user-service": users, "order-service": orders})
     process.supervise("token keys", tokens.follow)
     process.supervise("dependencies", health.follow)
-    profiles = Profiles(lambda: knobs.value.profiles_kept)
+    profiles = Profiles(lambda: settings.value.profiles_kept)
     stubs = _stub(UserServiceStub, users), _stub(OrderServiceStub, orders)
-    backend = Backend(*stubs, tokens, health, profiles, lambda: knobs.value)
+    backend = Backend(*stubs, tokens, health, profiles, lambda: settings.value)
     edge = app.create(backend)
-    knobs.on_change(edge.bound)
+    settings.on_change(edge.bound)
     await serving.serve(edge, process)
 
 

@@ -45,7 +45,7 @@ class Health(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """Everything the routes use; `settings` gives the knobs of the moment."""
+    """Everything the routes use; `settings` gives the settings of the moment."""
 
     users: UserServiceAsyncStub
     orders: OrderServiceAsyncStub
@@ -60,13 +60,13 @@ def backend(request: Request) -> Backend:
     return cast(Backend, request.app.ctx)
 
 
-def timed(knob: str) -> Callable[[Route[P]], Route[P]]:
-    """Give a route as many seconds as the knob says; every call it makes shares them."""
+def timed(setting: str) -> Callable[[Route[P]], Route[P]]:
+    """Give a route as many seconds as the setting says; every call it makes shares them."""
 
     def around(route: Route[P]) -> Route[P]:
         @wraps(route)
         async def bounded(request: Request, /, *args: P.args, **kwargs: P.kwargs) -> HTTPResponse | None:
-            seconds: float = getattr(backend(request).settings(), knob)
+            seconds: float = getattr(backend(request).settings(), setting)
             with deadline(seconds):
                 # Later than the deadline of the calls: a call that is cut here would tell its breaker nothing.
                 async with asyncio.timeout(seconds + _LATER_SECONDS):

@@ -35,7 +35,7 @@ from sanic.response import BaseHTTPResponse
 
 from chassis import telemetry
 from chassis.errors import RpcError
-from chassis.serving.limiter import Limiter, LimiterKnobs
+from chassis.serving.limiter import Limiter, LimiterSettings
 from gateway.heads import Head, Verbs
 from gateway.problems import Problems
 from gateway.settings import Settings
@@ -61,13 +61,13 @@ class Edge(Sanic[Config, Any]):
     __slots__ = ("limiter",)
     limiter: Limiter
 
-    def bound(self, knobs: Settings) -> None:
-        """Give every connection that comes from now on the limits of these knobs."""
+    def bound(self, settings: Settings) -> None:
+        """Give every connection that comes from now on the limits of these settings."""
         self.config.update(
-            REQUEST_MAX_SIZE=knobs.body_limit_bytes,
-            REQUEST_TIMEOUT=knobs.request_seconds,
-            RESPONSE_TIMEOUT=knobs.response_seconds,
-            KEEP_ALIVE_TIMEOUT=knobs.keep_alive_seconds,
+            REQUEST_MAX_SIZE=settings.body_limit_bytes,
+            REQUEST_TIMEOUT=settings.request_seconds,
+            RESPONSE_TIMEOUT=settings.response_seconds,
+            KEEP_ALIVE_TIMEOUT=settings.keep_alive_seconds,
         )
 
     async def handle_request(self, request: Request) -> None:
@@ -101,8 +101,8 @@ class Edge(Sanic[Config, Any]):
             request.stream.request_body = None  # the rest of it is not waited for: no timeout would end that
 
 
-def make(name: str, knobs: Settings, context: object, limits: Callable[[], LimiterKnobs]) -> Edge:
-    """An app without routes, with limits tightened to the knobs; routes find `context` as `app.ctx`."""
+def make(name: str, settings: Settings, context: object, limits: Callable[[], LimiterSettings]) -> Edge:
+    """An app without routes, with limits tightened to the settings; routes find `context` as `app.ctx`."""
     config = Config(env_prefix=None)
     config.update(ACCESS_LOG=False, MOTD=False)
     app = Edge(
@@ -115,7 +115,7 @@ def make(name: str, knobs: Settings, context: object, limits: Callable[[], Limit
         configure_logging=False,
     )
     app.limiter = Limiter("gateway", limits)
-    app.bound(knobs)
+    app.bound(settings)
     app.register_middleware(_stamp, "response")
     return app
 

@@ -95,7 +95,7 @@ class Dependencies:
         async with httpx.AsyncClient(timeout=_PROBE_SECONDS, trust_env=False, verify=verify) as client:
             while True:
                 self._agents = {name: await _state(client, url) for name, url in urls.items()}
-                await asyncio.sleep(self._process.knobs.value.probe_seconds)
+                await asyncio.sleep(self._process.settings.value.probe_seconds)
 
 
 def _found(endpoints: Endpoints) -> str:

@@ -46,7 +46,7 @@ async def serve(app: Edge, process: Process[Settings]) -> None:
     await process.stopping.wait()
     app.config.KEEP_ALIVE = False  # each answer from now on ends its connection
     await process.until_drained()
-    await close(server, process.knobs.value.grace_seconds)
+    await close(server, process.settings.value.grace_seconds)
 
 
 async def close(server: AsyncioServer, grace: float) -> None:

@@ -1,15 +1,15 @@
-"""Every knob of the gateway; the values stand in Consul KV under `config/gateway`."""
+"""Every setting of the gateway; the values stand in Consul KV under `config/gateway`."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from chassis.calls.client import ClientKnobs
-from chassis.serving.limiter import LimiterKnobs
-from chassis.settings import Knobs
+from chassis.calls.client import ClientSettings
+from chassis.serving.limiter import LimiterSettings
+from chassis.settings import ProcessSettings
 
 
-class Settings(Knobs):
+class Settings(ProcessSettings):
     """How the gateway behaves; a change is followed while it runs, by "new connections" from the next one on."""
 
     deadline_seconds: float = Field(gt=0, le=60, description="time for one request, from its last byte")
@@ -25,6 +25,6 @@ class Settings(Knobs):
     probe_seconds: float = Field(gt=0, le=60, description="how often the dependencies are looked at for /readyz")
     watch_heartbeat_seconds: float = Field(gt=0, le=300, description="longest silence of a watch")
     watch_retry_seconds: float = Field(ge=0, le=60, description="when a caller whose watch has ended comes back")
-    limiter: LimiterKnobs = Field(description="how many requests are taken on at once")
-    users: ClientKnobs = Field(description="calls to user-service")
-    orders: ClientKnobs = Field(description="calls to order-service")
+    limiter: LimiterSettings = Field(description="how many requests are taken on at once")
+    users: ClientSettings = Field(description="calls to user-service")
+    orders: ClientSettings = Field(description="calls to order-service")

@@ -44,7 +44,7 @@ class Holder:
 
 
 class Tokens:
-    """Tells who a token belongs to; `settings` gives the knobs of the moment."""
+    """Tells who a token belongs to; `settings` gives the settings of the moment."""
 
     def __init__(self, source: PublicKeys, settings: Callable[[], Settings]) -> None:
         self._source = source
@@ -73,8 +73,8 @@ class Tokens:
         """Read the keys again and again, for ever."""
         while True:
             fresh = await self._look()
-            knobs = self._settings()
-            await asyncio.sleep(knobs.keys_seconds if fresh else knobs.unknown_key_seconds)
+            settings = self._settings()
+            await asyncio.sleep(settings.keys_seconds if fresh else settings.unknown_key_seconds)
 
     async def _verify(self, token: str) -> Holder:
         try:

@@ -134,7 +134,7 @@ job "edge" {
               address: {{ env "NOMAD_ADDR_ping" }}
           ping: { entryPoint: ping }
 
-          # A connection to a gateway is given up before the gateway does so (keep_alive_seconds of its knobs):
+          # A connection to a gateway is given up before the gateway does so (keep_alive_seconds of its settings):
           # the other way round, a request would now and then be written to one that is just being closed.
           serversTransport:
             maxIdleConnsPerHost: 256

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 
 import pybreaker
 
-from chassis.calls.breaker import AsyncBreaker, BreakerKnobs
+from chassis.calls.breaker import AsyncBreaker, BreakerSettings
 
 CALLS, ROUNDS = 10_000, 20
-KNOBS = BreakerKnobs(
+SETTINGS = BreakerSettings(
     window_seconds=1.5, minimum_calls=5, failure_ratio=0.5, slow_seconds=1.0, slow_ratio=0.8,
     failures_in_a_row=20, reset_seconds=3.0, half_open_max=1,
 )  # fmt: skip
@@ -26,7 +26,7 @@ def plain_work() -> None:
 
 
 async def ours() -> float:
-    breaker = AsyncBreaker("bench", lambda: KNOBS)
+    breaker = AsyncBreaker("bench", lambda: SETTINGS)
     return await _seconds(lambda: breaker.call(work)) - await _seconds(work)
 
 

@@ -1,7 +1,7 @@
 """Hypothesis: each defence of the call path keeps what it promises while its fault lasts, and stops when it is over.
 
 Fault: kills, a backend that fails, callers that hang up, too many calls, logins that end. Observed: every answer, and
-every call where it arrives. Recovery: by itself. Control: with its knob turned off the promise is broken.
+every call where it arrives. Recovery: by itself. Control: with its setting turned off the promise is broken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import httpx
 import pytest
 from crowd import all_settled, every_order, insist, kill_one
 from goals import Form, forms
-from knobs import turned
+from kv_settings import turned
 from load import Answer, Load, Request
 from people import Person
 from stack_under_test import RunningStack, eventually

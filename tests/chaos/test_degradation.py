@@ -26,7 +26,7 @@ from stack import agents
 from stack.config import ROOT
 
 CALLS = ("register", "sign in", "me", "place", "read", "list", "cancel", "history", "readyz")
-# The knobs of the time in which a slow part is too slow; every answer then comes within this and what a machine adds.
+# With these settings a slow part exceeds its deadline; every answer then comes within this and what a machine adds.
 SHORT_SECONDS = 1.0
 LATE_MILLISECONDS = 1500
 SLACK_SECONDS = 5.0
@@ -87,11 +87,11 @@ def _short_deadlines(running: RunningStack) -> Iterator[None]:
             running.put_kv(key, text)
 
 
-def _shortened(knobs: dict[str, Any]) -> dict[str, Any]:
+def _shortened(settings: dict[str, Any]) -> dict[str, Any]:
     deadline = re.compile(r"(\w+_)?deadline_seconds")
     return {
         name: _shortened(value) if isinstance(value, dict) else SHORT_SECONDS if deadline.fullmatch(name) else value
-        for name, value in knobs.items()
+        for name, value in settings.items()
     }
 
 

@@ -59,10 +59,12 @@ def patience(running: RunningStack, as_it_was: None) -> Iterator[None]:
         running.put_kv(key, text)
 
 
-def _patient(knobs: dict[str, Any]) -> dict[str, Any]:
-    sections = {name: _patient(value) for name, value in knobs.items() if isinstance(value, dict)}
+def _patient(settings: dict[str, Any]) -> dict[str, Any]:
+    sections = {name: _patient(value) for name, value in settings.items() if isinstance(value, dict)}
     return (
-        knobs | {name: 20.0 for name in ("deadline_seconds", "password_deadline_seconds") if name in knobs} | sections
+        settings
+        | {name: 20.0 for name in ("deadline_seconds", "password_deadline_seconds") if name in settings}
+        | sections
     )
 
 

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from breakage import Chaos, timed
 from goals import Form, forms
-from knobs import turned
+from kv_settings import turned
 from load import Answer, Load, Request
 from people import Person
 from stack_under_test import RunningStack, eventually

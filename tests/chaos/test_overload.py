@@ -16,7 +16,7 @@ import httpx
 import pytest
 from breakage import Chaos, quickest
 from goals import Form, forms
-from knobs import turned
+from kv_settings import turned
 from load import Answer, Load, Request
 from stack_under_test import RunningStack, eventually
 from tables import value

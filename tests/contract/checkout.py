@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chassis.settings import Knobs
+from chassis.settings import ProcessSettings
 from stack.config import ROOT
 from stack.zipapps import SERVICES
 
@@ -38,8 +38,8 @@ def package(service: str) -> str:
     return Path(SERVICES[service]).name
 
 
-def settings(service: str) -> type[Knobs]:
-    found: type[Knobs] = importlib.import_module(f"{package(service)}.settings").Settings
+def settings(service: str) -> type[ProcessSettings]:
+    found: type[ProcessSettings] = importlib.import_module(f"{package(service)}.settings").Settings
     return found
 
 

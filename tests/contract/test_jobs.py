@@ -148,7 +148,7 @@ def seconds(text: str) -> float:
     return float(text.removesuffix("s"))
 
 
-def knob(service: str, name: str) -> float:
+def setting(service: str, name: str) -> float:
     return float(json.loads((ROOT / "consul" / "kv" / "config" / f"{service}.json").read_text())[name])
 
 
@@ -161,12 +161,12 @@ def test_what_is_explained_once_is_set_the_same_in_every_service(head: str) -> N
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_that_drains_as_long_as_it_may_is_not_killed(service: str) -> None:
-    longest = knob(service, "drain_seconds") + knob(service, "grace_seconds") + 3 * FLUSH_SECONDS
+    longest = setting(service, "drain_seconds") + setting(service, "grace_seconds") + 3 * FLUSH_SECONDS
     assert seconds(written(service, "kill_timeout")) > longest
 
 
 def test_the_edge_gives_up_an_idle_connection_before_the_gateway_does() -> None:
-    assert seconds(written("edge", "idleConnTimeout")) < knob("gateway", "keep_alive_seconds") / 1.5
+    assert seconds(written("edge", "idleConnTimeout")) < setting("gateway", "keep_alive_seconds") / 1.5
 
 
 def test_the_edge_refuses_in_the_words_of_the_gateway() -> None:
@@ -191,7 +191,7 @@ def test_the_edge_replaces_no_answer_of_a_gateway() -> None:
 
 
 def test_the_edge_waits_for_an_answer_longer_than_the_gateway_may_take() -> None:
-    assert seconds(written("edge", "responseHeaderTimeout")) > knob("gateway", "response_seconds")
+    assert seconds(written("edge", "responseHeaderTimeout")) > setting("gateway", "response_seconds")
 
 
 def test_the_edge_shows_what_is_marked_for_it_and_only_the_gateway_is() -> None:

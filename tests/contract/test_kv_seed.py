@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from chassis.errors import ConfigurationError
-from chassis.settings import Knobs, parse_knobs
+from chassis.settings import ProcessSettings, parse_settings
 
 from .checkout import ROOT, SERVICES, settings
 
@@ -20,8 +20,8 @@ def seed(service: str) -> Any:
     return json.loads((ROOT / "consul" / "kv" / "config" / f"{service}.json").read_text())
 
 
-def parsed(service: str, value: Any) -> Knobs:
-    return parse_knobs(f"config/{service}", json.dumps(value).encode(), settings(service))
+def parsed(service: str, value: Any) -> ProcessSettings:
+    return parse_settings(f"config/{service}", json.dumps(value).encode(), settings(service))
 
 
 def refusal(service: str, value: Any) -> str:
@@ -37,9 +37,9 @@ def test_a_seed_is_accepted_as_it_stands(service: str) -> None:
 
 def test_calls_to_one_service_leave_the_gateway_room_for_the_other() -> None:
     """A bulkhead that holds as much as the whole gateway takes on would keep nothing apart."""
-    knobs = seed("gateway")
-    places = sum(knobs[name]["bulkhead"]["calls_at_once"] for name in ("users", "orders"))
-    assert places < knobs["limiter"]["calls_at_least"]
+    settings = seed("gateway")
+    places = sum(settings[name]["bulkhead"]["calls_at_once"] for name in ("users", "orders"))
+    assert places < settings["limiter"]["calls_at_least"]
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -77,7 +77,7 @@ def test_a_credit_in_a_currency_that_no_order_can_have_is_refused() -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_every_knob_says_what_it_means(service: str) -> None:
+def test_every_setting_says_what_it_means(service: str) -> None:
     assert [name for name, description in described(settings(service)) if not description] == []
 
 
@@ -90,18 +90,18 @@ def described(model: type[BaseModel]) -> list[tuple[str, str | None]]:
     return found
 
 
-def numbers(knobs: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Where in the knobs a number stands."""
-    for name, value in knobs.items():
+def numbers(settings: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Where in the settings a number stands."""
+    for name, value in settings.items():
         if isinstance(value, dict):
             yield from ((name, *path) for path in numbers(value))
         elif isinstance(value, (int, float)):
             yield (name,)
 
 
-def changed(knobs: dict[str, Any], path: tuple[str, ...], value: float) -> dict[str, Any]:
+def changed(settings: dict[str, Any], path: tuple[str, ...], value: float) -> dict[str, Any]:
     name, *rest = path
-    return knobs | {name: changed(knobs[name], tuple(rest), value) if rest else value}
+    return settings | {name: changed(settings[name], tuple(rest), value) if rest else value}
 
 
 def test_every_seed_belongs_to_a_service() -> None:

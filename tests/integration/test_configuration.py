@@ -17,7 +17,7 @@ KEY = "config/gateway"
 
 
 @pytest.fixture
-def knobs(running: RunningStack) -> Iterator[dict[str, Any]]:
+def settings(running: RunningStack) -> Iterator[dict[str, Any]]:
     before = running.kv(KEY)
     yield json.loads(before)
     running.put_kv(KEY, before)
@@ -29,14 +29,14 @@ def _refused(running: RunningStack, named: str, since: float) -> bool:
 
 
 def test_a_shorter_deadline_works_within_two_seconds_in_the_same_process(
-    running: RunningStack, person: Person, knobs: dict[str, Any]
+    running: RunningStack, person: Person, settings: dict[str, Any]
 ) -> None:
     process = running.pids("gateway")
-    running.put_kv(KEY, json.dumps(knobs | {"deadline_seconds": 0.001}))
+    running.put_kv(KEY, json.dumps(settings | {"deadline_seconds": 0.001}))
     changed = time.monotonic()
     eventually("a call runs into the deadline", lambda: person.get("/v1/users/me").status_code == 504, 2, 0.02)
     assert time.monotonic() - changed <= 2
-    running.put_kv(KEY, json.dumps(knobs))
+    running.put_kv(KEY, json.dumps(settings))
     eventually("calls pass again", lambda: person.get("/v1/users/me").status_code == httpx.codes.OK, 5)
     assert running.pids("gateway") == process
 
@@ -49,17 +49,17 @@ def test_a_shorter_deadline_works_within_two_seconds_in_the_same_process(
     ],
 )
 def test_an_invalid_value_is_refused_by_name_and_the_last_good_one_stays(
-    running: RunningStack, person: Person, knobs: dict[str, Any], change: dict[str, Any], named: str
+    running: RunningStack, person: Person, settings: dict[str, Any], change: dict[str, Any], named: str
 ) -> None:
     began = time.time()
-    running.put_kv(KEY, json.dumps(knobs | change))
+    running.put_kv(KEY, json.dumps(settings | change))
     eventually("the refusal is logged", lambda: _refused(running, named, began), 10)
     assert person.get("/v1/users/me").status_code == httpx.codes.OK
 
 
-def test_an_unknown_key_is_refused_by_name(running: RunningStack, person: Person, knobs: dict[str, Any]) -> None:
+def test_an_unknown_key_is_refused_by_name(running: RunningStack, person: Person, settings: dict[str, Any]) -> None:
     unknown = f"surprise_{secrets.token_hex(4)}"
     began = time.time()
-    running.put_kv(KEY, json.dumps(knobs | {unknown: 1}))
+    running.put_kv(KEY, json.dumps(settings | {unknown: 1}))
     eventually("the refusal is logged", lambda: _refused(running, unknown, began), 10)
     assert person.get("/v1/users/me").status_code == httpx.codes.OK

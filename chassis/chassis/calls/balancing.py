@@ -17,7 +17,7 @@ import structlog
 from opentelemetry import trace
 
 from chassis import telemetry
-from chassis.calls.outlier_detection import BalancingKnobs, Call, Peer
+from chassis.calls.outlier_detection import BalancingSettings, Call, Peer
 from chassis.calls.transport import Method, NeverSent, Transport
 from chassis.errors import RpcError, unavailable
 from chassis.platform.discovery import Endpoint, Endpoints
@@ -53,13 +53,13 @@ class Balancer:
         endpoints: Endpoints,
         transport: Transport,
         on_news: Callable[[], None],
-        knobs: Callable[[], BalancingKnobs],
+        settings: Callable[[], BalancingSettings],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._endpoints = endpoints
         self._transport = transport
         self._on_news = on_news
-        self._knobs = knobs
+        self._settings = settings
         self._clock = clock
         self._peers: dict[Endpoint, Peer] = {}
         self._usual: dict[str, float] = {}
@@ -77,7 +77,7 @@ class Balancer:
     def pick(self, tried: Set[Endpoint], method: Method) -> Iterator[Turn]:
         """A turn at an instance, not in `tried` if another is good; raises RpcError(UNAVAILABLE) without any."""
         now = self._clock()
-        usual = self._usual.get(method.path, self._knobs().silent_seconds)
+        usual = self._usual.get(method.path, self._settings().silent_seconds)
         turn = Turn(self._choose(tried, now), Call(now, _UNUSUAL * usual))
         turn.peer.start(turn.call)
         try:
@@ -100,14 +100,14 @@ class Balancer:
             if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 # Of a method that was never answered this is all that is known: it takes longer.
                 self._usual.setdefault(method.path, now - began)
-            peer.failures = self._knobs().failures if refused else peer.failures + 1
-            if peer.failures >= self._knobs().failures or peer.doubted:
+            peer.failures = self._settings().failures if refused else peer.failures + 1
+            if peer.failures >= self._settings().failures or peer.doubted:
                 self._leave_out(peer, now, "refused" if refused else "failures")
             return
         peer.answered(began, now)
         if error is None:
             self._timed(peer, method.path, now - began)
-            if peer.outlying(self._knobs(), list(self._peers.values())):
+            if peer.outlying(self._settings(), list(self._peers.values())):
                 self._leave_out(peer, now, "slow")
 
     def unusual(self, method: Method) -> float:
@@ -126,9 +126,9 @@ class Balancer:
             await self._transport.close(endpoint.address)
 
     def _choose(self, tried: Set[Endpoint], now: float) -> Peer:
-        peers, knobs = list(self._peers.values()), self._knobs()
+        peers, settings = list(self._peers.values()), self._settings()
         for peer in peers:
-            if peer.silent(now, knobs.silent_seconds, peers):
+            if peer.silent(now, settings.silent_seconds, peers):
                 self._leave_out(peer, now, "silent")
         if not peers:
             raise unavailable("UNAVAILABLE", f"no healthy instance of {self._endpoints.service}", 1.0)
@@ -136,15 +136,15 @@ class Balancer:
         fresh = [peer for peer in usable if peer.endpoint not in tried] or usable
         if not fresh:
             return min(peers, key=lambda peer: (peer.endpoint in tried, peer.out_until))
-        return _less_busy([peer for peer in fresh if _admitted(peer.share(now, knobs))] or fresh)
+        return _less_busy([peer for peer in fresh if _admitted(peer.share(now, settings))] or fresh)
 
     def _leave_out(self, peer: Peer, now: float, reason: str) -> None:
         if peer.doubted and now < peer.out_until:
             return
         out = sum(other.doubted for other in self._peers.values() if other is not peer)
-        if out + 1 > self._knobs().left_out_share * len(self._peers):
+        if out + 1 > self._settings().left_out_share * len(self._peers):
             return
-        peer.leave_out(now, self._knobs())
+        peer.leave_out(now, self._settings())
         told = {"service": self._endpoints.service, "reason": reason}
         _ejections.add(1, told)
         log.warning("instance left out", of=self._endpoints.service, address=peer.endpoint.address, reason=reason)

@@ -38,7 +38,7 @@ _FAULTS = {
 _all: weakref.WeakSet[AsyncBreaker] = weakref.WeakSet()
 
 
-class BreakerKnobs(Section):
+class BreakerSettings(Section):
     """When a breaker opens, and how it finds out that it may close. A slow probe is a failed one."""
 
     window_seconds: float = Field(gt=0, le=300, description="how far back the ratios look")
@@ -66,12 +66,12 @@ def is_fault(error: BaseException) -> bool:
 
 
 class AsyncBreaker:
-    """Guards calls to one thing that can break; `limits()` is read at each call, so knobs are live."""
+    """Guards calls to one thing that can break; `limits()` is read at each call, so settings are live."""
 
     def __init__(
         self,
         name: str,
-        limits: Callable[[], BreakerKnobs],
+        limits: Callable[[], BreakerSettings],
         is_failure: Callable[[BaseException], bool] = is_fault,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -169,7 +169,7 @@ class AsyncBreaker:
         _transitions.add(1, {"breaker.name": self.name, "breaker.state": after})
 
 
-def _too_many(window: Window, limits: BreakerKnobs) -> bool:
+def _too_many(window: Window, limits: BreakerSettings) -> bool:
     return window.calls >= limits.minimum_calls and (
         window.failures >= limits.failure_ratio * window.calls or window.slow >= limits.slow_ratio * window.calls
     )

@@ -16,7 +16,7 @@ from chassis.errors import RpcError
 from chassis.settings import Section
 
 
-class BulkheadKnobs(Section):
+class BulkheadSettings(Section):
     """How much of this process calls to one dependency may hold."""
 
     calls_at_once: int = Field(ge=1, le=100_000, description="calls under way; more wait, then are refused")
@@ -26,23 +26,23 @@ class BulkheadKnobs(Section):
 class Bulkhead:
     """Places for calls: `await enter(left)`, and `leave()` however the call ends."""
 
-    def __init__(self, name: str, knobs: Callable[[], BulkheadKnobs]) -> None:
+    def __init__(self, name: str, settings: Callable[[], BulkheadSettings]) -> None:
         self.name = name
         self.taken = 0
         self.refused = 0
-        self._knobs = knobs
+        self._settings = settings
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def enter(self, left: float) -> None:
         """Take a place; raises RpcError(RESOURCE_EXHAUSTED, BULKHEAD_FULL) when none gets free in time."""
-        knobs = self._knobs()
-        if self.taken < knobs.calls_at_once and not self._waiting:
+        settings = self._settings()
+        if self.taken < settings.calls_at_once and not self._waiting:
             self.taken += 1
             return
         place = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         try:
-            await asyncio.wait({place}, timeout=min(left, knobs.wait_seconds))
+            await asyncio.wait({place}, timeout=min(left, settings.wait_seconds))
         except asyncio.CancelledError:
             self._gone(place)
             raise
@@ -54,7 +54,7 @@ class Bulkhead:
     def leave(self) -> None:
         """Give the place back, to whoever waits longest."""
         self.taken -= 1
-        while self._waiting and self.taken < self._knobs().calls_at_once:
+        while self._waiting and self.taken < self._settings().calls_at_once:
             self.taken += 1
             self._waiting.popleft().set_result(None)
 

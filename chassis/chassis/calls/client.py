@@ -19,10 +19,10 @@ from pydantic import Field
 
 from chassis import telemetry
 from chassis.calls.balancing import Balancer
-from chassis.calls.breaker import AsyncBreaker, BreakerKnobs, BreakerOpen
-from chassis.calls.bulkhead import Bulkhead, BulkheadKnobs
-from chassis.calls.outlier_detection import BalancingKnobs
-from chassis.calls.retry import Retries, RetryBudget, RetryKnobs
+from chassis.calls.breaker import AsyncBreaker, BreakerOpen, BreakerSettings
+from chassis.calls.bulkhead import Bulkhead, BulkheadSettings
+from chassis.calls.outlier_detection import BalancingSettings
+from chassis.calls.retry import Retries, RetryBudget, RetrySettings
 from chassis.calls.transport import GrpcTransport, Method, Transport, repeatable
 from chassis.deadline import remaining, within
 from chassis.errors import RpcError, deadline_exceeded, unavailable
@@ -42,19 +42,19 @@ _tracer = telemetry.tracer()
 _duration = telemetry.meter().create_histogram("rpc.client.duration", "ms", "time of a call as its caller sees it")
 
 
-class ClientKnobs(Section):
+class ClientSettings(Section):
     """How one service is called."""
 
     deadline_seconds: float = Field(gt=0, le=60, description="longest time a call may take, its retries included")
-    bulkhead: BulkheadKnobs = Field(description="how many calls at once")
-    breaker: BreakerKnobs = Field(description="when no call is made for a while")
-    retry: RetryKnobs = Field(description="when a failed call is made again")
-    balancing: BalancingKnobs = Field(description="which instance a call goes to")
+    bulkhead: BulkheadSettings = Field(description="how many calls at once")
+    breaker: BreakerSettings = Field(description="when no call is made for a while")
+    retry: RetrySettings = Field(description="when a failed call is made again")
+    balancing: BalancingSettings = Field(description="which instance a call goes to")
 
 
-def connect(process: Process[Any], service: str, *, knobs: ClientKnobs | Callable[[], ClientKnobs]) -> Channel:
+def connect(process: Process[Any], service: str, *, settings: ClientSettings | Callable[[], ClientSettings]) -> Channel:
     """A channel to every healthy instance of a Consul service; give it to a generated stub. Closed with the process."""
-    live = knobs if callable(knobs) else lambda: knobs
+    live = settings if callable(settings) else lambda: settings
     channel = Channel(service, process.discovery.endpoints(service), live, GrpcTransport())
     process.on_close(channel.close)
     return channel
@@ -64,15 +64,15 @@ class Channel:
     """Stands where a stub expects a grpc.aio channel; unary and server-streaming methods."""
 
     def __init__(
-        self, service: str, endpoints: Endpoints, knobs: Callable[[], ClientKnobs], transport: Transport
+        self, service: str, endpoints: Endpoints, settings: Callable[[], ClientSettings], transport: Transport
     ) -> None:
         self.service = service
-        self.bulkhead = Bulkhead(service, lambda: knobs().bulkhead)
-        self.breaker = AsyncBreaker(service, lambda: knobs().breaker)
-        self.budget = RetryBudget(lambda: knobs().retry)
+        self.bulkhead = Bulkhead(service, lambda: settings().bulkhead)
+        self.breaker = AsyncBreaker(service, lambda: settings().breaker)
+        self.budget = RetryBudget(lambda: settings().retry)
         self._endpoints = endpoints
-        self._knobs = knobs
-        self.balancer = Balancer(endpoints, transport, self.breaker.probe_soon, lambda: knobs().balancing)
+        self._settings = settings
+        self.balancer = Balancer(endpoints, transport, self.breaker.probe_soon, lambda: settings().balancing)
         self._transport = transport
         _channels.add(self)
 
@@ -100,7 +100,7 @@ class Channel:
     ) -> Callable[..., AsyncIterator[Any]]:
         """For generated stubs: `async for message in call(request)`; `timeout` bounds the whole stream.
 
-        The first message is due within the knob `deadline_seconds`; the breaker counts nothing after it.
+        The first message is due within the setting `deadline_seconds`; the breaker counts nothing after it.
         """
         target = Method(method, request_serializer, response_deserializer, repeatable=False)
 
@@ -114,8 +114,8 @@ class Channel:
         await self.balancer.close()
 
     async def _unary(self, method: Method, request: Any, limit: float | None, metadata: Metadata) -> Any:
-        knobs = self._knobs()
-        budget = within(knobs.deadline_seconds if limit is None else limit)
+        settings = self._settings()
+        budget = within(settings.deadline_seconds if limit is None else limit)
         ends_at = time.monotonic() + budget
         with self._observed(method) as span:
             if budget <= 0:
@@ -126,7 +126,7 @@ class Channel:
     async def _attempts(self, method: Method, request: Any, ends_at: float, metadata: Metadata, span: Span) -> Any:
         await self._known(ends_at - time.monotonic())
         self.budget.earn()
-        retries = Retries(self._knobs().retry, self.budget, method)
+        retries = Retries(self._settings().retry, self.budget, method)
         while True:
             try:
                 return await self._try(method, request, retries, ends_at=ends_at, metadata=metadata, span=span)
@@ -173,7 +173,7 @@ class Channel:
 
     async def _first(self, answers: AsyncGenerator[Any, None]) -> Any:
         try:
-            async with asyncio.timeout(within(self._knobs().deadline_seconds)):
+            async with asyncio.timeout(within(self._settings().deadline_seconds)):
                 return await anext(answers, _END)
         except TimeoutError:
             raise deadline_exceeded("the first message did not come in time") from None
@@ -211,7 +211,7 @@ class Channel:
             raise unavailable("BREAKER_OPEN", str(refusal), refusal.retry_after) from None
         except RpcError as error:
             if error.code in _LATER and error.retry_after is None:
-                error.retry_after = self._knobs().breaker.reset_seconds
+                error.retry_after = self._settings().breaker.reset_seconds
             raise
         finally:
             span.set_attribute("breaker.state", self.breaker.state)

@@ -20,7 +20,7 @@ _HALF = 0.5
 _COLD = 0.1
 
 
-class BalancingKnobs(Section):
+class BalancingSettings(Section):
     """When an instance is left out, for how long, and how fast a new or returned one gets its full share."""
 
     failures: int = Field(ge=1, le=100_000, description="calls in a row an instance fails before it is left out")
@@ -87,9 +87,9 @@ class Peer:
         if self.samples > 3 * _SAMPLES and self.times_out:
             self.times_out = 0
 
-    def leave_out(self, now: float, knobs: BalancingKnobs) -> None:
+    def leave_out(self, now: float, settings: BalancingSettings) -> None:
         """No call for a while; then one at a time until it answers."""
-        self.out_until = now + min(knobs.left_out_longest_seconds, knobs.left_out_seconds * 2**self.times_out)
+        self.out_until = now + min(settings.left_out_longest_seconds, settings.left_out_seconds * 2**self.times_out)
         self.times_out = min(self.times_out + 1, 16)
         self.failures, self.doubted = 0, True
 
@@ -98,10 +98,10 @@ class Peer:
         asked_again = any(call.began >= self.out_until for call in self.calls)
         return not self.doubted or (now >= self.out_until and not asked_again)
 
-    def share(self, now: float, knobs: BalancingKnobs) -> float:
+    def share(self, now: float, settings: BalancingSettings) -> float:
         """The part of a full share it gets now, 0 to 1."""
-        warm = _ramp(now - self.joined_at, knobs.warmup_seconds, _COLD)
-        return min(warm, _ramp(now - self.back_at, knobs.return_seconds, _HALF))
+        warm = _ramp(now - self.joined_at, settings.warmup_seconds, _COLD)
+        return min(warm, _ramp(now - self.back_at, settings.return_seconds, _HALF))
 
     def silent(self, now: float, seconds: float, others: list[Peer]) -> bool:
         """Whether it has given no answer for `seconds`, and longer than its call may take, while another answered."""
@@ -112,12 +112,12 @@ class Peer:
         answered = any(other.answered_at > since for other in others if other is not self)
         return answered and now - since > max(seconds, oldest.allowance)
 
-    def outlying(self, knobs: BalancingKnobs, others: list[Peer]) -> bool:
+    def outlying(self, settings: BalancingSettings, others: list[Peer]) -> bool:
         """Whether it is much slower than the others are, over enough calls of each."""
-        if self.samples < _SAMPLES or self.seconds < knobs.outlier_seconds:
+        if self.samples < _SAMPLES or self.seconds < settings.outlier_seconds:
             return False
         known = [other.slowness for other in others if other is not self and other.samples >= _SAMPLES]
-        return bool(known) and self.slowness > knobs.outlier_factor * sum(known) / len(known)
+        return bool(known) and self.slowness > settings.outlier_factor * sum(known) / len(known)
 
 
 def _ramp(age: float, seconds: float, low: float) -> float:

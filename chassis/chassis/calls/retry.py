@@ -21,7 +21,7 @@ from chassis.platform.discovery import Endpoint
 from chassis.settings import Section
 
 
-class RetryKnobs(Section):
+class RetrySettings(Section):
     """How often and how fast a failed call is made again."""
 
     attempts: int = Field(ge=1, le=10, description="most times one call is made")
@@ -36,26 +36,26 @@ class RetryKnobs(Section):
 class RetryBudget:
     """A token bucket: calls fill it a little, each retry takes one. `spent` counts what was taken."""
 
-    def __init__(self, knobs: Callable[[], RetryKnobs], clock: Callable[[], float] = time.monotonic) -> None:
-        self._knobs = knobs
+    def __init__(self, settings: Callable[[], RetrySettings], clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
         self._clock = clock
         self._filled_at = clock()
-        self._saved = float(knobs().budget_saved)
+        self._saved = float(settings().budget_saved)
         self.spent = 0
         self.refused = 0
 
     @property
     def left(self) -> float:
         """Retries that could be made now."""
-        knobs, now = self._knobs(), self._clock()
-        free = (now - self._filled_at) * knobs.budget_per_second
+        settings, now = self._settings(), self._clock()
+        free = (now - self._filled_at) * settings.budget_per_second
         self._filled_at = now
-        self._saved = min(self._saved + free, float(knobs.budget_saved))
+        self._saved = min(self._saved + free, float(settings.budget_saved))
         return self._saved
 
     def earn(self) -> None:
         """A new call was made."""
-        self._saved += self._knobs().budget_ratio
+        self._saved += self._settings().budget_ratio
 
     def spend(self) -> bool:
         """Take one retry; False when there is none left."""
@@ -70,8 +70,8 @@ class RetryBudget:
 class Retries:
     """The retries of one call, and the instances it has tried."""
 
-    def __init__(self, knobs: RetryKnobs, budget: RetryBudget, method: Method) -> None:
-        self._knobs = knobs
+    def __init__(self, settings: RetrySettings, budget: RetryBudget, method: Method) -> None:
+        self._settings = settings
         self._budget = budget
         self._method = method
         self._made = 1
@@ -84,8 +84,8 @@ class Retries:
 
         Not before the budget has paid for that: who cannot try again waits for the whole of `left`.
         """
-        seconds = max(self._knobs.attempt_seconds, unusual)
-        if seconds >= left or not (self._method.repeatable and spare and self._made < self._knobs.attempts):
+        seconds = max(self._settings.attempt_seconds, unusual)
+        if seconds >= left or not (self._method.repeatable and spare and self._made < self._settings.attempts):
             yield
             return
         loop = asyncio.get_running_loop()
@@ -107,7 +107,7 @@ class Retries:
 
     def pause(self, error: RpcError, left: float, spare: bool) -> float | None:
         """Seconds until the next try, or None: `left` is the time of the call, `spare` an instance not yet tried."""
-        if not self.tried or self._made >= self._knobs.attempts or not self._allowed(error, left):
+        if not self.tried or self._made >= self._settings.attempts or not self._allowed(error, left):
             return None
         moved_on = spare and isinstance(error, NeverSent) and error.code is grpc.StatusCode.UNAVAILABLE
         pause = 0.0 if moved_on else self._pause(error)
@@ -129,5 +129,5 @@ class Retries:
     def _pause(self, error: RpcError) -> float:
         if error.pushback is not None:
             return error.pushback
-        longest = min(self._knobs.longest_seconds, self._knobs.first_seconds * 2 ** (self._made - 1))
+        longest = min(self._settings.longest_seconds, self._settings.first_seconds * 2 ** (self._made - 1))
         return max(error.retry_after or 0.0, random.uniform(0, longest))  # noqa: S311

@@ -38,7 +38,7 @@ _HIDDEN = "X-Consul-Results-Filtered-By-ACLs"
 
 
 class Watcher(Protocol):
-    """What knobs and discovery need of Consul; `chassis.testing.FakeConsul` is another one."""
+    """What settings and discovery need of Consul; `chassis.testing.FakeConsul` is another one."""
 
     async def read_key(self, key: str) -> bytes | None: ...
 

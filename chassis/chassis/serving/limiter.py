@@ -1,6 +1,6 @@
 """How much a server takes on at once: a limit that grows while answers are quick and shrinks when they are not (AIMD).
 
-Invariant: what is beyond the limit is refused before any work is done for it; the limit stays between its knobs.
+Invariant: what is beyond the limit is refused before any work is done for it; the limit stays between its settings.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FIRST = 4
 _all: weakref.WeakSet[Limiter] = weakref.WeakSet()
 
 
-class LimiterKnobs(Section):
+class LimiterSettings(Section):
     """How far the limit of calls at once may move, and what moves it."""
 
     calls_at_least: int = Field(ge=1, le=100_000, description="the limit never gets lower")
@@ -46,25 +46,25 @@ class Limiter:
     """`place = admit()`, and `release(place)` once the answer is on its way."""
 
     def __init__(
-        self, name: str, knobs: Callable[[], LimiterKnobs], clock: Callable[[], float] = time.monotonic
+        self, name: str, settings: Callable[[], LimiterSettings], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.name = name
-        self.limit = float(min(knobs().calls_at_most, _FIRST * knobs().calls_at_least))
+        self.limit = float(min(settings().calls_at_most, _FIRST * settings().calls_at_least))
         self.taken = 0
         self.refused = 0
-        self._knobs = knobs
+        self._settings = settings
         self._clock = clock
         self._shrunk_at = float("-inf")
         _all.add(self)
 
     def admit(self) -> Place:
         """Take a call on; raises RpcError(RESOURCE_EXHAUSTED, OVERLOADED), whose push-back forbids a retry."""
-        knobs = self._knobs()
-        self.limit = max(float(knobs.calls_at_least), min(self.limit, float(knobs.calls_at_most)))
+        settings = self._settings()
+        self.limit = max(float(settings.calls_at_least), min(self.limit, float(settings.calls_at_most)))
         if self.taken >= int(self.limit):
             self.refused += 1
             trace.get_current_span().add_event("limiter.refused", {"limiter.name": self.name, "limit": self.limit})
-            raise _overloaded(knobs.retry_after_seconds)
+            raise _overloaded(settings.retry_after_seconds)
         self.taken += 1
         return Place(self._clock(), self.taken)
 
@@ -78,16 +78,16 @@ class Limiter:
             self._learn(place, self._clock())
 
     def _learn(self, place: Place, now: float) -> None:
-        knobs = self._knobs()
-        if now - place.began <= knobs.target_seconds:
+        settings = self._settings()
+        if now - place.began <= settings.target_seconds:
             # Answers of a server that is half empty say nothing about how much more it could do.
             if place.beside * 2 >= self.limit:
-                self.limit = min(knobs.calls_at_most, self.limit + 1 / self.limit)
+                self.limit = min(settings.calls_at_most, self.limit + 1 / self.limit)
         elif place.began >= self._shrunk_at:
             # Calls that began before the limit last shrank tell of the same crowd again.
             self._shrunk_at = now
             self.limit = max(
-                float(knobs.calls_at_least), min(self.limit, max(place.beside, self.taken + 1)) * knobs.shrink
+                float(settings.calls_at_least), min(self.limit, max(place.beside, self.taken + 1)) * settings.shrink
             )
 
 

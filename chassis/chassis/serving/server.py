@@ -16,7 +16,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from chassis.serving.interceptors import INTERCEPTORS, limited
-from chassis.serving.limiter import Limiter, LimiterKnobs
+from chassis.serving.limiter import Limiter, LimiterSettings
 
 if TYPE_CHECKING:
     from chassis.process import Process
@@ -38,7 +38,7 @@ async def serve(
     register: Callable[[grpc.aio.Server], None],
     services: Sequence[str],
     *,
-    limits: Callable[[], LimiterKnobs] | None = None,
+    limits: Callable[[], LimiterSettings] | None = None,
     exempt: Collection[str] = (),
 ) -> None:
     """Serve at the process's bind address until it is told to stop, then drain and return.
@@ -63,7 +63,7 @@ async def serve(
     watch.cancel()
     await status.fail()
     await process.until_drained()
-    await server.stop(process.knobs.value.grace_seconds)
+    await server.stop(process.settings.value.grace_seconds)
 
 
 class _Health:

@@ -29,7 +29,7 @@ _EXEMPT = ("CancelOrder",)
 
 async def compose(process: Process[Settings]) -> None:
     database, store = await open_storage(process)
-    commands = Commands(store, PostgresKeys(database), lambda: process.knobs.value)
+    commands = Commands(store, PostgresKeys(database), lambda: process.settings.value)
     queries = Queries(store, PostgresTable(database))
     rpc = OrderRpc(commands, queries, Watchers(process, store, queries))
 
@@ -37,7 +37,7 @@ async def compose(process: Process[Settings]) -> None:
         add_OrderServiceServicer_to_server(rpc, grpc_server)
 
     exempt = [f"/{SERVICE}/{method}" for method in _EXEMPT]
-    await server.serve(process, register, [SERVICE], limits=lambda: process.knobs.value.limiter, exempt=exempt)
+    await server.serve(process, register, [SERVICE], limits=lambda: process.settings.value.limiter, exempt=exempt)
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ async def compose(process: Process[Settings]) -> int:
     """Print the findings and all orders; 0, whatever is found: the one who compares decides."""
     database = await Database.open(process, name="order_service")
     stories, kept, events = await look(database)
-    ttl = timedelta(seconds=process.knobs.value.idempotency_ttl_seconds)
+    ttl = timedelta(seconds=process.settings.value.idempotency_ttl_seconds)
     for order_id, rule, found, wanted, next_step in (*findings(stories, kept), *doubled(stories, ttl)):
         _say("finding", order=str(order_id), rule=rule, found=found, wanted=wanted, next=next_step)
     for order_id, story in stories.items():

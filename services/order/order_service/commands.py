@@ -33,7 +33,7 @@ class Contended(domain.Refusal):
 
 
 class Commands:
-    """The write side; `settings` gives the knobs of the moment."""
+    """The write side; `settings` gives the settings of the moment."""
 
     def __init__(self, store: EventLog, keys: Keys, settings: Callable[[], Settings]) -> None:
         self._store = store

@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class Fulfilment:
-    """Runs errands; `settings` gives the knobs of the moment. Set `news` when there may be a new errand."""
+    """Runs errands; `settings` gives the settings of the moment. Set `news` when there may be a new errand."""
 
     def __init__(
         self,
@@ -70,12 +70,12 @@ class Fulfilment:
 
     async def _next(self) -> None:
         self.news.clear()
-        knobs = self._settings()
-        free = knobs.errands_at_once - len(self._running)
-        claimed = await self._errands.claim(free, knobs.errand_seconds) if free > 0 else []
+        settings = self._settings()
+        free = settings.errands_at_once - len(self._running)
+        claimed = await self._errands.claim(free, settings.errand_seconds) if free > 0 else []
         self._running |= {asyncio.create_task(self.attempt(errand)) for errand in claimed}
         if len(claimed) < free:
-            await heard(self.news, knobs.poll_seconds)
+            await heard(self.news, settings.poll_seconds)
         elif self._running:
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
         self._running = {task for task in self._running if not task.done()}
@@ -114,8 +114,8 @@ class Fulfilment:
         await self._users.release(order.id, order.user_id)
 
     async def _postpone(self, errand: Errand, reason: str) -> None:
-        knobs = self._settings()
-        longest = min(knobs.retry_longest_seconds, knobs.retry_first_seconds * 2 ** min(errand.tries - 1, 16))
+        settings = self._settings()
+        longest = min(settings.retry_longest_seconds, settings.retry_first_seconds * 2 ** min(errand.tries - 1, 16))
         seconds = longest * random.uniform(0.5, 1.0)  # noqa: S311
         log.warning(
             "errand postponed",

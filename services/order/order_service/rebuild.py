@@ -48,7 +48,7 @@ async def compose(process: Process[Settings], name: str) -> int:
         _require_rebuildable(name)
         database, store = await open_storage(process)
         async with _alone(database) as still_alone:
-            await Rebuild(database, store, lambda: process.knobs.value, still_alone).run()
+            await Rebuild(database, store, lambda: process.settings.value, still_alone).run()
     except (Refused, UnknownEvent) as refusal:
         say(f"refused: {refusal}")
         return 1

@@ -1,20 +1,20 @@
-"""Every knob of the Order Service; the values stand in Consul KV under `config/order-service`."""
+"""Every setting of the Order Service; the values stand in Consul KV under `config/order-service`."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from chassis.calls.client import ClientKnobs
-from chassis.serving.limiter import LimiterKnobs
-from chassis.settings import Knobs
+from chassis.calls.client import ClientSettings
+from chassis.serving.limiter import LimiterSettings
+from chassis.settings import ProcessSettings
 
 
-class Settings(Knobs):
+class Settings(ProcessSettings):
     """How the Order Service and its worker behave; a change is followed while they run."""
 
     watchers_at_most: int = Field(ge=0, le=100_000, description="watches beyond are refused, apart from calls")
     watch_seconds: float = Field(gt=0, le=3600, description="longest time of one watch; its caller then asks again")
-    limiter: LimiterKnobs = Field(description="how many calls are taken on at once")
+    limiter: LimiterSettings = Field(description="how many calls are taken on at once")
     idempotency_ttl_seconds: float = Field(ge=60, le=31_536_000, description="how long a repeat finds the first answer")
     batch_size: int = Field(ge=1, le=10_000, description="events a projection takes in one transaction")
     poll_seconds: float = Field(gt=0, le=60, description="longest sleep of the worker when nothing wakes it")
@@ -24,4 +24,4 @@ class Settings(Knobs):
     errand_seconds: float = Field(gt=0, le=300, description="one try of an errand; later another worker may try")
     retry_first_seconds: float = Field(gt=0, le=60, description="pause after the first failed try of an errand")
     retry_longest_seconds: float = Field(gt=0, le=3600, description="longest pause between two tries")
-    users: ClientKnobs = Field(description="calls to user-service")
+    users: ClientSettings = Field(description="calls to user-service")

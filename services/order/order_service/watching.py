@@ -63,7 +63,7 @@ class Watchers:
         Raises OrderUnknown, Invalid and UnknownEvent before anything is told, and RpcError: WATCHERS_FULL, DRAINING,
         WATCHER_SLOW.
         """
-        ends_at = time.monotonic() + self._process.knobs.value.watch_seconds
+        ends_at = time.monotonic() + self._process.settings.value.watch_seconds
         with self._seat(order_id) as seat:
             past = await self._past(user_id, order_id, after)
             order: Order | None = None
@@ -90,7 +90,7 @@ class Watchers:
     def _seat(self, order_id: UUID) -> Iterator[_Seat]:
         if self._process.stopping.is_set():
             raise _draining()
-        if self.count >= self._process.knobs.value.watchers_at_most:
+        if self.count >= self._process.settings.value.watchers_at_most:
             words = "as many orders are watched here as this instance takes"
             raise RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCHERS_FULL", words, retry_after=_AGAIN_SECONDS)
         relay, seat = self._relay, _Seat(self._backlog)

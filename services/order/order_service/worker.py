@@ -32,18 +32,18 @@ _PURGE_SECONDS = 600
 
 
 async def compose(process: Process[Settings]) -> None:
-    knobs: Callable[[], Settings] = lambda: process.knobs.value  # noqa: E731 - read at each use
+    settings: Callable[[], Settings] = lambda: process.settings.value  # noqa: E731 - read at each use
     database, store = await open_storage(process)
     keys = PostgresKeys(database)
-    channel = client.connect(process, "user-service", knobs=lambda: knobs().users)
-    commands = Commands(store, keys, knobs)
-    fulfilment = Fulfilment(PostgresErrands(database), store, commands, GrpcUsers(channel), knobs)
-    orders = Projector(ORDERS, store, database, knobs)
-    errands = Projector(ERRANDS, store, database, knobs, after=fulfilment.news.set)
+    channel = client.connect(process, "user-service", settings=lambda: settings().users)
+    commands = Commands(store, keys, settings)
+    fulfilment = Fulfilment(PostgresErrands(database), store, commands, GrpcUsers(channel), settings)
+    orders = Projector(ORDERS, store, database, settings)
+    errands = Projector(ERRANDS, store, database, settings, after=fulfilment.news.set)
     for name, projector in {"projection orders": orders, "projection errands": errands}.items():
         process.add_readiness(name, projector.state)
     instance = process.environment.instance_id
-    leadership = Leadership(database, instance, knobs)
+    leadership = Leadership(database, instance, settings)
     parts = {"projection orders": orders.follow, "projection errands": errands.follow, "fulfilment": fulfilment.follow}
     loops = [
         process.supervise(name, lambda work=work: leadership.during(process.stopping, work))  # type: ignore[misc]
@@ -51,11 +51,11 @@ async def compose(process: Process[Settings]) -> None:
     ]
     wake = process.supervise("wake", lambda: _wake(store, orders.news, errands.news))
     process.supervise("leadership", lambda: leadership.stand(process.stopping))
-    process.supervise("lag", lambda: lag.follow(leadership, database, knobs, instance))
+    process.supervise("lag", lambda: lag.follow(leadership, database, settings, instance))
     process.supervise("purge keys", lambda: _purge(keys))
     await server.serve(process, lambda _: None, [])
     wake.cancel()
-    await asyncio.wait(loops, timeout=process.knobs.value.grace_seconds)
+    await asyncio.wait(loops, timeout=process.settings.value.grace_seconds)
     await leadership.resign()
 
 

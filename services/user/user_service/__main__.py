@@ -29,15 +29,15 @@ async def compose(process: Process[Settings]) -> None:
     await database.migrate("user_service")
     accounts = PostgresAccounts(database)
     secret = await process.vault.read_secret("user-service")
-    passwords = Passwords(lambda: process.knobs.value, secret["password_pepper"].encode())
-    commands = Commands(accounts, passwords, Tokens(process.vault), lambda: process.knobs.value)
+    passwords = Passwords(lambda: process.settings.value, secret["password_pepper"].encode())
+    commands = Commands(accounts, passwords, Tokens(process.vault), lambda: process.settings.value)
     rpc = UserRpc(commands, Queries(accounts))
 
     def register(grpc_server: grpc.aio.Server) -> None:
         add_UserServiceServicer_to_server(rpc, grpc_server)
 
     exempt = [f"/{SERVICE}/{method}" for method in _EXEMPT]
-    await server.serve(process, register, [SERVICE], limits=lambda: process.knobs.value.limiter, exempt=exempt)
+    await server.serve(process, register, [SERVICE], limits=lambda: process.settings.value.limiter, exempt=exempt)
 
 
 def main() -> None:

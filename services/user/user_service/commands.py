@@ -26,7 +26,7 @@ class Session:
 
 
 class Commands:
-    """The write side; `settings` gives the knobs of the moment."""
+    """The write side; `settings` gives the settings of the moment."""
 
     def __init__(
         self, accounts: Accounts, passwords: Passwords, tokens: Tokens, settings: Callable[[], Settings]
@@ -39,8 +39,8 @@ class Commands:
     async def register_user(self, email: str, name: str, password: str) -> User:
         """A new user with the initial credit; raises Invalid, EmailTaken, TooBusy."""
         domain.check_registration(email, name, password)
-        knobs = self._settings()
-        user = User(uuid7(), email, name, Credit(knobs.currency, knobs.initial_credit, held=0))
+        settings = self._settings()
+        user = User(uuid7(), email, name, Credit(settings.currency, settings.initial_credit, held=0))
         await self._accounts.add(user, await self._passwords.hash(password))
         return user
 

@@ -25,7 +25,7 @@ class TooBusy(Exception):  # noqa: N818 - an answer, not a defect
 
 
 class Passwords:
-    """Hashes and checks with one pepper; `settings` gives the knobs of the moment."""
+    """Hashes and checks with one pepper; `settings` gives the settings of the moment."""
 
     def __init__(self, settings: Callable[[], Settings], pepper: bytes) -> None:
         self._settings = settings
@@ -46,14 +46,14 @@ class Passwords:
         return await self._work(lambda: _matches(known, self._peppered(password)))
 
     def outdated(self, known: str) -> bool:
-        """Whether a hash that has matched costs something else than the knobs say now."""
+        """Whether a hash that has matched costs something else than the settings say now."""
         return self._hasher().check_needs_rehash(known)
 
     async def _work(self, work: Callable[[], T]) -> T:
-        knobs = self._settings()
-        if self._accepted >= knobs.password_concurrency + knobs.password_waiting:
+        settings = self._settings()
+        if self._accepted >= settings.password_concurrency + settings.password_waiting:
             raise TooBusy("too many passwords are being checked")
-        self._resize(knobs.password_concurrency)
+        self._resize(settings.password_concurrency)
         self._accepted += 1
         loop = asyncio.get_running_loop()
         future = self._threads.submit(work)
@@ -62,7 +62,7 @@ class Passwords:
         return await asyncio.wrap_future(future)
 
     def _resize(self, size: int) -> None:
-        """Follow the knob; what waits for the threads there were is done by them still."""
+        """Follow the setting; what waits for the threads there were is done by them still."""
         if size != self._size:
             self._threads.shutdown(wait=False)
             self._size, self._threads = size, ThreadPoolExecutor(size, thread_name_prefix="passwords")
@@ -74,8 +74,8 @@ class Passwords:
         self._accepted -= 1
 
     def _hasher(self) -> PasswordHasher:
-        knobs = self._settings()
-        return PasswordHasher(knobs.password_passes, knobs.password_memory_kib, parallelism=1)
+        settings = self._settings()
+        return PasswordHasher(settings.password_passes, settings.password_memory_kib, parallelism=1)
 
 
 def _matches(known: str, password: bytes) -> bool:

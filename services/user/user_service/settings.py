@@ -1,4 +1,4 @@
-"""Every knob of the User Service; the values stand in Consul KV under `config/user-service`."""
+"""Every setting of the User Service; the values stand in Consul KV under `config/user-service`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 from iso4217 import Currency
 from pydantic import AfterValidator, Field
 
-from chassis.serving.limiter import LimiterKnobs
-from chassis.settings import Knobs
+from chassis.serving.limiter import LimiterSettings
+from chassis.settings import ProcessSettings
 
 
 def _active(code: str) -> str:
@@ -17,10 +17,10 @@ def _active(code: str) -> str:
     return code
 
 
-class Settings(Knobs):
+class Settings(ProcessSettings):
     """How the User Service behaves; a change is followed while it runs."""
 
-    limiter: LimiterKnobs = Field(description="how many calls are taken on at once")
+    limiter: LimiterSettings = Field(description="how many calls are taken on at once")
     initial_credit: int = Field(ge=0, le=2**53, description="credit limit of a new user, in minor units")
     currency: Annotated[str, AfterValidator(_active)] = Field(description="ISO 4217 code of a new user's credit")
     token_lifetime_seconds: int = Field(ge=60, le=86400, description="how long an access token is accepted")

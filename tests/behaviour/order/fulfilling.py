@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import pytest
-from behaviour.order.service import ADA, Knobs, Service
+from behaviour.order.service import ADA, Service, SettingsFactory
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
@@ -114,8 +114,8 @@ async def test_an_order_cancelled_during_its_reservation_holds_nothing_in_the_en
     assert await service.types(order.id) == ["OrderPlaced", "OrderCancelled"]
 
 
-async def test_one_errand_that_always_fails_holds_up_no_other(service: Service, knobs: Knobs) -> None:
-    service.settings = knobs(errands_at_once=1, poll_seconds=0.01)
+async def test_one_errand_that_always_fails_holds_up_no_other(service: Service, make_settings: SettingsFactory) -> None:
+    service.settings = make_settings(errands_at_once=1, poll_seconds=0.01)
     await service.storage.owe(UUID(int=99), "reserve")
     order = await service.place()
     await service.owe()
@@ -123,8 +123,8 @@ async def test_one_errand_that_always_fails_holds_up_no_other(service: Service, 
     assert await service.storage.open_errands() == 1
 
 
-async def test_a_new_errand_wakes_the_process_manager_at_once(service: Service, knobs: Knobs) -> None:
-    service.settings = knobs(poll_seconds=60.0)
+async def test_a_new_errand_wakes_the_process_manager_at_once(service: Service, make_settings: SettingsFactory) -> None:
+    service.settings = make_settings(poll_seconds=60.0)
     order = await service.place()
 
     async def owe() -> None:
@@ -154,7 +154,7 @@ async def followed_until(
 
 
 async def test_a_worker_that_stops_claims_nothing_more_and_finishes_what_it_began(
-    service: Service, knobs: Knobs
+    service: Service, make_settings: SettingsFactory
 ) -> None:
     gate, stopping = asyncio.Event(), asyncio.Event()
 
@@ -164,7 +164,7 @@ async def test_a_worker_that_stops_claims_nothing_more_and_finishes_what_it_bega
             await gate.wait()
             await super().reserve(order_id, user_id, currency, amount)
 
-    service.settings = knobs(errands_at_once=1, poll_seconds=0.01)
+    service.settings = make_settings(errands_at_once=1, poll_seconds=0.01)
     service.fulfilment._users = Slow()
     orders = [await service.place("k1"), await service.place("k2")]
     await service.owe()

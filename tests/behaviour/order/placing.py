@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
-from behaviour.order.service import ADA, EVE, TEA, Knobs, Service
+from behaviour.order.service import ADA, EVE, TEA, Service, SettingsFactory
 
 from chassis.events.port import VersionConflict
 from chassis.events.record import RecordedEvent
@@ -64,11 +64,11 @@ async def test_a_repeat_answers_the_same_also_when_the_rules_have_become_stricte
         await service.place("k2")
 
 
-async def test_a_key_lives_as_long_as_the_knob_says_and_that_is_a_day_as_shipped(
-    service: Service, knobs: Knobs
+async def test_a_key_lives_as_long_as_the_setting_says_and_that_is_a_day_as_shipped(
+    service: Service, make_settings: SettingsFactory
 ) -> None:
     assert await lifetime(service, "k1") == pytest.approx(86_400, abs=10)
-    service.settings = knobs(idempotency_ttl_seconds=3600.0)
+    service.settings = make_settings(idempotency_ttl_seconds=3600.0)
     assert await lifetime(service, "k2") == pytest.approx(3600, abs=10)
 
 

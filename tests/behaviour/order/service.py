@@ -24,7 +24,7 @@ SHIPPED: dict[str, Any] = json.loads(KV.read_text())
 ADA, EVE = UUID(int=1), UUID(int=2)
 TEA = Line("tea-1", 2, 150)
 
-Knobs = Callable[..., Settings]
+SettingsFactory = Callable[..., Settings]
 
 
 def shipped(**changes: Any) -> Settings:

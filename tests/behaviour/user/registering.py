@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
-from behaviour.user.service import Knobs, Service
+from behaviour.user.service import Service, SettingsFactory
 
 from chassis.errors import RpcError
 from user_service.domain import BadCredentials, EmailTaken, Invalid, UserUnknown
@@ -65,8 +65,10 @@ async def test_a_name_of_any_script_is_taken_as_it_is(service: Service, name: st
     assert (await service.queries.get_user(user.id)).name == name
 
 
-async def test_of_registrations_at_once_with_one_email_one_wins(service: Service, knobs: Knobs) -> None:
-    service.settings = knobs(password_concurrency=2, password_waiting=10)
+async def test_of_registrations_at_once_with_one_email_one_wins(
+    service: Service, make_settings: SettingsFactory
+) -> None:
+    service.settings = make_settings(password_concurrency=2, password_waiting=10)
     outcomes = await asyncio.gather(*(service.commands.register_user(**GOOD) for _ in range(4)), return_exceptions=True)
     assert sum(isinstance(outcome, EmailTaken) for outcome in outcomes) == 3
 
@@ -84,8 +86,10 @@ async def test_an_email_outside_ascii_is_taken_in_any_case_too(service: Service)
         await service.commands.register_user("åsa@EXÄMPLE.com", "Åsa", "correct horse")
 
 
-async def test_a_new_user_has_the_initial_credit_of_the_knobs(service: Service, knobs: Knobs) -> None:
-    service.settings = knobs(initial_credit=4200, currency="SEK")
+async def test_a_new_user_has_the_initial_credit_of_the_settings(
+    service: Service, make_settings: SettingsFactory
+) -> None:
+    service.settings = make_settings(initial_credit=4200, currency="SEK")
     user = await service.commands.register_user(**GOOD)
     assert (user.credit.currency, user.credit.limit, user.credit.available) == ("SEK", 4200, 4200)
     assert user.id.version == 7
@@ -144,10 +148,12 @@ async def hash_of_ada(service: Service) -> str:
     return found.password_hash
 
 
-async def test_a_hash_follows_the_knobs_at_the_next_session_and_not_before(service: Service, knobs: Knobs) -> None:
+async def test_a_hash_follows_the_settings_at_the_next_session_and_not_before(
+    service: Service, make_settings: SettingsFactory
+) -> None:
     await service.commands.register_user(**GOOD)
     first = await hash_of_ada(service)
-    service.settings = knobs(password_passes=2)
+    service.settings = make_settings(password_passes=2)
     with pytest.raises(BadCredentials):
         await service.commands.create_session(GOOD["email"], "wrong")
     assert await hash_of_ada(service) == first
@@ -159,10 +165,12 @@ async def test_a_hash_follows_the_knobs_at_the_next_session_and_not_before(servi
     assert await hash_of_ada(service) == second
 
 
-async def test_a_session_is_opened_although_there_is_no_time_for_a_new_hash(service: Service, knobs: Knobs) -> None:
+async def test_a_session_is_opened_although_there_is_no_time_for_a_new_hash(
+    service: Service, make_settings: SettingsFactory
+) -> None:
     await service.commands.register_user(**GOOD)
     first = await hash_of_ada(service)
-    service.settings = knobs(password_passes=2)
+    service.settings = make_settings(password_passes=2)
 
     async def busy(_: str) -> str:
         raise TooBusy("others wait")

@@ -1,4 +1,4 @@
-"""The User Service without its wire, on whatever accounts, with the shipped knobs but cheap passwords."""
+"""The User Service without its wire, on whatever accounts, with the shipped settings but cheap passwords."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KV = Path(__file__).parents[3] / "consul" / "kv" / "config" / "user-service.json
 SHIPPED: dict[str, Any] = json.loads(KV.read_text())
 CHEAP = {"password_memory_kib": 8192, "password_passes": 1}
 
-Knobs = Callable[..., Settings]
+SettingsFactory = Callable[..., Settings]
 
 
 def shipped(**changes: Any) -> Settings:

@@ -12,7 +12,7 @@ import pytest
 
 from chassis.platform.consul import ConsulClient
 from chassis.platform.discovery import Discovery, Endpoints
-from chassis.settings import Knobs, Live, load_knobs, watch_knobs
+from chassis.settings import Live, ProcessSettings, load_settings, watch_settings
 from stack import tools
 
 from .identities import Nomad
@@ -68,9 +68,9 @@ async def client(agent: Server, identity: Path) -> AsyncIterator[ConsulClient]:
 
 
 @pytest.fixture
-async def live(client: ConsulClient) -> AsyncIterator[Live[Knobs]]:
-    loaded = await load_knobs(client, KEY, Knobs)
-    task = asyncio.create_task(watch_knobs(client, KEY, loaded))
+async def live(client: ConsulClient) -> AsyncIterator[Live[ProcessSettings]]:
+    loaded = await load_settings(client, KEY, ProcessSettings)
+    task = asyncio.create_task(watch_settings(client, KEY, loaded))
     yield loaded
     task.cancel()
 
@@ -101,13 +101,13 @@ async def test_what_the_role_may_not_read_stays_unread(client: ConsulClient) -> 
             await client.read_key("config/order-service")
 
 
-async def test_a_change_is_live_within_two_seconds(agent: Server, live: Live[Knobs]) -> None:
+async def test_a_change_is_live_within_two_seconds(agent: Server, live: Live[ProcessSettings]) -> None:
     for seconds in (2.0, 3.0, 4.0):
         agent.call("PUT", f"/v1/kv/{KEY}", json.dumps(GOOD | {"drain_seconds": seconds}))
         await until("it is live", lambda want=seconds: live.value.drain_seconds == want, 2.0)  # type: ignore[misc]
 
 
-async def test_an_invalid_change_is_not_taken_over(agent: Server, live: Live[Knobs]) -> None:
+async def test_an_invalid_change_is_not_taken_over(agent: Server, live: Live[ProcessSettings]) -> None:
     agent.call("PUT", f"/v1/kv/{KEY}", json.dumps(GOOD | {"drain_seconds": -1}))
     agent.call("PUT", f"/v1/kv/{KEY}", json.dumps(GOOD | {"surprise": 1}))
     agent.call("DELETE", f"/v1/kv/{KEY}")
@@ -126,7 +126,7 @@ async def test_instances_come_and_go(agent: Server, endpoints: Endpoints) -> Non
 
 
 async def test_a_consul_that_was_killed_costs_nothing_and_is_followed_again(
-    agent: Server, live: Live[Knobs], endpoints: Endpoints
+    agent: Server, live: Live[ProcessSettings], endpoints: Endpoints
 ) -> None:
     register(agent, 1001)
     await until("one", lambda: len(endpoints.current) == 1, 10)
@@ -142,7 +142,7 @@ async def test_a_consul_that_was_killed_costs_nothing_and_is_followed_again(
     await until("a new instance after the outage", lambda: len(endpoints.current) == 2, 5)
 
 
-async def test_a_token_that_ended_is_replaced_while_watching(agent: Server, live: Live[Knobs]) -> None:
+async def test_a_token_that_ended_is_replaced_while_watching(agent: Server, live: Live[ProcessSettings]) -> None:
     for token in agent.call("GET", "/v1/acl/tokens"):
         if token.get("AuthMethod") == "nomad-workloads":
             agent.call("DELETE", f"/v1/acl/token/{token['AccessorID']}")

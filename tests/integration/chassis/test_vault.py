@@ -17,14 +17,14 @@ from chassis.errors import RpcError
 from chassis.platform.vault import Vault
 from chassis.postgres.database import Database
 from chassis.process import Process
-from chassis.settings import Knobs
+from chassis.settings import ProcessSettings
 from chassis.testing import FakeConsul, process
 
 from .identities import Nomad
 from .servers import Server, openbao
 from .waiting import until
 
-KNOBS = Knobs(log_level="INFO", drain_seconds=0, grace_seconds=1)
+SETTINGS = ProcessSettings(log_level="INFO", drain_seconds=0, grace_seconds=1)
 POLICY = """
 path "database/creds/user-service" { capabilities = ["read"] }
 path "secret/data/user-service" { capabilities = ["read"] }
@@ -66,7 +66,7 @@ def allow(bao: Server, **changes: Any) -> None:
 @pytest.fixture
 async def vault(bao: Server, identity: Path) -> Vault:
     allow(bao)
-    made = process("user-service", KNOBS, vault_addr=bao.url, identity_dir=identity)
+    made = process("user-service", SETTINGS, vault_addr=bao.url, identity_dir=identity)
     return made.vault
 
 
@@ -76,7 +76,7 @@ async def test_what_the_policy_does_not_allow_is_denied(vault: Vault) -> None:
 
 
 async def test_a_vault_that_is_away_is_unavailable(identity: Path) -> None:
-    vault = process("user-service", KNOBS, vault_addr="http://127.0.0.1:9", identity_dir=identity).vault
+    vault = process("user-service", SETTINGS, vault_addr="http://127.0.0.1:9", identity_dir=identity).vault
     with pytest.raises(RpcError) as refusal:
         await vault.read_secret("user-service")
     assert (refusal.value.code, refusal.value.reason) == (grpc.StatusCode.UNAVAILABLE, "VAULT_UNAVAILABLE")
@@ -108,7 +108,7 @@ async def test_a_token_that_was_revoked_is_replaced_unseen(vault: Vault, bao: Se
 
 async def test_a_token_is_renewed_and_replaced_before_it_ends(bao: Server, identity: Path) -> None:
     allow(bao, token_ttl="3s", token_max_ttl="6s")
-    vault = process("user-service", KNOBS, vault_addr=bao.url, identity_dir=identity).vault
+    vault = process("user-service", SETTINGS, vault_addr=bao.url, identity_dir=identity).vault
     await vault.read_secret("user-service")
     logins: list[int] = []
     vault.on_login(lambda: logins.append(1))
@@ -164,7 +164,7 @@ async def test_logins_end_and_no_request_is_lost(logins: Server, identity: Path,
     allow(logins)
     consul = FakeConsul()
     consul.register("postgres", f"127.0.0.1:{postgres.port}")
-    made = process("user-service", KNOBS, consul, vault_addr=logins.url, identity_dir=identity)
+    made = process("user-service", SETTINGS, consul, vault_addr=logins.url, identity_dir=identity)
     database = await Database.open(made, name=SCHEMA)
     users: set[str] = set()
     done, stop = 0, asyncio.Event()
@@ -192,7 +192,7 @@ async def test_after_the_process_closed_none_of_its_logins_is_left(
     logins: Server, identity: Path, postgres: Postgres
 ) -> None:
     allow(logins)
-    made: Process[Knobs] = process("user-service", KNOBS, vault_addr=logins.url, identity_dir=identity)
+    made: Process[ProcessSettings] = process("user-service", SETTINGS, vault_addr=logins.url, identity_dir=identity)
     lease = await made.vault.database_login("user-service")
     query = f"SELECT 1 FROM pg_roles WHERE rolname = '{lease.username}'"
     assert postgres.rows(query)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from behaviour.order.service import Knobs, Service, shipped
+from behaviour.order.service import Service, SettingsFactory, shipped
 from behaviour.order.storages import make_tables, on_postgres
 from embedded.postgres import Postgres
 
 
 @pytest.fixture
-def knobs() -> Knobs:
+def make_settings() -> SettingsFactory:
     return shipped
 
 

@@ -86,9 +86,11 @@ async def test_a_worker_that_is_stopped_within_a_batch_holds_the_projection_up_f
         began.set()
         await finish.wait()
 
-    knobs = shipped().model_copy(update={"term_seconds": term})
+    settings = shipped().model_copy(update={"term_seconds": term})
     database = storage.world.database
-    first = asyncio.create_task(Projector(Projection("errands", hangs), storage.store, database, lambda: knobs).step())
+    first = asyncio.create_task(
+        Projector(Projection("errands", hangs), storage.store, database, lambda: settings).step()
+    )
     await asyncio.wait_for(began.wait(), 20)
     assert await _taken_over(projector(storage, ERRANDS)) is (term < 10)
     finish.set()

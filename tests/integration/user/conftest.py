@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from behaviour.user.service import Knobs, Service, shipped
+from behaviour.user.service import Service, SettingsFactory, shipped
 from embedded.postgres import Postgres
 from embedded.world import started
 
@@ -14,7 +14,7 @@ from user_service.accounts import PostgresAccounts
 
 
 @pytest.fixture
-def knobs() -> Knobs:
+def make_settings() -> SettingsFactory:
     return shipped
 
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from chassis.calls.breaker import AsyncBreaker, BreakerKnobs
+from chassis.calls.breaker import AsyncBreaker, BreakerSettings
 from chassis.errors import RpcError, unavailable
 
 
@@ -43,7 +43,7 @@ async def broken() -> str:
 
 def a_breaker(limits: Limits | None = None) -> tuple[AsyncBreaker, Clock]:
     clock, known = Clock(), limits or Limits()
-    return AsyncBreaker("user-service", lambda: cast(BreakerKnobs, known), clock=clock), clock
+    return AsyncBreaker("user-service", lambda: cast(BreakerSettings, known), clock=clock), clock
 
 
 async def fail(breaker: AsyncBreaker, times: int) -> None:

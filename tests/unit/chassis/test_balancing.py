@@ -9,14 +9,14 @@ import grpc
 import pytest
 
 from chassis.calls.balancing import Balancer, Turn
-from chassis.calls.outlier_detection import BalancingKnobs
+from chassis.calls.outlier_detection import BalancingSettings
 from chassis.calls.transport import Method, NeverSent, Transport
 from chassis.errors import RpcError
 from chassis.platform.discovery import Endpoint, Endpoints
 
 READ = Method("/test.Echo/Read", bytes, bytes, repeatable=True)
 QUICK = Method("/test.Echo/Quick", bytes, bytes, repeatable=True)
-KNOBS = BalancingKnobs(
+SETTINGS = BalancingSettings(
     failures=3, silent_seconds=0.6, outlier_factor=4.0, outlier_seconds=0.05, left_out_seconds=1.0,
     left_out_longest_seconds=8.0, left_out_share=0.5, return_seconds=4.0, warmup_seconds=4.0,
 )  # fmt: skip
@@ -33,22 +33,22 @@ class NoTransport:
 
 
 class World:
-    """A balancer over instances a, b, c …, its knobs and its clock."""
+    """A balancer over instances a, b, c …, its settings and its clock."""
 
     def __init__(self, names: str) -> None:
         self.now = 1000.0
         self.held: list[Any] = []
-        self.knobs = KNOBS
+        self.settings = SETTINGS
         self.endpoints = Endpoints("echo")
         self.announce(names)
         transport = cast(Transport, NoTransport())
-        self.balancer = Balancer(self.endpoints, transport, lambda: None, lambda: self.knobs, lambda: self.now)
+        self.balancer = Balancer(self.endpoints, transport, lambda: None, lambda: self.settings, lambda: self.now)
 
     def announce(self, names: str) -> None:
         self.endpoints.replace(tuple(Endpoint(name, name) for name in names))
 
-    def change(self, **knobs: Any) -> None:
-        self.knobs = self.knobs.model_copy(update=knobs)
+    def change(self, **settings: Any) -> None:
+        self.settings = self.settings.model_copy(update=settings)
 
     def call(self, seconds: float = 0.001, error: RpcError | None = None, only: str = "") -> str:
         """One call from beginning to end; an instance not named in `only` answers at once."""

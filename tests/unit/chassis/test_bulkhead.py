@@ -8,12 +8,12 @@ import time
 import grpc
 import pytest
 
-from chassis.calls.bulkhead import Bulkhead, BulkheadKnobs
+from chassis.calls.bulkhead import Bulkhead, BulkheadSettings
 from chassis.errors import RpcError
 
 
-def a_bulkhead(places: int, wait: float = 0.05) -> tuple[Bulkhead, list[BulkheadKnobs]]:
-    live = [BulkheadKnobs(calls_at_once=places, wait_seconds=wait)]
+def a_bulkhead(places: int, wait: float = 0.05) -> tuple[Bulkhead, list[BulkheadSettings]]:
+    live = [BulkheadSettings(calls_at_once=places, wait_seconds=wait)]
     return Bulkhead("user-service", lambda: live[-1]), live
 
 
@@ -77,10 +77,10 @@ async def test_calls_at_once_never_exceed_the_places(places: int, most: int) -> 
     assert (highest, bulkhead.taken) == (most, 0)
 
 
-async def test_a_changed_knob_counts_for_the_next_call() -> None:
+async def test_a_changed_setting_counts_for_the_next_call() -> None:
     bulkhead, live = a_bulkhead(1, wait=0.0)
     await bulkhead.enter(3.0)
-    live.append(BulkheadKnobs(calls_at_once=2, wait_seconds=0.0))
+    live.append(BulkheadSettings(calls_at_once=2, wait_seconds=0.0))
     await bulkhead.enter(3.0)
     with pytest.raises(RpcError):
         await bulkhead.enter(3.0)

@@ -17,7 +17,7 @@ from chassis.deadline import deadline, remaining
 from chassis.errors import RpcError
 
 from .echo import echo, never
-from .world import World, knobs, refusal
+from .world import World, refusal, settings
 
 
 async def test_with_no_instance_a_call_fails_at_once_with_a_retry_time(world: World) -> None:
@@ -39,7 +39,7 @@ async def test_an_open_breaker_answers_in_place_of_the_service(world: World) -> 
 
 
 async def test_before_discovery_has_answered_a_call_waits_a_moment_not_for_ever(world: World) -> None:
-    world.knobs = knobs(deadline_seconds=0.2)
+    world.settings = settings(deadline_seconds=0.2)
     started = time.monotonic()
     assert (await refusal(world.stub.say("hi"))).code is grpc.StatusCode.UNAVAILABLE
     assert 0.15 < time.monotonic() - started < 1.0

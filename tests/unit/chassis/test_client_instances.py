@@ -13,7 +13,7 @@ from chassis.errors import RpcError
 
 from .echo import Echo, echo, never
 from .waiting import until
-from .world import World, knobs, refusal
+from .world import World, refusal, settings
 
 
 async def test_calls_spread_over_all_instances(world: World) -> None:
@@ -185,7 +185,7 @@ async def test_it_heals_by_itself_after_the_service_came_back(world: World) -> N
 
 
 async def test_a_new_instance_is_probed_at_once_although_the_breaker_is_open(world: World) -> None:
-    world.knobs = knobs(breaker__reset_seconds=60.0)
+    world.settings = settings(breaker__reset_seconds=60.0)
     world.announce()
     for _ in range(3):
         await refusal(world.stub.say("down"))

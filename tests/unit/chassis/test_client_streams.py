@@ -12,7 +12,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from chassis.errors import RpcError, unavailable
 
 from .echo import echo, never
-from .world import KNOBS, World, knobs, refusal
+from .world import SETTINGS, World, refusal, settings
 
 
 async def test_a_stream_arrives_and_ends(world: World) -> None:
@@ -46,16 +46,16 @@ async def test_a_stream_left_early_frees_its_instance(world: World) -> None:
 
 
 async def test_a_stream_that_does_not_begin_in_time_fails_and_its_failures_open_the_breaker(world: World) -> None:
-    world.knobs = knobs(deadline_seconds=0.05, breaker__reset_seconds=60.0)
+    world.settings = settings(deadline_seconds=0.05, breaker__reset_seconds=60.0)
     await world.start(never)
-    for _ in range(KNOBS.breaker.minimum_calls):
+    for _ in range(SETTINGS.breaker.minimum_calls):
         assert (await refusal(world.stub.count(0))).code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert world.state() == "open"
 
 
 async def test_a_stream_that_has_begun_may_be_silent_for_longer_than_a_call_may_take(world: World) -> None:
     async def later(_text: str, _context: Any) -> str:
-        await asyncio.sleep(KNOBS.deadline_seconds + 0.5)
+        await asyncio.sleep(SETTINGS.deadline_seconds + 0.5)
         return ""
 
     await world.start(later)

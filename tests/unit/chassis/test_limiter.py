@@ -12,21 +12,21 @@ from google.protobuf.wrappers_pb2 import StringValue
 
 from chassis.errors import RpcError
 from chassis.serving.interceptors import limited
-from chassis.serving.limiter import Limiter, LimiterKnobs
+from chassis.serving.limiter import Limiter, LimiterSettings
 
 from .echo import READ, SAY, Echo
 from .waiting import until
-from .world import World, knobs, refusal
+from .world import World, refusal, settings
 
 
-def limits(**changes: Any) -> LimiterKnobs:
+def limits(**changes: Any) -> LimiterSettings:
     shipped = {"calls_at_least": 3, "calls_at_most": 10, "target_seconds": 0.1, "shrink": 0.5}
-    return LimiterKnobs(**({"retry_after_seconds": 2.0} | shipped | changes))
+    return LimiterSettings(**({"retry_after_seconds": 2.0} | shipped | changes))
 
 
 @pytest.fixture
 def world(world: World) -> World:
-    world.knobs = knobs(retry__attempts=3)
+    world.settings = settings(retry__attempts=3)
     return world
 
 
@@ -122,8 +122,8 @@ class Server:
 
     def __init__(self, **changes: Any) -> None:
         self.now = 0.0
-        self.knobs = limits(**changes)
-        self.limiter = Limiter("server", lambda: self.knobs, lambda: self.now)
+        self.settings = limits(**changes)
+        self.limiter = Limiter("server", lambda: self.settings, lambda: self.now)
 
     def crowd(self, size: int, lasting: float) -> int:
         """So many come at once and take so long; how many were taken on."""
@@ -163,10 +163,10 @@ def test_quick_answers_of_a_half_empty_server_prove_nothing() -> None:
     assert server.limiter.limit == before
 
 
-def test_a_changed_knob_counts_for_the_next_call() -> None:
+def test_a_changed_setting_counts_for_the_next_call() -> None:
     server = Server()
     assert server.crowd(20, lasting=0.01) == 10
-    server.knobs = limits(calls_at_most=4)
+    server.settings = limits(calls_at_most=4)
     assert server.crowd(20, lasting=0.01) == 4
 
 

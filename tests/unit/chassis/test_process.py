@@ -22,27 +22,27 @@ from chassis import telemetry
 from chassis.deadline import deadline, remaining
 from chassis.process import Process
 from chassis.serving import server
-from chassis.settings import Knobs
+from chassis.settings import ProcessSettings
 from chassis.testing import FakeConsul, process
 
 from .echo import NAME, Echo, Stub
 from .test_settings import place
 from .waiting import until
 
-KNOBS = Knobs(log_level="INFO", drain_seconds=0.3, grace_seconds=5.0)
+SETTINGS = ProcessSettings(log_level="INFO", drain_seconds=0.3, grace_seconds=5.0)
 
 
 @pytest.fixture
-async def alive() -> AsyncIterator[Process[Knobs]]:
+async def alive() -> AsyncIterator[Process[ProcessSettings]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    made = process("user-service", KNOBS, bind_address=f"127.0.0.1:{port}")
+    made = process("user-service", SETTINGS, bind_address=f"127.0.0.1:{port}")
     yield made
     await made.close()
 
 
-async def test_readiness_is_every_probes_answer(alive: Process[Knobs]) -> None:
+async def test_readiness_is_every_probes_answer(alive: Process[ProcessSettings]) -> None:
     async def asleep() -> str:
         return "no login yet"
 
@@ -53,12 +53,12 @@ async def test_readiness_is_every_probes_answer(alive: Process[Knobs]) -> None:
     assert answers == {"postgres": "ok", "vault": "no login yet", "disk": "ZeroDivisionError: division by zero"}
 
 
-async def test_a_process_that_stops_is_not_ready(alive: Process[Knobs]) -> None:
+async def test_a_process_that_stops_is_not_ready(alive: Process[ProcessSettings]) -> None:
     alive.stopping.set()
     assert (await alive.readiness())["process"] == "stopping"
 
 
-async def test_background_work_that_fails_is_logged_and_started_again(alive: Process[Knobs]) -> None:
+async def test_background_work_that_fails_is_logged_and_started_again(alive: Process[ProcessSettings]) -> None:
     starts: list[int] = []
 
     async def work() -> None:
@@ -72,7 +72,7 @@ async def test_background_work_that_fails_is_logged_and_started_again(alive: Pro
     assert [line["task"] for line in logs] == ["loop", "loop"]
 
 
-async def test_background_work_does_not_inherit_a_deadline(alive: Process[Knobs]) -> None:
+async def test_background_work_does_not_inherit_a_deadline(alive: Process[ProcessSettings]) -> None:
     found: list[float | None] = []
 
     async def work() -> None:
@@ -83,7 +83,7 @@ async def test_background_work_does_not_inherit_a_deadline(alive: Process[Knobs]
     assert found == [None]
 
 
-async def test_closing_goes_backwards_and_over_failures(alive: Process[Knobs]) -> None:
+async def test_closing_goes_backwards_and_over_failures(alive: Process[ProcessSettings]) -> None:
     closed: list[str] = []
 
     def closer(name: str, fault: bool = False) -> Callable[[], Awaitable[None]]:
@@ -100,7 +100,7 @@ async def test_closing_goes_backwards_and_over_failures(alive: Process[Knobs]) -
     assert closed == ["second", "first"]
 
 
-async def test_an_accepted_call_is_finished_and_health_fails_first(alive: Process[Knobs]) -> None:
+async def test_an_accepted_call_is_finished_and_health_fails_first(alive: Process[ProcessSettings]) -> None:
     gate = asyncio.Event()
 
     async def slow(text: str, _context: Any) -> str:
@@ -131,7 +131,7 @@ async def test_an_accepted_call_is_finished_and_health_fails_first(alive: Proces
         await serving
 
 
-async def test_health_follows_readiness(alive: Process[Knobs], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_health_follows_readiness(alive: Process[ProcessSettings], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_PROBE_SECONDS", 0.02)
     state = {"postgres": "away"}
     alive.add_readiness("postgres", lambda: state["postgres"])
@@ -147,7 +147,7 @@ async def test_health_follows_readiness(alive: Process[Knobs], monkeypatch: pyte
     await serving
 
 
-async def test_an_address_that_is_taken_is_an_error_not_a_silent_share(alive: Process[Knobs]) -> None:
+async def test_an_address_that_is_taken_is_an_error_not_a_silent_share(alive: Process[ProcessSettings]) -> None:
     taken = await Echo(lambda text, _: asyncio.sleep(0, text)).start(alive.environment.bind_address)
     with pytest.raises(RuntimeError, match=alive.environment.bind_address):
         await server.serve(alive, lambda _: None, [])
@@ -159,7 +159,7 @@ def placed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeConsul:
     """An environment and a Consul that a whole life can be lived in."""
     place(monkeypatch)
     consul = FakeConsul()
-    consul.put("config/gateway", json.dumps(KNOBS.model_dump()))
+    consul.put("config/gateway", json.dumps(SETTINGS.model_dump()))
     monkeypatch.setattr(process_module, "ConsulClient", lambda *_: consul)
     monkeypatch.setattr(telemetry, "start", lambda *_: None)
     monkeypatch.setattr(telemetry, "log_to_stdout", lambda *_: None)
@@ -171,27 +171,27 @@ async def test_a_missing_variable_ends_the_start_with_one_clear_line(
 ) -> None:
     monkeypatch.delenv("VAULT_ADDR")
     with structlog.testing.capture_logs() as logs:
-        assert await process_module.live("gateway", Knobs, _never) == 1
+        assert await process_module.live("gateway", ProcessSettings, _never) == 1
     assert [line["problem"] for line in logs] == ["environment: VAULT_ADDR: missing"]
 
 
-async def test_a_refused_knob_ends_the_start(placed: FakeConsul) -> None:
+async def test_a_refused_setting_ends_the_start(placed: FakeConsul) -> None:
     placed.put("config/gateway", "{}")
     with structlog.testing.capture_logs() as logs:
-        assert await process_module.live("gateway", Knobs, _never) == 1
+        assert await process_module.live("gateway", ProcessSettings, _never) == 1
     assert "config/gateway: log_level: missing" in logs[-1]["problem"]
 
 
 async def test_sigterm_ends_a_life_with_zero(placed: FakeConsul) -> None:
     done: list[str] = []
 
-    async def compose(started: Process[Knobs]) -> None:
+    async def compose(started: Process[ProcessSettings]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         await started.until_drained()
         done.append("drained")
 
     began = time.monotonic()
-    assert await process_module.live("gateway", Knobs, compose) == 0
+    assert await process_module.live("gateway", ProcessSettings, compose) == 0
     assert done == ["drained"]
     assert time.monotonic() - began >= 0.3
 
@@ -205,31 +205,31 @@ async def test_sigterm_before_consul_answers_ends_the_start(
 
     monkeypatch.setattr(placed, "reachable", endless)
     async with asyncio.timeout(2):
-        assert await process_module.live("gateway", Knobs, _never) == 0
+        assert await process_module.live("gateway", ProcessSettings, _never) == 0
 
 
 async def test_a_part_that_does_not_end_cannot_hold_the_process_up(
     placed: FakeConsul, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process_module, "FLUSH_SECONDS", 0.1)
-    placed.put("config/gateway", json.dumps(KNOBS.model_dump() | {"drain_seconds": 0, "grace_seconds": 0.1}))
+    placed.put("config/gateway", json.dumps(SETTINGS.model_dump() | {"drain_seconds": 0, "grace_seconds": 0.1}))
 
-    async def stuck(started: Process[Knobs]) -> None:
+    async def stuck(started: Process[ProcessSettings]) -> None:
         started.stopping.set()
         await asyncio.Event().wait()
 
     async with asyncio.timeout(3):
-        assert await process_module.live("gateway", Knobs, stuck) == 0
+        assert await process_module.live("gateway", ProcessSettings, stuck) == 0
 
 
 async def test_a_composition_that_fails_is_exit_code_one(placed: FakeConsul) -> None:
-    async def broken(_started: Process[Knobs]) -> None:
+    async def broken(_started: Process[ProcessSettings]) -> None:
         raise RuntimeError("no port")
 
     with structlog.testing.capture_logs() as logs:
-        assert await process_module.live("gateway", Knobs, broken) == 1
+        assert await process_module.live("gateway", ProcessSettings, broken) == 1
     assert any(line["event"] == "process failed" for line in logs)
 
 
-async def _never(_started: Process[Knobs]) -> None:
+async def _never(_started: Process[ProcessSettings]) -> None:
     raise AssertionError("it must not get so far")

@@ -9,16 +9,16 @@ from typing import Any
 import grpc
 import pytest
 
-from chassis.calls.retry import RetryBudget, RetryKnobs
+from chassis.calls.retry import RetryBudget, RetrySettings
 from chassis.errors import RpcError
 
 from .echo import echo, never
-from .world import World, knobs, refusal
+from .world import World, refusal, settings
 
 
 @pytest.fixture
 def world(world: World) -> World:
-    world.knobs = knobs(retry__attempts=3, balancing__left_out_share=0.0, breaker__minimum_calls=100_000,
+    world.settings = settings(retry__attempts=3, balancing__left_out_share=0.0, breaker__minimum_calls=100_000,
                         breaker__failures_in_a_row=100_000)  # fmt: skip
     return world
 
@@ -69,10 +69,10 @@ async def test_a_retry_that_would_come_after_the_deadline_is_not_waited_for(worl
 @pytest.mark.parametrize(("saved", "most"), [(1, 223), (10_000, 600)])
 async def test_a_budget_keeps_retries_at_a_tenth_of_the_calls(world: World, saved: int, most: int) -> None:
     """The second case is the control: with a budget as good as none, every call is made three times."""
-    world.knobs = knobs(retry__attempts=3, retry__budget_saved=saved, balancing__left_out_share=0.0,
+    world.settings = settings(retry__attempts=3, retry__budget_saved=saved, balancing__left_out_share=0.0,
                         breaker__minimum_calls=100_000, breaker__failures_in_a_row=100_000,
                         retry__first_seconds=0.0001)  # fmt: skip
-    world.channel.budget = RetryBudget(lambda: world.knobs.retry)
+    world.channel.budget = RetryBudget(lambda: world.settings.retry)
     await world.start(refusing(None), refusing(None))
     for _ in range(200):
         await refusal(world.stub.read("x"))
@@ -80,10 +80,10 @@ async def test_a_budget_keeps_retries_at_a_tenth_of_the_calls(world: World, save
     assert world.channel.budget.spent == asked(world) - 200
 
 
-async def test_a_changed_knob_counts_for_the_next_call(world: World) -> None:
+async def test_a_changed_setting_counts_for_the_next_call(world: World) -> None:
     await world.start(refusing(None), refusing(None))
     await refusal(world.stub.read("x"))
-    world.knobs = knobs(retry__attempts=1)
+    world.settings = settings(retry__attempts=1)
     await refusal(world.stub.read("y"))
     assert asked(world) == 4
 
@@ -91,7 +91,7 @@ async def test_a_changed_knob_counts_for_the_next_call(world: World) -> None:
 @pytest.mark.parametrize("attempt_seconds", [0.2, 5.0])
 async def test_a_try_that_hangs_leaves_time_for_another_instance(world: World, attempt_seconds: float) -> None:
     """The second case is the control: without the shorter try, the deadline passes."""
-    world.knobs = knobs(retry__attempt_seconds=attempt_seconds, balancing__left_out_share=0.0)
+    world.settings = settings(retry__attempt_seconds=attempt_seconds, balancing__left_out_share=0.0)
     await world.start(never, echo)
     results = await asyncio.gather(*(world.stub.read("x") for _ in range(10)), return_exceptions=True)
     hung = [result for result in results if isinstance(result, RpcError)]
@@ -106,9 +106,9 @@ async def slow(text: str, _context: Any) -> str:
 @pytest.mark.parametrize("saved", [1, 100])
 async def test_calls_that_take_longer_everywhere_are_waited_for(world: World, saved: int) -> None:
     """With or without a budget: a try is given up only for a better one, and not where all take as long."""
-    world.knobs = knobs(retry__attempt_seconds=0.2, retry__attempts=3, retry__budget_saved=saved,
+    world.settings = settings(retry__attempt_seconds=0.2, retry__attempts=3, retry__budget_saved=saved,
                         balancing__left_out_share=0.0, deadline_seconds=2.0)  # fmt: skip
-    world.channel.budget = RetryBudget(lambda: world.knobs.retry)
+    world.channel.budget = RetryBudget(lambda: world.settings.retry)
     await world.start(slow, slow)
     for _ in range(3):
         answers = await asyncio.gather(*(world.stub.read("x") for _ in range(10)))
@@ -119,7 +119,7 @@ async def test_calls_that_take_longer_everywhere_are_waited_for(world: World, sa
 
 def test_a_budget_earns_with_calls_and_with_time_and_saves_no_more_than_it_may() -> None:
     now = 0.0
-    limits = RetryKnobs(
+    limits = RetrySettings(
         attempts=3, attempt_seconds=1.0, first_seconds=0.1, longest_seconds=1.0,
         budget_ratio=0.1, budget_per_second=1.0, budget_saved=2,
     )  # fmt: skip

@@ -12,7 +12,7 @@ import structlog
 from pydantic import Field
 
 from chassis.errors import ConfigurationError
-from chassis.settings import Environment, Knobs, Live, Section, load_knobs, parse_knobs, watch_knobs
+from chassis.settings import Environment, Live, ProcessSettings, Section, load_settings, parse_settings, watch_settings
 from chassis.testing import FakeConsul
 
 from .waiting import until
@@ -31,7 +31,7 @@ class Called(Section):
     fail_max: int = Field(gt=0)
 
 
-class Settings(Knobs):
+class Settings(ProcessSettings):
     deadline_seconds: float = Field(gt=0)
     users: Called
 
@@ -56,47 +56,47 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "refusal"), REFUSED, ids=[refusal for _, refusal in REFUSED])
-def test_an_invalid_knob_is_refused_by_key_and_field(text: str, refusal: str) -> None:
+def test_an_invalid_setting_is_refused_by_key_and_field(text: str, refusal: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        parse_knobs(KEY, text.encode(), Settings)
+        parse_settings(KEY, text.encode(), Settings)
     assert str(caught.value).startswith(refusal)
 
 
 def test_every_refused_field_is_named() -> None:
     with pytest.raises(ConfigurationError, match=r"drain_seconds: .*grace_seconds: "):
-        parse_knobs(KEY, raw(drain_seconds=-1, grace_seconds=-1).encode(), Settings)
+        parse_settings(KEY, raw(drain_seconds=-1, grace_seconds=-1).encode(), Settings)
 
 
 def test_a_refusal_does_not_repeat_the_value() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        parse_knobs(KEY, raw(log_level="hunter2").encode(), Settings)
+        parse_settings(KEY, raw(log_level="hunter2").encode(), Settings)
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_knob_with_a_default_is_refused_when_the_class_is_made() -> None:
-    with pytest.raises(TypeError, match=r"hidden: a knob has no default.*seconds"):
+def test_a_setting_with_a_default_is_refused_when_the_class_is_made() -> None:
+    with pytest.raises(TypeError, match=r"hidden: a setting has no default.*seconds"):
 
         class hidden(Section):  # noqa: N801
             seconds: float = 3.0
 
 
-def test_knobs_cannot_be_changed_in_place() -> None:
-    knobs = parse_knobs(KEY, raw().encode(), Settings)
+def test_settings_cannot_be_changed_in_place() -> None:
+    settings = parse_settings(KEY, raw().encode(), Settings)
     with pytest.raises(ValueError, match="frozen"):
-        knobs.deadline_seconds = 9.0  # type: ignore[misc]
+        settings.deadline_seconds = 9.0  # type: ignore[misc]
 
 
 async def test_a_key_that_is_missing_stops_the_start() -> None:
     with pytest.raises(ConfigurationError, match="config/gateway: missing"):
-        await load_knobs(FakeConsul(), KEY, Settings)
+        await load_settings(FakeConsul(), KEY, Settings)
 
 
 @pytest.fixture
 async def followed() -> AsyncIterator[tuple[FakeConsul, Live[Settings]]]:
     consul = FakeConsul()
     consul.put(KEY, raw())
-    live = await load_knobs(consul, KEY, Settings)
-    task = asyncio.create_task(watch_knobs(consul, KEY, live))
+    live = await load_settings(consul, KEY, Settings)
+    task = asyncio.create_task(watch_settings(consul, KEY, live))
     yield consul, live
     task.cancel()
 

@@ -6,54 +6,54 @@ from typing import Any
 
 import pytest
 
-from chassis.calls.breaker import BreakerKnobs
-from chassis.calls.bulkhead import BulkheadKnobs
-from chassis.calls.client import Channel, ClientKnobs
-from chassis.calls.outlier_detection import BalancingKnobs
-from chassis.calls.retry import RetryKnobs
+from chassis.calls.breaker import BreakerSettings
+from chassis.calls.bulkhead import BulkheadSettings
+from chassis.calls.client import Channel, ClientSettings
+from chassis.calls.outlier_detection import BalancingSettings
+from chassis.calls.retry import RetrySettings
 from chassis.calls.transport import GrpcTransport
 from chassis.errors import RpcError
 from chassis.platform.discovery import Endpoint, Endpoints
 
 from .echo import Echo, Stub
 
-KNOBS = ClientKnobs(
+SETTINGS = ClientSettings(
     deadline_seconds=2.0,
-    bulkhead=BulkheadKnobs(calls_at_once=1000, wait_seconds=0.05),
-    breaker=BreakerKnobs(
+    bulkhead=BulkheadSettings(calls_at_once=1000, wait_seconds=0.05),
+    breaker=BreakerSettings(
         window_seconds=5.0, minimum_calls=3, failure_ratio=0.5, slow_seconds=60.0, slow_ratio=1.0,
         failures_in_a_row=50, reset_seconds=0.3, half_open_max=1,
     ),
-    retry=RetryKnobs(
+    retry=RetrySettings(
         attempts=2, attempt_seconds=5.0, first_seconds=0.01, longest_seconds=0.05,
         budget_ratio=0.1, budget_per_second=0.0, budget_saved=50,
     ),
-    balancing=BalancingKnobs(
+    balancing=BalancingSettings(
         failures=1, silent_seconds=5.0, outlier_factor=100.0, outlier_seconds=1.0, left_out_seconds=1.0,
         left_out_longest_seconds=16.0, left_out_share=0.5, return_seconds=0.0, warmup_seconds=0.0,
     ),
 )  # fmt: skip
 
 
-def knobs(**changes: Any) -> ClientKnobs:
-    """The knobs with some changed, each named section__knob or by its own name."""
-    changed = KNOBS.model_dump()
+def settings(**changes: Any) -> ClientSettings:
+    """The settings with some changed, each named section__setting or by its own name."""
+    changed = SETTINGS.model_dump()
     for name, value in changes.items():
-        section, _, knob = name.partition("__")
-        if knob:
-            changed[section][knob] = value
+        section, _, setting = name.partition("__")
+        if setting:
+            changed[section][setting] = value
         else:
             changed[name] = value
-    return ClientKnobs(**changed)
+    return ClientSettings(**changed)
 
 
 class World:
     """A channel, the endpoints it follows and the servers behind them."""
 
     def __init__(self) -> None:
-        self.knobs = KNOBS
+        self.settings = SETTINGS
         self.endpoints = Endpoints("echo")
-        self.channel = Channel("echo", self.endpoints, lambda: self.knobs, GrpcTransport())
+        self.channel = Channel("echo", self.endpoints, lambda: self.settings, GrpcTransport())
         self.stub = Stub(self.channel)
         self.servers: list[Echo] = []
 

@@ -65,8 +65,8 @@ class FakeVault:
         return {version: each.public_key().public_bytes_raw() for version, each in self.keys.items()}
 
 
-def knobs(name: str, model: type[Any], **changes: Any) -> Any:
-    """The shipped knobs with some changed."""
+def make_settings(name: str, model: type[Any], **changes: Any) -> Any:
+    """The shipped settings with some changed."""
     return model.model_validate(json.loads((KV / f"{name}.json").read_text()) | changes)
 
 
@@ -125,7 +125,7 @@ class _Hang(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
 
 def user_rpc(vault: FakeVault) -> UserRpc:
-    settings = knobs("user-service", user_settings.Settings, password_memory_kib=8192, password_passes=1)
+    settings = make_settings("user-service", user_settings.Settings, password_memory_kib=8192, password_passes=1)
     accounts = MemoryAccounts()
     hashes, tokens = passwords.Passwords(lambda: settings, b"pepper"), user_tokens.Tokens(vault)
     commands = user_commands.Commands(accounts, hashes, tokens, lambda: settings)
@@ -136,7 +136,7 @@ class Orders:
     """One Order Service and as many instances of it as one asks for, all on the same store."""
 
     def __init__(self) -> None:
-        self._settings, keys = knobs("order-service", order_settings.Settings), MemoryKeys()
+        self._settings, keys = make_settings("order-service", order_settings.Settings), MemoryKeys()
         self._store = MemoryEventStore(within=keys.keep)
         self._queries = order_queries.Queries(self._store, order_queries.MemoryTable(self._store))
         self.commands = order_commands.Commands(self._store, keys, lambda: self._settings)

@@ -24,7 +24,7 @@ from gateway.tokens import Tokens
 from shop.order.v1.order_pb2_grpc import OrderServiceStub
 from shop.user.v1.user_pb2_grpc import UserServiceStub, add_UserServiceServicer_to_server
 
-from .behind import FakeVault, Orders, Servers, Worker, knobs, until, user_rpc
+from .behind import FakeVault, Orders, Servers, Worker, make_settings, until, user_rpc
 
 _names = itertools.count(1)
 
@@ -52,10 +52,10 @@ class System:
         self._guest = self._guest or await self.token("guest@example.com")
         return self._guest
 
-    def change(self, **knobs: Any) -> None:
-        """Change knobs of the running gateway."""
-        live = self.process.knobs
-        live.replace(live.value.model_copy(update=knobs))
+    def change(self, **settings: Any) -> None:
+        """Change settings of the running gateway."""
+        live = self.process.settings
+        live.replace(live.value.model_copy(update=settings))
 
     def taken(self) -> int:
         """Requests that the gateway works on."""
@@ -90,7 +90,7 @@ async def running(vault: FakeVault | None = None, consul: FakeConsul | None = No
     servers, users, orders = Servers(consul), user_rpc(vault), Orders()
     await servers.start("user-service", lambda server: add_UserServiceServicer_to_server(users, server))
     await orders.start(servers)
-    shipped = knobs("gateway", Settings, drain_seconds=0.0, unknown_key_seconds=0.05)
+    shipped = make_settings("gateway", Settings, drain_seconds=0.0, unknown_key_seconds=0.05)
     here: Process[Settings] = process("gateway", shipped, consul)
     edge = gateway_on(here, vault)
     if not vault.away:
@@ -107,18 +107,18 @@ async def running(vault: FakeVault | None = None, consul: FakeConsul | None = No
 
 def gateway_on(here: Process[Settings], vault: FakeVault) -> Edge:
     channels = {
-        "user-service": connect(here, "user-service", knobs=lambda: here.knobs.value.users),
-        "order-service": connect(here, "order-service", knobs=lambda: here.knobs.value.orders),
+        "user-service": connect(here, "user-service", settings=lambda: here.settings.value.users),
+        "order-service": connect(here, "order-service", settings=lambda: here.settings.value.orders),
     }
     users: Any = channels["user-service"]
     orders: Any = channels["order-service"]
-    tokens = Tokens(vault, lambda: here.knobs.value)
+    tokens = Tokens(vault, lambda: here.settings.value)
     here.supervise("token keys", tokens.follow)
     health = Dependencies(here, tokens, channels)
     stubs: tuple[Any, Any] = UserServiceStub(users), OrderServiceStub(orders)
-    profiles = Profiles(lambda: here.knobs.value.profiles_kept)
-    backend = Backend(*stubs, tokens, health, profiles, lambda: here.knobs.value)
+    profiles = Profiles(lambda: here.settings.value.profiles_kept)
+    backend = Backend(*stubs, tokens, health, profiles, lambda: here.settings.value)
     edge = app.create(backend, f"gateway{next(_names)}")
-    here.knobs.on_change(edge.bound)
+    here.settings.on_change(edge.bound)
     edge.config.TOUCHUP = False  # it rewrites Sanic's own code, which works once in a process
     return edge

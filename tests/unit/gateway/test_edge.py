@@ -123,7 +123,7 @@ async def test_a_service_that_hangs_is_504_when_the_deadline_has_passed(system: 
 async def test_beyond_its_limit_it_refuses_at_once_but_probes_and_cancels_pass(system: System) -> None:
     token = await system.token()
     order = (await system.place(token)).json()
-    tight = system.process.knobs.value.limiter.model_copy(update={"calls_at_least": 1, "calls_at_most": 1})
+    tight = system.process.settings.value.limiter.model_copy(update={"calls_at_least": 1, "calls_at_most": 1})
     system.change(limiter=tight)
     system.servers.hanging.add("order-service")
     held = asyncio.create_task(system.http.get("/v1/orders", headers=token))

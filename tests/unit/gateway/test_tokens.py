@@ -108,7 +108,7 @@ async def test_a_token_of_a_user_who_is_gone_is_refused(system: System) -> None:
 async def test_a_rotated_key_is_learned_when_its_first_token_comes(system: System) -> None:
     await system.token()
     system.vault.rotate()
-    system.process.knobs.replace(system.process.knobs.value.model_copy(update={"unknown_key_seconds": 0.0}))
+    system.process.settings.replace(system.process.settings.value.model_copy(update={"unknown_key_seconds": 0.0}))
     assert await me(system, (await system.token("eve@example.com"))["authorization"]) == 200
 
 

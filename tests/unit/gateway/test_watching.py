@@ -104,16 +104,16 @@ async def test_without_the_order_service_it_is_503_with_a_time_to_come_back(syst
 async def test_an_order_service_that_hangs_is_504(system: System) -> None:
     order, token = await placed(system)
     system.servers.hanging.add("order-service")
-    knobs = system.process.knobs.value
-    system.change(orders=knobs.orders.model_copy(update={"deadline_seconds": 0.2}))
+    settings = system.process.settings.value
+    system.change(orders=settings.orders.model_copy(update={"deadline_seconds": 0.2}))
     answer = await system.http.get(f"/v1/orders/{order}/watch", headers=token)
     assert (answer.status_code, answer.json()["type"]) == (504, "/problems/deadline-exceeded")
 
 
 async def test_more_watchers_than_are_taken_is_503(system: System) -> None:
     order, token = await placed(system)
-    knobs = system.orders.instances[0].process.knobs
-    knobs.replace(knobs.value.model_copy(update={"watchers_at_most": 0}))
+    settings = system.orders.instances[0].process.settings
+    settings.replace(settings.value.model_copy(update={"watchers_at_most": 0}))
     answer = await system.http.get(f"/v1/orders/{order}/watch", headers=token)
     assert (answer.status_code, answer.json()["type"]) == (503, "/problems/overloaded")
 

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 from behaviour.order import service as behaviour
-from behaviour.order.service import ADA, EVE, TEA, Knobs, shipped
+from behaviour.order.service import ADA, EVE, TEA, SettingsFactory, shipped
 from behaviour.order.storages import MemoryStorage
 
 from chassis.testing import process
 from order_service.watching import Watchers
 
-__all__ = ["ADA", "EVE", "TEA", "Knobs", "Service"]
+__all__ = ["ADA", "EVE", "TEA", "Service", "SettingsFactory"]
 
 
 class Service(behaviour.Service):
@@ -25,7 +25,7 @@ class Service(behaviour.Service):
 
 
 @pytest.fixture
-def knobs() -> Knobs:
+def make_settings() -> SettingsFactory:
     return shipped
 
 

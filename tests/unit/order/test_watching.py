@@ -51,9 +51,9 @@ async def refusal(stream: AsyncGenerator[Any, None]) -> RpcError:
     return caught.value
 
 
-def change(service: Service, **knobs: Any) -> None:
-    live = service.process.knobs
-    live.replace(live.value.model_copy(update=knobs))
+def change(service: Service, **settings: Any) -> None:
+    live = service.process.settings
+    live.replace(live.value.model_copy(update=settings))
 
 
 PLACED = (1, "placed", wire.ORDER_STATUS_PENDING)
@@ -155,9 +155,9 @@ async def test_a_watcher_that_does_not_keep_up_is_ended_and_can_go_on_from_what_
     assert [told(message) async for message in watch(service, order.id, after=1)] == [CONFIRMED, CANCELLED]
 
 
-async def test_more_watchers_than_an_instance_takes_are_refused(service: Service, knobs: Any) -> None:
-    settings: Settings = knobs(watchers_at_most=1)
-    service.process.knobs.replace(settings)
+async def test_more_watchers_than_an_instance_takes_are_refused(service: Service, make_settings: Any) -> None:
+    settings: Settings = make_settings(watchers_at_most=1)
+    service.process.settings.replace(settings)
     service.watchers = Watchers(service.process, service.store, service.queries)
     order = await service.place()
     first = watch(service, order.id)

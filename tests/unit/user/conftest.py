@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from behaviour.user.service import FakeSigner, Knobs, Service, shipped
+from behaviour.user.service import FakeSigner, Service, SettingsFactory, shipped
 
-__all__ = ["FakeSigner", "Knobs", "Service"]
+__all__ = ["FakeSigner", "Service", "SettingsFactory"]
 
 
 @pytest.fixture
-def knobs() -> Knobs:
+def make_settings() -> SettingsFactory:
     return shipped
 
 

@@ -14,7 +14,7 @@ from user_service import domain, rpc
 from user_service.rpc import UserRpc
 
 if TYPE_CHECKING:
-    from .conftest import Knobs, Service
+    from .conftest import Service, SettingsFactory
 
 NOWHERE: Any = None
 
@@ -42,8 +42,8 @@ async def test_a_negative_amount_is_invalid(service: Service) -> None:
     assert list(error.value.fields) == ["amount"]
 
 
-async def test_too_many_passwords_tell_when_to_come_back(service: Service, knobs: Knobs) -> None:
-    service.settings = knobs(password_concurrency=1, password_waiting=0)
+async def test_too_many_passwords_tell_when_to_come_back(service: Service, make_settings: SettingsFactory) -> None:
+    service.settings = make_settings(password_concurrency=1, password_waiting=0)
     server = UserRpc(service.commands, service.queries)
     service.commands._passwords._accepted = 1
     with pytest.raises(RpcError) as error:
