@@ -106,7 +106,7 @@ protos:
 lint: protos
     uv run --no-sync --quiet ruff check .
     uv run --no-sync --quiet ruff format --check .
-    uv run --no-sync --quiet mypy chassis/chassis gateway/gateway services/user/user_service services/order/order_service stack/stack nomad/tasks
+    uv run --no-sync --quiet mypy chassis/chassis gateway/gateway services/user/user_service services/order/order_service stack/stack nomad/sidecars/edge
     uv run --no-sync --quiet lint-imports --no-cache
     uv run --no-sync --quiet buf lint protos
 

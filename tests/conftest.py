@@ -12,8 +12,8 @@ import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from people import Person, register
-from stack_under_test import RunningStack
+from support.stack_under_test import RunningStack
+from support.traffic.api_user import Person, register
 
 from stack.config import KNOWN_SLOTS
 

@@ -7,12 +7,13 @@ from typing import Any, cast
 from chassis import process
 from chassis.calls import client
 from chassis.process import Process
-from gateway import app, serving
-from gateway.access import Backend
-from gateway.health import Dependencies
-from gateway.profiles import Profiles
+from gateway import app
+from gateway.auth.access_tokens import Tokens
+from gateway.auth.sessions import Backend
+from gateway.http import http_server
+from gateway.profile_cache import Profiles
+from gateway.routes.health import Dependencies
 from gateway.settings import Settings
-from gateway.tokens import Tokens
 from shop.order.v1.order_pb2_grpc import OrderServiceStub
 from shop.user.v1.user_pb2_grpc import UserServiceStub
 
@@ -30,7 +31,7 @@ async def compose(process: Process[Settings]) -> None:
     backend = Backend(*stubs, tokens, health, profiles, lambda: settings.value)
     edge = app.create(backend)
     settings.on_change(edge.bound)
-    await serving.serve(edge, process)
+    await http_server.serve(edge, process)
 
 
 def _stub(kind: type[Any], channel: client.Channel) -> Any:

@@ -5,9 +5,9 @@ variable "run_logged" { type = string }
 variable "traefik_bin" { type = string }
 variable "gateway_port" { type = number }
 variable "consul_url" { type = string }
-variable "beside" { type = string }
-variable "consul_door" { type = string }
-variable "refusals" { type = string }
+variable "sidecar" { type = string }
+variable "consul_auth_proxy" { type = string }
+variable "error_pages" { type = string }
 
 job "edge" {
   type = "service"
@@ -25,7 +25,7 @@ job "edge" {
     network {
       port "http" { static = var.gateway_port }
       port "ping" {}
-      port "refusals" {}
+      port "error_pages" {}
     }
 
     restart {
@@ -53,7 +53,7 @@ job "edge" {
     # Two things that Traefik lacks, in one small process. It can only be told a token by file, and never a new one: it asks
     # a door, which logs in by workload identity. And it says in plain text that there is no gateway, or no answer: what is
     # here says so as a problem.
-    task "beside" {
+    task "sidecar" {
       driver = "raw_exec"
 
       lifecycle {
@@ -64,8 +64,8 @@ job "edge" {
       config {
         command = "/bin/sh"
         args = [
-          "-c", var.run_logged, "sh", var.python, "-I", "-S", "local/beside",
-          "../alloc/tmp/consul.sock", var.consul_url, "${NOMAD_SECRETS_DIR}/nomad_consul.jwt", "${NOMAD_ADDR_refusals}",
+          "-c", var.run_logged, "sh", var.python, "-I", "-S", "local/sidecar",
+          "../alloc/tmp/consul.sock", var.consul_url, "${NOMAD_SECRETS_DIR}/nomad_consul.jwt", "${NOMAD_ADDR_error_pages}",
         ]
       }
 
@@ -74,10 +74,10 @@ job "edge" {
       }
 
       dynamic "template" {
-        for_each = { __main__ = var.beside, consul_door = var.consul_door, refusals = var.refusals }
+        for_each = { __main__ = var.sidecar, consul_auth_proxy = var.consul_auth_proxy, error_pages = var.error_pages }
 
         content {
-          destination     = "local/beside/${template.key}.py"
+          destination     = "local/sidecar/${template.key}.py"
           left_delimiter  = "<%"
           right_delimiter = "%>"
           data            = template.value
@@ -163,9 +163,9 @@ job "edge" {
                 retry: { attempts: 20, initialInterval: 100ms, status: ["502"] }
               # Whose 503 or 504 it is cannot be told here, and a gateway's must come through; no gateway says 502.
               lost:
-                errors: { status: ["502"], service: refusals, query: "/{status}?at={url}" }
+                errors: { status: ["502"], service: error_pages, query: "/{status}?at={url}" }
               nowhere:
-                errors: { status: ["503"], service: refusals, query: "/{status}?at={url}" }
+                errors: { status: ["503"], service: error_pages, query: "/{status}?at={url}" }
               later: # even then, when what the line above asks is away too
                 headers: { customResponseHeaders: { Retry-After: "1" } }
             # While there is no gateway: 503, where Traefik would say that the path does not exist.
@@ -173,7 +173,7 @@ job "edge" {
               away: { rule: PathPrefix(`/`), priority: 1, entryPoints: [web], middlewares: [later, nowhere], service: nobody }
             services:
               nobody: { loadBalancer: { servers: [] } }
-              refusals: { loadBalancer: { servers: [{ url: "http://{{ env "NOMAD_ADDR_refusals" }}" }] } }
+              error_pages: { loadBalancer: { servers: [{ url: "http://{{ env "NOMAD_ADDR_error_pages" }}" }] } }
         YAML
       }
 

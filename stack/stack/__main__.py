@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from stack import config, refusal
+from stack import config, os_errors
 from stack.console import StackError
 
 
@@ -24,7 +24,7 @@ def main() -> int:
     except _unreachable() as error:
         StackError(f"{command} met a part that does not answer", _first_line(error), "./justw status").show()
     except OSError as error:
-        refusal.explain(command, error).show()
+        os_errors.explain(command, error).show()
     except KeyboardInterrupt:
         print("\ninterrupted; the same command takes it up again", file=sys.stderr)
         return 130
@@ -67,85 +67,85 @@ def _first_line(error: Exception) -> str:
 
 
 def _deploy(_: list[str]) -> None:
-    from stack.deploy import deploy
+    from stack.commands.deploy import deploy
 
     deploy(config.current())
 
 
 def _down(_: list[str]) -> None:
-    from stack.teardown import down
+    from stack.commands.teardown import down
 
     down(config.current())
 
 
 def _destroy(_: list[str]) -> None:
-    from stack.teardown import destroy
+    from stack.commands.teardown import destroy
 
     destroy(config.current())
 
 
 def _plan(_: list[str]) -> int:
-    from stack.plan import plan
+    from stack.commands.plan import plan
 
     return plan(config.current())
 
 
 def _status(_: list[str]) -> None:
-    from stack.status import status
+    from stack.commands.status import status
 
     status(config.current())
 
 
 def _env(_: list[str]) -> None:
-    from stack.environment import exports
+    from stack.commands.shell_env import exports
 
     exports(config.current())
 
 
 def _logs(arguments: list[str]) -> None:
-    from stack.logs import logs
+    from stack.commands.logs import logs
 
     logs(config.current(), arguments)
 
 
 def _trace(arguments: list[str]) -> None:
-    from stack.trace import trace
+    from stack.commands.trace import trace
 
     trace(config.current(), arguments)
 
 
 def _chaos(arguments: list[str]) -> None:
-    from stack.chaos.command import chaos
+    from stack.commands.chaos import chaos
 
     chaos(config.current(), arguments)
 
 
 def _audit(_: list[str]) -> int:
-    from stack.audit import audit
+    from stack.operations.consistency_check import audit
 
     return audit(config.current())
 
 
 def _rebuild(arguments: list[str]) -> int:
-    from stack.rebuild import rebuild
+    from stack.operations.projection_rebuild import rebuild
 
     return rebuild(config.current(), arguments)
 
 
 def _build(_: list[str]) -> None:
-    from stack.deploy import build
+    from stack.commands.deploy import build
 
     build(config.current())
 
 
 def _test(arguments: list[str]) -> int:
-    from stack.suite import test
+    from stack.commands.test_runner import test
 
     return test(arguments)
 
 
 def _protos(_: list[str]) -> None:
-    from stack import protos
+    from stack.build import protos
 
     protos.generate()
 

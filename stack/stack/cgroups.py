@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from stack import process
+from stack import daemons
 
 CGROUPS = Path("/sys/fs/cgroup")
 # Of cgroups v1 and v2. Every Nomad of the machine has its tasks below these.
@@ -18,7 +18,7 @@ def remove(allocations: Sequence[str], root: Path = CGROUPS) -> None:
     """Removes the groups of these allocations, and Nomad's own once no Nomad is left on the machine."""
     for name in allocations:
         _remove(root, (f"{above}/{name}.*" for above in _OF_TASKS))
-    if not process.named("nomad"):
+    if not daemons.named("nomad"):
         _remove(root, _OF_NOMAD)
 
 

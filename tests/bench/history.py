@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable
 from uuid import UUID, uuid4
 
 import structlog
-from behaviour.order.service import ADA, TEA, shipped
-from behaviour.order.storages import PostgresStorage, make_tables, on_postgres
-from embedded.postgres import binaries, running
+from behaviour.order.support.service import ADA, TEA, shipped
+from behaviour.order.support.storages import PostgresStorage, make_tables, on_postgres
+from support.postgres.private_postgres import binaries, running
 
-from order_service import domain, history
-from order_service.history import Cause
+from order_service import domain
+from order_service.storage import event_codec
+from order_service.storage.event_codec import Cause
 
 SCHEMA = "order_service"
 LENGTHS = (1, 2, 4, 10, 30, 100, 1000)
@@ -30,7 +31,7 @@ async def recorded(storage: PostgresStorage, length: int) -> UUID:
     stream, cause = uuid4(), Cause(str(ADA), uuid4())
     placed = domain.place(ADA, "EUR", [TEA])
     events = [placed, *[domain.OrderConfirmed()] * (length - 1)]
-    await storage.store.append(stream, 0, history.record(stream, 0, events, cause))
+    await storage.store.append(stream, 0, event_codec.record(stream, 0, events, cause))
     return stream
 
 
@@ -55,8 +56,8 @@ async def measure() -> None:
                 stream = await recorded(storage, length)
                 past = await storage.store.read(stream)
 
-                async def fold(past: list[history.RecordedEvent] = past) -> object:
-                    return history.fold(past)
+                async def fold(past: list[event_codec.RecordedEvent] = past) -> object:
+                    return event_codec.fold(past)
 
                 read, folded = await median(lambda stream=stream: storage.store.read(stream)), await median(fold)
                 snapshot = snapshot or read + folded

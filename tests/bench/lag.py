@@ -12,9 +12,9 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from people import register
-from stack_under_test import RunningStack
-from visibility import GOAL_RATE, measure
+from support.stack_under_test import RunningStack
+from support.traffic.api_user import register
+from support.traffic.projection_lag import GOAL_RATE, measure
 
 if __name__ == "__main__":
     stack = RunningStack()

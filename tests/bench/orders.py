@@ -20,11 +20,11 @@ from functools import partial
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import structlog
-from behaviour.order.service import ADA, TEA, Service, shipped
-from behaviour.order.storages import make_tables, on_postgres
-from embedded.postgres import Postgres, binaries, running
+from behaviour.order.support.service import ADA, TEA, Service, shipped
+from behaviour.order.support.storages import make_tables, on_postgres
 from eventsourcing.application import Application
 from eventsourcing.domain import Aggregate
+from support.postgres.private_postgres import Postgres, binaries, running
 
 SECONDS, ROUNDS = 2.0, 3
 CLIENTS = (1, 16)

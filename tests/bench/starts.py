@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from stack_under_test import RunningStack, eventually
+from support.stack_under_test import RunningStack, eventually
 
 INSTANCES = {"user-service": 2, "order-service": 2, "gateway": 2}
 

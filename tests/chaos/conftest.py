@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from breakage import Chaos
-from load import Request
-from people import Person
-from stack_under_test import RunningStack, eventually
+from support.chaos_command import Chaos
+from support.stack_under_test import RunningStack, eventually
+from support.traffic.api_user import Person
+from support.traffic.load import Request
 
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import httpx
 import pytest
-from load import Load, Request
-from people import register
-from stack_under_test import RunningStack, eventually
+from support.stack_under_test import RunningStack, eventually
+from support.traffic.api_user import register
+from support.traffic.load import Load, Request
 
+from stack.build.tools import ensure
+from stack.cluster.nomad import Nomad
 from stack.console import StackError
-from stack.nomad import Nomad
-from stack.tools import ensure
 
 SERVICES = ("gateway", "order-service", "user-service")
 A_SECOND = 1_000_000_000

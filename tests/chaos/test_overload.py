@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
-from breakage import Chaos, quickest
-from goals import Form, forms
-from kv_settings import turned
-from load import Answer, Load, Request
-from stack_under_test import RunningStack, eventually
-from tables import value
+from support.chaos_command import Chaos, quickest
+from support.database_access import value
+from support.kv_settings import turned
+from support.stack_under_test import RunningStack, eventually
+from support.traffic.load import Answer, Load, Request
+from support.traffic.targets import Form, forms
 
 LATE_MILLISECONDS = 200
 CALLERS = 16

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from load import Load, Request
-from stack_under_test import RunningStack, eventually
-from tables import tables
+from support.database_access import tables
+from support.stack_under_test import RunningStack, eventually
+from support.traffic.load import Load, Request
 
 ROLES = ("user-service", "order-service")
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from chassis.settings import ProcessSettings
+from stack.build.zipapps import SERVICES
 from stack.config import ROOT
-from stack.zipapps import SERVICES
 
 __all__ = ["ROOT", "SERVICES", "blocks", "job_file", "keys", "package", "settings", "tracked"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from stack import tools
 from stack.__main__ import COMMANDS
+from stack.build import tools
 
 from .checkout import ROOT
 

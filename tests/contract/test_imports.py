@@ -23,7 +23,7 @@ FORBIDDEN = {
     "services/user/user_service/queries.py": "from user_service import commands",
     "services/order/order_service/commands.py": "from order_service import rpc",
     "services/order/order_service/queries.py": "from shop.order.v1 import order_pb2",
-    "gateway/gateway/app.py": "import user_service.tokens",
+    "gateway/gateway/app.py": "import user_service.access_tokens",
     "chassis/chassis/calls/client.py": "from stack import config",
 }
 

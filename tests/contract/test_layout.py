@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stack import tools
+from stack.build import tools
 
 from .checkout import ROOT, SERVICES, tracked
 

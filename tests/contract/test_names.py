@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stack import nomad
+from stack.cluster import nomad
 
 from .checkout import ROOT, SERVICES, blocks, job_file, package
 

@@ -7,9 +7,10 @@ import signal
 
 import httpx
 import pytest
-from stack_under_test import RunningStack, eventually
+from support.stack_under_test import RunningStack, eventually
 
-from stack import agents, process
+from stack import daemons
+from stack.cluster import agents
 
 AGENTS = ("nomad", "consul", "vault")
 
@@ -32,8 +33,8 @@ def test_vault_is_unsealed_and_active(running: RunningStack) -> None:
 @pytest.mark.parametrize("agent", AGENTS)
 def test_an_agent_runs_in_the_background_under_its_own_process(running: RunningStack, host, agent: str) -> None:  # type: ignore[no-untyped-def]
     pid_file = host.file(str(running.stack.logs / f"{agent}.pid"))
-    process = host.process.get(pid=int(pid_file.content_string.split()[0]))
-    assert int(process.pgid) == process.pid  # closing the terminal of the deploy does not reach it
+    daemons = host.process.get(pid=int(pid_file.content_string.split()[0]))
+    assert int(daemons.pgid) == daemons.pid  # closing the terminal of the deploy does not reach it
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_the_audit_log_can_be_put_aside_while_vault_runs(running: RunningStack) 
     log, pid = running.stack.state / "vault" / "audit.log", agents.daemon(running.stack, "vault").pid()
     assert pid is not None
     log.replace(log.with_suffix(".log.1"))
-    process.send(pid, signal.SIGHUP)
+    daemons.send(pid, signal.SIGHUP)
     eventually("a new one is there", log.exists)
     running.clients.vault.sys.list_policies()
     eventually("it goes on there", lambda: "sys/policy" in log.read_text())

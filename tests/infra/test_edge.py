@@ -9,9 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from stack_under_test import RunningStack, environment
+from support.stack_under_test import RunningStack, environment
 
-from stack import process
+from stack import daemons
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def folder(running: RunningStack) -> Path:
 @pytest.fixture
 def token(running: RunningStack, folder: Path) -> Iterator[str]:
     """A Consul token such as the door has."""
-    identity = (folder / "beside" / "secrets" / "nomad_consul.jwt").read_text()
+    identity = (folder / "sidecar" / "secrets" / "nomad_consul.jwt").read_text()
     ask = {"AuthMethod": "nomad-workloads", "BearerToken": identity}
     found: str = httpx.post(running.url("consul") + "/v1/acl/login", json=ask).raise_for_status().json()["SecretID"]
     yield found
@@ -48,7 +48,7 @@ def test_only_its_owner_may_open_the_door_to_consul(folder: Path) -> None:
 
 def test_traefik_is_given_no_token(running: RunningStack, folder: Path) -> None:
     written = [file.read_text() for file in (folder / "edge" / "local").iterdir()]
-    started = [text for pid in process.below(folder / "edge") if (text := environment(pid))]
+    started = [text for pid in daemons.below(folder / "edge") if (text := environment(pid))]
     assert written
     assert started
     assert [text for text in written + started if "token" in text.lower() or "eyJ" in text] == []

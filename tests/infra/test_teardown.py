@@ -14,12 +14,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from operator_commands import run
-from people import Person, register
-from stack_under_test import RunningStack
+from support.operator_commands import run
+from support.stack_under_test import RunningStack
+from support.traffic.api_user import Person, register
 
-from stack import agents, process
-from stack.clients import Clients
+from stack import daemons
+from stack.cluster import agents
+from stack.cluster.clients import Clients
 from stack.config import LAST_SLOT, Stack
 from stack.console import StackError
 
@@ -90,7 +91,7 @@ class Remains:
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
-        found = {pid: process.start_time(pid) for pid in _naming(stack.state)}
+        found = {pid: daemons.start_time(pid) for pid in _naming(stack.state)}
         self.processes = {pid: started for pid, started in found.items() if started}  # the others have ended meanwhile
         self.memory = {Path(file) for pid in self.processes for file in _shared_memory(pid)}
         self.allocations = {folder.name for folder in (stack.state / "nomad" / "data" / "alloc").iterdir()}
@@ -100,7 +101,7 @@ class Remains:
         assert self.ports()
 
     def require_none(self) -> None:
-        alive = [pid for pid, started in self.processes.items() if process.start_time(pid) == started]
+        alive = [pid for pid, started in self.processes.items() if daemons.start_time(pid) == started]
         assert (alive, _naming(self.stack.state)) == ([], [])
         assert self.ports() == []
         assert f"{self.stack.state}/" not in Path("/proc/mounts").read_text()
@@ -113,13 +114,13 @@ class Remains:
     def ports(self) -> list[int]:
         first, last = self.stack.dynamic_ports
         own = {*self.stack.ports().values(), *range(first, last + 1)}
-        return sorted(port for port, _ in process._listening() if port in own)
+        return sorted(port for port, _ in daemons._listening() if port in own)
 
 
 def _naming(folder: Path) -> list[int]:
     """Every process that names the folder in its arguments or environment, and all that descend from one."""
-    named = [pid for pid in process._pids() if f"{folder}/" in _read(pid, "cmdline") + _read(pid, "environ")]
-    return sorted(process.family(named))
+    named = [pid for pid in daemons._pids() if f"{folder}/" in _read(pid, "cmdline") + _read(pid, "environ")]
+    return sorted(daemons.family(named))
 
 
 def _shared_memory(pid: int) -> set[str]:

@@ -13,12 +13,12 @@ from typing import Any
 import hvac
 import psycopg
 import pytest
-from goals import Form, forms
 from hvac.exceptions import Forbidden, VaultError
-from stack_under_test import RunningStack, environment, eventually
-from tables import value
+from support.database_access import value
+from support.stack_under_test import RunningStack, environment, eventually
+from support.traffic.targets import Form, forms
 
-from stack import nomad
+from stack.cluster import nomad
 
 SERVICES = {
     "user-service": 2,

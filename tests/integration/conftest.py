@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-from embedded.postgres import Postgres, binaries, running
+from support.postgres.private_postgres import Postgres, binaries, running
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,15 @@ import grpc
 from chassis import process
 from chassis.process import Process
 from chassis.serving import server
-from order_service import audit, rebuild, worker
 from order_service.commands import Commands
-from order_service.keys import PostgresKeys
+from order_service.operations import consistency_check, rebuild
+from order_service.order_watches import Watchers
 from order_service.queries import PostgresTable, Queries
 from order_service.rpc import SERVICE, OrderRpc
 from order_service.settings import Settings
-from order_service.storage import open_storage
-from order_service.watching import Watchers
+from order_service.storage.databases import open_storage
+from order_service.storage.idempotency_keys import PostgresKeys
+from order_service.worker import composition
 from shop.order.v1.order_pb2_grpc import add_OrderServiceServicer_to_server
 
 # What gives something back makes room.
@@ -45,9 +46,9 @@ def main() -> None:
         case []:
             process.run("order-service", Settings, compose)
         case ["worker"]:
-            process.run("order-service", Settings, worker.compose)
+            process.run("order-service", Settings, composition.compose)
         case ["audit"]:
-            process.run("order-service", Settings, audit.compose)
+            process.run("order-service", Settings, consistency_check.compose)
         case ["rebuild", name]:
             process.run("order-service", Settings, partial(rebuild.compose, name=name))
         case _:

@@ -14,11 +14,12 @@ from uuid import UUID, uuid5
 from uuid_utils.compat import uuid7
 
 from chassis.events.port import AlreadyRecorded, EventLog, VersionConflict
-from order_service import domain, history
+from order_service import domain
 from order_service.domain import Event, Invalid, Line, Order, OrderUnknown
-from order_service.history import FULFILMENT, Cause
-from order_service.keys import Key, Keys
 from order_service.settings import Settings
+from order_service.storage import event_codec
+from order_service.storage.event_codec import FULFILMENT, Cause
+from order_service.storage.idempotency_keys import Key, Keys
 
 Decide = Callable[[Order], list[Event]]
 _ATTEMPTS = 5
@@ -54,7 +55,7 @@ class Commands:
                 raise
             return await self._repeated(known, wanted.request_hash)
         # A repeat gives the same command: whatever becomes of the key's row, events tell who was placed twice.
-        events = history.record(wanted.order_id, 0, [placed], Cause(str(user_id), uuid5(user_id, key)))
+        events = event_codec.record(wanted.order_id, 0, [placed], Cause(str(user_id), uuid5(user_id, key)))
         for _ in range(_ATTEMPTS):
             try:
                 await self._store.append(wanted.order_id, 0, events, key=wanted)
@@ -63,7 +64,7 @@ class Commands:
                 if known is not None:
                     return await self._repeated(known, wanted.request_hash)
             else:
-                return _known(history.fold(events))
+                return _known(event_codec.fold(events))
         raise Contended("the idempotency key expires right now")
 
     async def cancel_order(self, user_id: UUID, order_id: UUID, expected_versions: Collection[int]) -> Order:
@@ -88,23 +89,23 @@ class Commands:
     async def _change(self, order_id: UUID, decide: Decide, cause: Cause) -> Order:
         for _ in range(_ATTEMPTS):
             past = await self._store.read(order_id)
-            order = _known(history.fold(past))
-            events = history.record(order_id, order.version, decide(order), cause)
+            order = _known(event_codec.fold(past))
+            events = event_codec.record(order_id, order.version, decide(order), cause)
             try:
                 if events:
                     await self._store.append(order_id, order.version, events)
             except VersionConflict:
                 continue
-            return _known(history.fold([*past, *events]))
+            return _known(event_codec.fold([*past, *events]))
         raise Contended("the order changes too fast")
 
     async def _repeated(self, known: Key, request_hash: str) -> Order:
         if known.request_hash != request_hash:
             raise KeyReused("this key was used before with other content")
-        return _known(history.fold((await self._store.read(known.order_id))[:1]))
+        return _known(event_codec.fold((await self._store.read(known.order_id))[:1]))
 
     def _key(self, user_id: UUID, key: str, currency: str, lines: Sequence[Line]) -> Key:
-        content = json.dumps([currency, history.plain(lines)], sort_keys=True)
+        content = json.dumps([currency, event_codec.plain(lines)], sort_keys=True)
         ends_at = datetime.now(UTC) + timedelta(seconds=self._settings().idempotency_ttl_seconds)
         return Key(user_id, key, hashlib.sha256(content.encode()).hexdigest(), uuid7(), ends_at)
 

@@ -13,8 +13,8 @@ from uuid import UUID
 from chassis.events.memory import MemoryEventStore
 from chassis.events.port import EventLog
 from chassis.events.record import RecordedEvent
-from order_service import history
 from order_service.domain import Order, OrderUnknown, Status
+from order_service.storage import event_codec
 
 if TYPE_CHECKING:
     from chassis.postgres.database import Database
@@ -97,7 +97,7 @@ class MemoryTable:
 
 
 def _order(row: dict[str, Any]) -> Order:
-    return Order(**{**row, "status": Status(row["status"]), "lines": history.lines(row["lines"])})
+    return Order(**{**row, "status": Status(row["status"]), "lines": event_codec.lines(row["lines"])})
 
 
 def _own(user_id: UUID, past: Sequence[RecordedEvent]) -> Order:
@@ -109,5 +109,5 @@ def _own(user_id: UUID, past: Sequence[RecordedEvent]) -> Order:
 
 def _own_or_none(user_id: UUID, past: Sequence[RecordedEvent]) -> Order | None:
     # The first event tells whose it is, so that nobody else learns that a later one cannot be read.
-    first = history.fold(past[:1])
-    return history.fold(past) if first and first.user_id == user_id else None
+    first = event_codec.fold(past[:1])
+    return event_codec.fold(past) if first and first.user_id == user_id else None

@@ -13,12 +13,13 @@ import grpc
 
 from chassis.errors import RpcError
 from chassis.events.record import RecordedEvent
-from order_service import commands, domain, history
+from order_service import commands, domain
 from order_service.commands import Commands
 from order_service.domain import Line, Order, Status
+from order_service.order_watches import Change, Watchers
 from order_service.queries import Queries
-from order_service.upcasts import UnknownEvent
-from order_service.watching import Change, Watchers
+from order_service.storage import event_codec
+from order_service.storage.upcasts import UnknownEvent
 from shop.order.v1 import order_pb2 as wire
 from shop.order.v1.order_pb2_grpc import OrderServiceServicer
 
@@ -115,8 +116,8 @@ def order_message(order: Order) -> wire.Order:
 def event_message(recorded: RecordedEvent) -> wire.OrderEvent:
     """The event on the wire."""
     message = wire.OrderEvent(version=recorded.version)
-    message.occurred_at.FromDatetime(history.occurred_at(recorded))
-    event = history.recall(recorded)
+    message.occurred_at.FromDatetime(event_codec.occurred_at(recorded))
+    event = event_codec.recall(recorded)
     if isinstance(event, domain.OrderPlaced):
         message.placed.user_id, message.placed.currency = str(event.user_id), event.currency
         message.placed.lines.extend(_lines(event.lines))

@@ -11,14 +11,14 @@ from chassis.postgres.database import Database
 from chassis.process import Process
 from chassis.serving import server
 from shop.user.v1.user_pb2_grpc import add_UserServiceServicer_to_server
-from user_service import audit
-from user_service.accounts import PostgresAccounts
+from user_service import consistency_check
+from user_service.access_tokens import Tokens
 from user_service.commands import Commands
 from user_service.passwords import Passwords
 from user_service.queries import Queries
 from user_service.rpc import SERVICE, UserRpc
 from user_service.settings import Settings
-from user_service.tokens import Tokens
+from user_service.user_repository import PostgresAccounts
 
 # Passwords have a queue of their own, and what gives something back makes room.
 _EXEMPT = ("RegisterUser", "CreateSession", "ReleaseCredit")
@@ -45,7 +45,7 @@ def main() -> None:
         case []:
             process.run("user-service", Settings, compose)
         case ["audit"]:
-            process.run("user-service", Settings, audit.compose)
+            process.run("user-service", Settings, consistency_check.compose)
         case _:
             sys.exit("usage: user-service.pyz [audit]")
 

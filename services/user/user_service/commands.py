@@ -10,11 +10,11 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from user_service import domain
-from user_service.accounts import Accounts, Credentials
+from user_service.access_tokens import Tokens
 from user_service.domain import BadCredentials, Credit, Reservation, State, User, UserUnknown
 from user_service.passwords import Passwords, TooBusy
 from user_service.settings import Settings
-from user_service.tokens import Tokens
+from user_service.user_repository import Accounts, Credentials
 
 
 @dataclass(frozen=True)

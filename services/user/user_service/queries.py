@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from user_service.accounts import Accounts
 from user_service.domain import User, UserUnknown
+from user_service.user_repository import Accounts
 
 
 class Queries:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 
-from stack import tools
+from stack.build import tools
 from stack.config import Stack
 from stack.console import StackError
 

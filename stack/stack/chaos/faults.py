@@ -14,13 +14,15 @@ from typing import Any
 
 import httpx
 
-from stack import agents, process, tools
+from stack import daemons
+from stack.build import tools
 from stack.chaos import disk
-from stack.chaos.diversion import Diversion, lift, require_divertible
 from stack.chaos.instances import processes
-from stack.chaos.proxies import Proxies
 from stack.chaos.proxy import HEALTHY, Toxic
-from stack.clients import Clients
+from stack.chaos.proxy_pool import Proxies
+from stack.chaos.traffic_redirect import Diversion, lift, require_divertible
+from stack.cluster import agents
+from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError
 
@@ -70,17 +72,17 @@ class Paused(Fault):
 
     def begin(self) -> str:
         found = chosen(processes(self.scene.stack, self.scene.clients, self._service), self._whole)
-        family = sorted(process.family(found))
-        self.scene.facts["paused"] = [[pid, process.start_time(pid)] for pid in family]
+        family = sorted(daemons.family(found))
+        self.scene.facts["paused"] = [[pid, daemons.start_time(pid)] for pid in family]
         self.scene.save()
         for pid in family:
-            process.send(pid, signal.SIGSTOP)
+            daemons.send(pid, signal.SIGSTOP)
         return f"{self._service}: process {_listed(found)} is stopped, its connections stay"
 
     def end(self) -> None:
         for pid, started in self.scene.facts.get("paused", []):
-            if process.start_time(pid) == started:
-                process.send(pid, signal.SIGCONT)
+            if daemons.start_time(pid) == started:
+                daemons.send(pid, signal.SIGCONT)
 
 
 class Network(Fault):
@@ -128,7 +130,7 @@ class AgentDown(Fault):
 
     def begin(self) -> str:
         pid = agents.daemon(self.scene.stack, self._name).pid() or 0
-        process.end([pid], timeout=0)
+        daemons.end([pid], timeout=0)
         return f"{self._name}: process {pid} is killed and stays away"
 
     def end(self) -> None:
@@ -168,7 +170,7 @@ def kill(stack: Stack, clients: Clients, service: str, whole: str = "") -> str:
     """Ends one instance, or all of them, as the kernel does when memory is short."""
     found = chosen(processes(stack, clients, service), whole)
     for pid in found:
-        process.send(pid, signal.SIGKILL)
+        daemons.send(pid, signal.SIGKILL)
     return f"{service}: process {_listed(found)} is killed; Nomad starts it again"
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from stack import nomad, process
-from stack.clients import Clients
+from stack import daemons
+from stack.cluster import nomad
+from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError
 
@@ -15,7 +16,7 @@ def processes(stack: Stack, clients: Clients, service: str) -> list[int]:
     """The process ids of the running instances of a service, one an instance; refuses an unknown service by name."""
     if service == "postgres":
         return _postmaster(stack)
-    found = [pid for folder in _folders(stack, clients, service) for pid in process.below(folder) if _at(pid, folder)]
+    found = [pid for folder in _folders(stack, clients, service) for pid in daemons.below(folder) if _at(pid, folder)]
     if not found:
         raise StackError(f"no instance of {service} runs", "there is nothing to act on", "./justw status")
     return sorted(found)
@@ -52,7 +53,7 @@ def _folders(stack: Stack, clients: Clients, service: str) -> Iterator[Any]:
 def _at(pid: int, folder: Any) -> bool:
     """Whether a process is the task itself: the helper that Nomad keeps for it works elsewhere."""
     try:
-        return bool((process.PROC / str(pid) / "cwd").readlink() == folder)
+        return bool((daemons.PROC / str(pid) / "cwd").readlink() == folder)
     except OSError:
         return False
 

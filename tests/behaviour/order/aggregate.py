@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from behaviour.order.interleaved import Interleaved
-from behaviour.order.machine import Machine
-from behaviour.order.service import ADA, EVE, TEA, Service, shipped
+from behaviour.order.support.interleaved import Interleaved
+from behaviour.order.support.service import ADA, EVE, TEA, Service, shipped
+from behaviour.order.support.state_machine import Machine
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, invariant, rule
 

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import pytest
-from behaviour.order.service import ADA, Service, SettingsFactory
+from behaviour.order.support.service import ADA, Service, SettingsFactory
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from chassis.errors import unavailable
 from order_service.domain import Line, Status
-from order_service.users import FakeUsers
+from order_service.worker.user_credit import FakeUsers
 
 AWAY = unavailable("BREAKER_OPEN", "away", 1)
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
-from behaviour.order.service import ADA, EVE, TEA, Service, SettingsFactory
+from behaviour.order.support.service import ADA, EVE, TEA, Service, SettingsFactory
 
 from chassis.events.port import VersionConflict
 from chassis.events.record import RecordedEvent

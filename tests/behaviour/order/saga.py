@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from uuid import UUID
 
-from behaviour.order.faults import Fate, Worker, away
-from behaviour.order.interleaved import Interleaved
-from behaviour.order.machine import Machine
-from behaviour.order.service import ADA, Service, Storage, shipped
-from behaviour.order.storages import MemoryStorage
+from behaviour.order.support.faulty_ports import Fate, Worker, away
+from behaviour.order.support.interleaved import Interleaved
+from behaviour.order.support.service import ADA, Service, Storage, shipped
+from behaviour.order.support.state_machine import Machine
+from behaviour.order.support.storages import MemoryStorage
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, invariant, rule
 
 from order_service.domain import Line, Order, OrderClosed, Status
-from order_service.errands import KINDS, Errand
-from order_service.fulfilment import Fulfilment
-from order_service.users import FakeUsers
+from order_service.worker.outbox import KINDS, Errand
+from order_service.worker.process_manager import Fulfilment
+from order_service.worker.user_credit import FakeUsers
 
 CREDIT = 1000
 ROUNDS = 20

@@ -10,12 +10,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from user_service.accounts import Accounts, MemoryAccounts
+from user_service.access_tokens import Tokens
 from user_service.commands import Commands
 from user_service.passwords import Passwords
 from user_service.queries import Queries
 from user_service.settings import Settings
-from user_service.tokens import Tokens
+from user_service.user_repository import Accounts, MemoryAccounts
 
 KV = Path(__file__).parents[3] / "consul" / "kv" / "config" / "user-service.json"
 SHIPPED: dict[str, Any] = json.loads(KV.read_text())

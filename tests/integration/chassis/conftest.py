@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from embedded.postgres import Postgres
-from embedded.world import World, started
+from support.postgres.leased_database import World, started
+from support.postgres.private_postgres import Postgres
 
 
 @pytest.fixture

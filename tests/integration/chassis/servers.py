@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from stack import tools
+from stack.build import tools
 
 ROOT_TOKEN = "root-of-the-test"
 

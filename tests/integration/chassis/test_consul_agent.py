@@ -13,7 +13,7 @@ import pytest
 from chassis.platform.consul import ConsulClient
 from chassis.platform.discovery import Discovery, Endpoints
 from chassis.settings import Live, ProcessSettings, load_settings, watch_settings
-from stack import tools
+from stack.build import tools
 
 from .identities import Nomad
 from .servers import Server, consul

@@ -12,11 +12,11 @@ from pathlib import Path
 import grpc
 import psycopg
 import pytest
-from embedded.postgres import Postgres
-from embedded.world import World, started
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from support.postgres.leased_database import World, started
+from support.postgres.private_postgres import Postgres
 
 from chassis.deadline import deadline
 from chassis.errors import ConfigurationError, RpcError

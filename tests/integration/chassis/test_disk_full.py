@@ -14,9 +14,9 @@ from uuid import UUID, uuid4
 
 import grpc
 import pytest
-from behaviour.eventlog import event
-from embedded.postgres import NOBODY, Postgres
-from embedded.world import World
+from behaviour.event_log import event
+from support.postgres.leased_database import World
+from support.postgres.private_postgres import NOBODY, Postgres
 
 from chassis.errors import RpcError
 from chassis.postgres.eventstore import EventStore

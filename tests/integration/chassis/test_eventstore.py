@@ -7,9 +7,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from behaviour.eventlog import *  # noqa: F403 - each function of the suite is a test here
-from embedded.postgres import Postgres
-from embedded.world import World, started
+from behaviour.event_log import *  # noqa: F403
+from support.postgres.leased_database import World, started
+from support.postgres.private_postgres import Postgres
 
 from chassis.events.record import RecordedEvent
 from chassis.postgres.eventstore import EventStore

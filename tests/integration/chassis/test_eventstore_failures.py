@@ -12,11 +12,11 @@ from uuid import uuid4
 import grpc
 import psycopg
 import pytest
-from behaviour.eventlog import event
-from embedded.postgres import Postgres
-from embedded.world import World, started
+from behaviour.event_log import event
 from eventsourcing.persistence import OperationalError
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
+from support.postgres.leased_database import World, started
+from support.postgres.private_postgres import Postgres
 
 from chassis.deadline import deadline
 from chassis.errors import ConfigurationError, RpcError

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from embedded.postgres import Postgres
+from support.postgres.private_postgres import Postgres
 
 from chassis.errors import RpcError
 from chassis.platform.vault import Vault

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from behaviour.order.service import Service, SettingsFactory, shipped
-from behaviour.order.storages import make_tables, on_postgres
-from embedded.postgres import Postgres
+from behaviour.order.support.service import Service, SettingsFactory, shipped
+from behaviour.order.support.storages import make_tables, on_postgres
+from support.postgres.private_postgres import Postgres
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
-from behaviour.order.service import shipped
-from embedded.postgres import Postgres
-from embedded.world import started
+from behaviour.order.support.service import shipped
+from support.postgres.leased_database import started
+from support.postgres.private_postgres import Postgres
 
 from chassis.postgres.database import Database
-from order_service.leadership import Leadership
+from order_service.worker.leadership import Leadership
 
 TERM = 2.0
 LOOK = TERM / 5

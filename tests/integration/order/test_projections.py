@@ -7,15 +7,23 @@ import time
 from dataclasses import replace
 
 import pytest
-from behaviour.order.service import ADA, Service, shipped
-from behaviour.order.storages import PostgresStorage
+from behaviour.order.support.service import ADA, Service, shipped
+from behaviour.order.support.storages import PostgresStorage
 from psycopg import AsyncConnection
 
 from chassis.errors import RpcError
 from chassis.events.record import RecordedEvent
-from order_service import history
-from order_service.projections import ERRANDS, ORDERS, Connection, Projection, Projector, onto_errands, onto_orders
-from order_service.upcasts import UnknownEvent
+from order_service.storage import event_codec
+from order_service.storage.upcasts import UnknownEvent
+from order_service.worker.projections import (
+    ERRANDS,
+    ORDERS,
+    Connection,
+    Projection,
+    Projector,
+    onto_errands,
+    onto_orders,
+)
 
 
 @pytest.fixture
@@ -171,4 +179,4 @@ async def test_rows_are_what_the_events_fold_to(service: Service, storage: Postg
     await service.commands.cancel_order(ADA, orders[0].id, [])
     await service.owe()
     rows = (await service.queries.list_orders(ADA, None, None, 100)).orders
-    assert rows == [history.fold(await service.store.read(order.id)) for order in reversed(orders)]
+    assert rows == [event_codec.fold(await service.store.read(order.id)) for order in reversed(orders)]

@@ -6,11 +6,11 @@ import asyncio
 import time
 
 import pytest
-from behaviour.order.service import ADA, Service, shipped
-from behaviour.order.storages import PostgresStorage
-from embedded.postgres import Postgres
+from behaviour.order.support.service import ADA, Service, shipped
+from behaviour.order.support.storages import PostgresStorage
+from support.postgres.private_postgres import Postgres
 
-from order_service.rebuild import Rebuild, Refused
+from order_service.operations.rebuild import Rebuild, Refused
 
 
 @pytest.fixture

@@ -9,19 +9,20 @@ from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
 import pytest
-from behaviour.order.service import ADA, TEA, Service, shipped
-from behaviour.order.storages import PostgresStorage, on_postgres
-from embedded.postgres import Postgres
+from behaviour.order.support.service import ADA, TEA, Service, shipped
+from behaviour.order.support.storages import PostgresStorage, on_postgres
+from support.postgres.private_postgres import Postgres
 
 from chassis.events.port import EventLog, VersionConflict
 from chassis.events.record import RecordedEvent
 from chassis.postgres.eventstore import EventStore
-from order_service import domain, history, keys
+from order_service import domain
 from order_service.domain import Order, OrderClosed, Status, VersionMismatch
-from order_service.history import Cause
-from order_service.projections import Connection, Projection, Projector
+from order_service.storage import event_codec, idempotency_keys
+from order_service.storage.event_codec import Cause
+from order_service.worker.projections import Connection, Projection, Projector
 
-from .latch import LATCH, held, waiting
+from .gate import LATCH, held, waiting
 
 WRITERS = 16
 SLOW = "Slow"
@@ -56,7 +57,7 @@ def event(stream: UUID, version: int, kind: str) -> RecordedEvent:
 
 async def test_each_race_for_a_version_of_one_stream_has_one_winner(storage: PostgresStorage) -> None:
     races, stream = 50, uuid4()
-    logs = [storage.store, await EventStore.open(storage.world.database, within=keys.keep, max_size=8)]
+    logs = [storage.store, await EventStore.open(storage.world.database, within=idempotency_keys.keep, max_size=8)]
     for version in range(races):
         tries = [event(stream, version + 1, f"By{writer}") for writer in range(WRITERS)]
         appends = (logs[number % 2].append(stream, version, [each]) for number, each in enumerate(tries))
@@ -133,9 +134,9 @@ async def write(store: EventStore, streams: int) -> None:
     placed, cause = domain.place(ADA, "EUR", [TEA]), Cause(str(ADA), uuid4())
     for _ in range(streams):
         order_id = uuid4()
-        await store.append(order_id, 0, history.record(order_id, 0, [placed], cause))
+        await store.append(order_id, 0, event_codec.record(order_id, 0, [placed], cause))
         rest = [domain.OrderConfirmed(), domain.OrderCancelled()]
-        await store.append(order_id, 1, history.record(order_id, 1, rest, cause))
+        await store.append(order_id, 1, event_codec.record(order_id, 1, rest, cause))
 
 
 def projector(storage: PostgresStorage, number: int) -> Projector:

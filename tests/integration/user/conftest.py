@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 from behaviour.user.service import Service, SettingsFactory, shipped
-from embedded.postgres import Postgres
-from embedded.world import started
+from support.postgres.leased_database import started
+from support.postgres.private_postgres import Postgres
 
-from user_service.accounts import PostgresAccounts
+from user_service.user_repository import PostgresAccounts
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from .world import World
+from .backends import World
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import grpc
 import pytest
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.waiting import until
 
 from chassis import process as process_module
 from chassis import telemetry
@@ -25,9 +26,8 @@ from chassis.serving import server
 from chassis.settings import ProcessSettings
 from chassis.testing import FakeConsul, process
 
-from .echo import NAME, Echo, Stub
+from .echo_service import NAME, Echo, Stub
 from .test_settings import place
-from .waiting import until
 
 SETTINGS = ProcessSettings(log_level="INFO", drain_seconds=0.3, grace_seconds=5.0)
 

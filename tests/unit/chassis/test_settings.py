@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import structlog
 from pydantic import Field
+from support.waiting import until
 
 from chassis.errors import ConfigurationError
 from chassis.settings import Environment, Live, ProcessSettings, Section, load_settings, parse_settings, watch_settings
 from chassis.testing import FakeConsul
-
-from .waiting import until
 
 KEY = "config/gateway"
 GOOD: dict[str, Any] = {

@@ -14,17 +14,18 @@ import httpx
 from chassis.calls.client import connect
 from chassis.process import Process
 from chassis.testing import FakeConsul, process
-from gateway import app, serving
-from gateway.access import Backend
-from gateway.edge import Edge
-from gateway.health import Dependencies
-from gateway.profiles import Profiles
+from gateway import app
+from gateway.auth.access_tokens import Tokens
+from gateway.auth.sessions import Backend
+from gateway.http import http_server
+from gateway.http.gateway_app import Edge
+from gateway.profile_cache import Profiles
+from gateway.routes.health import Dependencies
 from gateway.settings import Settings
-from gateway.tokens import Tokens
 from shop.order.v1.order_pb2_grpc import OrderServiceStub
 from shop.user.v1.user_pb2_grpc import UserServiceStub, add_UserServiceServicer_to_server
 
-from .behind import FakeVault, Orders, Servers, Worker, make_settings, until, user_rpc
+from .backend_services import FakeVault, Orders, Servers, Worker, make_settings, until, user_rpc
 
 _names = itertools.count(1)
 
@@ -95,11 +96,11 @@ async def running(vault: FakeVault | None = None, consul: FakeConsul | None = No
     edge = gateway_on(here, vault)
     if not vault.away:
         await until(lambda: edge.ctx.tokens.known)
-    server: Any = await serving.listen(edge, "127.0.0.1:0")
+    server: Any = await http_server.listen(edge, "127.0.0.1:0")
     address = server.server.sockets[0].getsockname()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{address[1]}", timeout=5) as http:
         yield System(http, address, vault, here, server, servers, orders, edge)
-    await serving.close(server, 1)
+    await http_server.close(server, 1)
     await here.close()
     await servers.close()
     await orders.close()

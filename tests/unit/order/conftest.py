@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from behaviour.order import service as behaviour
-from behaviour.order.service import ADA, EVE, TEA, SettingsFactory, shipped
-from behaviour.order.storages import MemoryStorage
+from behaviour.order.support import service as behaviour
+from behaviour.order.support.service import ADA, EVE, TEA, SettingsFactory, shipped
+from behaviour.order.support.storages import MemoryStorage
 
 from chassis.testing import process
-from order_service.watching import Watchers
+from order_service.order_watches import Watchers
 
 __all__ = ["ADA", "EVE", "TEA", "Service", "SettingsFactory"]
 

@@ -8,14 +8,14 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from behaviour.machines import drive, must_fail
 from behaviour.order.aggregate import Orders
-from behaviour.order.service import Storage
-from behaviour.order.storages import MemoryStorage
+from behaviour.order.support.service import Storage
+from behaviour.order.support.storages import MemoryStorage
+from behaviour.state_machines import drive, must_fail
 
 from chassis.events.memory import MemoryEventStore
 from chassis.events.record import RecordedEvent
-from order_service.keys import Key, MemoryKeys
+from order_service.storage.idempotency_keys import Key, MemoryKeys
 
 
 def test_orders_do_what_the_model_says() -> None:

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chassis.events.record import RecordedEvent
-from order_service import domain, history
+from order_service import domain
 from order_service.domain import Invalid, Line, Order, OrderClosed, Refusal, Status, VersionMismatch
+from order_service.storage import event_codec
 
 USER, ORDER, COMMAND = UUID(int=1), UUID(int=2), UUID(int=3)
 GOOD = Line("tea-1", 2, 150)
@@ -141,13 +142,13 @@ def test_whatever_is_decided_only_documented_moves_happen_and_versions_have_no_g
 ) -> None:
     past = record(0, placed())
     for decide in decided:
-        before = history.fold(past)
+        before = event_codec.fold(past)
         assert before is not None
         try:
             past += record(before.version, *decide(before))
         except Refusal:
             continue
-        after = history.fold(past)
+        after = event_codec.fold(past)
         assert after is not None
         assert after.version == len(past) == past[-1].version
         assert after == before or (before.status, after.status) in MOVES
@@ -166,8 +167,8 @@ def test_what_was_recorded_is_recalled_the_same_after_json(some: list[Line]) -> 
     event = domain.place(USER, "EUR", some)
     recorded = record(0, event)[0]
     again = RecordedEvent(recorded.stream, 1, recorded.type, json.loads(json.dumps(recorded.data)), dict(recorded.meta))
-    assert history.recall(again) == event
-    order = history.fold([again])
+    assert event_codec.recall(again) == event
+    order = event_codec.fold([again])
     assert order is not None
     assert (order.status, order.version) == (Status.PENDING, 1)
     assert order.total == sum(line.quantity * line.unit_price for line in some)
@@ -178,10 +179,10 @@ def placed() -> domain.OrderPlaced:
 
 
 def record(after: int, *events: domain.Event) -> list[RecordedEvent]:
-    return history.record(ORDER, after, events, history.Cause(str(USER), COMMAND))
+    return event_codec.record(ORDER, after, events, event_codec.Cause(str(USER), COMMAND))
 
 
 def fold(*events: domain.Event) -> Order:
-    order = history.fold(record(0, *events))
+    order = event_codec.fold(record(0, *events))
     assert order is not None
     return order

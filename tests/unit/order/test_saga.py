@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from behaviour.machines import drive, must_fail
-from behaviour.order.faults import Fate
 from behaviour.order.saga import FREQUENT_BUGS, RARE_BUGS, Saga, Turn, planted
+from behaviour.order.support.faulty_ports import Fate
+from behaviour.state_machines import drive, must_fail
 
 
 def test_credit_is_neither_leaked_nor_doubled_whatever_fails() -> None:

@@ -1,0 +1,197 @@
+"""The OpenAPI 3.1 document. Operations stand in a table here; shapes come from the models that are enforced.
+
+Invariant: a test compares the table with the routes, so neither can be forgotten.
+"""
+# ruff: noqa: E501 - an operation a line reads as a table
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
+
+from gateway.http import serializers
+from gateway.http.problems import KINDS, Kind
+from gateway.http.schemas import LAST_EVENT_ID, Credentials, OrderQuery, Placement, Registration
+
+_EDGE = (
+    "MALFORMED",
+    "REQUEST_TIMEOUT",
+    "INTERNAL",
+    "ANSWER_LOST",
+    "UNAVAILABLE",
+    "BREAKER_OPEN",
+    "BULKHEAD_FULL",
+    "OVERLOADED",
+    "DEADLINE_EXCEEDED",
+)
+_BODY = ("BODY_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE", "INVALID")
+_ORDER_ID = {
+    "name": "order_id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "format": "uuid"},
+}
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": True,
+    "description": "1 to 200 visible ASCII characters, a new one for each new order",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,200}$"},
+}
+_IF_MATCH = {
+    "name": "If-Match",
+    "in": "header",
+    "required": False,
+    "description": "ETag of the version to cancel",
+    "schema": {"type": "string"},
+}
+_LAST_EVENT_ID = {
+    "name": LAST_EVENT_ID,
+    "in": "header",
+    "required": False,
+    "description": "id of the last event that was received; none: from the beginning",
+    "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+}
+_FINAL = {204: "the order is final and everything about it was told: do not come back"}
+_HEADERS = {
+    "Age": "seconds since this was true; absent: it is true now",
+    "Location": "where the new thing is",
+    "ETag": "version of the order, quoted",
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One call: what it takes, what it answers with and which problems it may end with."""
+
+    verb: str
+    path: str
+    name: str
+    summary: str
+    answer: Any = None
+    status: int = 200
+    body: type[BaseModel] | None = None
+    query: type[BaseModel] | None = None
+    parameters: Sequence[dict[str, Any]] = ()
+    headers: Sequence[str] = ()
+    token: bool = False
+    problems: Sequence[str] = ()
+    media: str = "application/json"
+    also: Mapping[int, str] = field(default_factory=dict)
+
+
+OPERATIONS = (
+    Operation("post", "/v1/users", "registerUser", "Register a user.", serializers.User, 201, Registration, headers=("Location",), problems=("EMAIL_TAKEN", "STORAGE_FULL")),
+    Operation("post", "/v1/sessions", "createSession", "Exchange email and password for an access token.", serializers.Session, 201, Credentials, problems=("BAD_CREDENTIALS",)),
+    Operation("get", "/v1/users/me", "getMe", "Read the user behind the token, with what is left of the credit; as last read, with its Age, while it cannot be asked for.", serializers.User, headers=("Age",), token=True, problems=("STALE",)),
+    Operation("post", "/v1/orders", "placeOrder", "Place an order; the same Idempotency-Key and body again answer the same.", serializers.Order, 201, Placement, parameters=(_KEY,), headers=("Location", "ETag"), token=True, problems=("IDEMPOTENCY_KEY_MISSING", "IDEMPOTENCY_KEY_REUSED", "STORAGE_FULL")),
+    Operation("get", "/v1/orders", "listOrders", "List one's orders, newest first; a moment behind.", serializers.OrderPage, query=OrderQuery, token=True, problems=("INVALID",)),
+    Operation("get", "/v1/orders/{order_id}", "getOrder", "Read an order.", serializers.Order, parameters=(_ORDER_ID,), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER")),
+    Operation("post", "/v1/orders/{order_id}/cancel", "cancelOrder", "Cancel a pending or confirmed order.", serializers.Order, parameters=(_ORDER_ID, _IF_MATCH), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER", "ORDER_CLOSED", "CONFLICT", "VERSION_MISMATCH", "STORAGE_FULL")),
+    Operation("get", "/v1/orders/{order_id}/events", "listOrderEvents", "Read the history of an order, oldest event first.", serializers.OrderHistory, parameters=(_ORDER_ID,), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER")),
+    Operation("get", "/v1/orders/{order_id}/watch", "watchOrder", "Follow an order as Server-Sent Events: its history, then each event as it happens.", serializers.OrderChange, parameters=(_ORDER_ID, _LAST_EVENT_ID), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER", "INVALID"), media="text/event-stream", also=_FINAL),
+    Operation("get", "/livez", "livez", "Tell that the process answers.", serializers.Liveness),
+    Operation("get", "/readyz", "readyz", "Tell whether to send requests here (503: no), and the state of each dependency.", serializers.Readiness),
+    Operation("get", "/openapi.json", "getOpenapi", "Read this interface as an OpenAPI 3.1 document."),
+    Operation("get", "/docs", "getDocs", "Read this interface as a page.", media="text/html"),
+    Operation("get", "/problems/{name}", "getProblem", "Read what a type of problem means.", media="text/html", parameters=({"name": "name", "in": "path", "required": True, "schema": {"enum": [kind.name for kind in KINDS.values()]}},), problems=("NOT_FOUND",)),
+)  # fmt: skip
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The document; do not change what it returns."""
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.verb] = _described(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Waypost",
+            "version": "1",
+            "description": "Orders on credit. Money is in integer minor units, times are RFC 3339 in UTC, "
+            "errors are RFC 9457 problems, every answer carries a traceresponse header. Two exceptions are plain text: "
+            "a request that is no valid HTTP (400, 417, 431, 501, 505) and a 504 for an instance that hangs.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+        },
+    }
+
+
+def _described(operation: Operation) -> dict[str, Any]:
+    described: dict[str, Any] = {"operationId": operation.name, "summary": operation.summary}
+    parameters = [*operation.parameters, *_query(operation.query)]
+    if parameters:
+        described["parameters"] = parameters
+    if operation.body:
+        described["requestBody"] = {"required": True, "content": _content("application/json", operation.body)}
+    if operation.token:
+        described["security"] = [{"token": []}]
+    described["responses"] = _responses(operation)
+    return described
+
+
+def _responses(operation: Operation) -> dict[str, Any]:
+    headers = {name: {"description": _HEADERS[name], "schema": {"type": "string"}} for name in operation.headers}
+    notices = [KINDS[reason] for reason in operation.problems if KINDS[reason].status == 200]
+    success = {
+        "description": "; ".join(["success", *(_words(kind) for kind in notices)]),
+        "headers": headers,
+        "content": _content(operation.media, operation.answer),
+    }
+    responses = {str(operation.status): success}
+    responses |= {str(status): {"description": words} for status, words in operation.also.items()}
+    reasons = [*operation.problems, *_EDGE, *(_BODY if operation.body else ())]
+    reasons += ["UNAUTHENTICATED"] if operation.token else []
+    for status in sorted({KINDS[reason].status for reason in reasons} - {200}):
+        responses[str(status)] = _refusal([KINDS[reason] for reason in reasons if KINDS[reason].status == status])
+    return responses
+
+
+def _refusal(kinds: Sequence[Kind]) -> dict[str, Any]:
+    words = "; ".join(_words(kind) for kind in kinds)
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": words, "content": {"application/problem+json": {"schema": schema}}}
+
+
+def _words(kind: Kind) -> str:
+    return f"{kind.title} ({kind.type})"
+
+
+def _query(model: type[BaseModel] | None) -> list[dict[str, Any]]:
+    if model is None:
+        return []
+    properties = model.model_json_schema()["properties"]
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": schema.pop("description", ""),
+            "schema": schema,
+        }
+        for name, schema in properties.items()
+    ]
+
+
+def _content(media: str, shape: Any) -> dict[str, Any]:
+    return {media: {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"} if shape else {}}}
+
+
+def _schemas() -> dict[str, Any]:
+    sent = [operation.body for operation in OPERATIONS if operation.body]
+    told = [operation.answer for operation in OPERATIONS if operation.answer]
+    adapters: list[tuple[str, JsonSchemaMode, TypeAdapter[Any]]] = [
+        (shape.__name__, "validation", TypeAdapter(shape))
+        for shape in dict.fromkeys([*sent, *told, serializers.Problem])
+    ]
+    _, definitions = TypeAdapter.json_schemas(adapters, ref_template="#/components/schemas/{model}")
+    return dict(definitions["$defs"])

@@ -1,0 +1,161 @@
+"""Builds the services' zipapps: one file each for a bare Python, the same bytes wherever it is built.
+
+What an archive is made from is hashed first, so a deploy without a change does nothing here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from stack.build import protos, reproducible_zip, site_packages
+from stack.config import ROOT
+from stack.console import StackError
+from stack.lock import exclusive
+
+SERVICES = {
+    "user-service": "services/user/user_service",
+    "order-service": "services/order/order_service",
+    "gateway": "gateway/gateway",
+}
+_SHARED = ("chassis/chassis", "protos/gen/shop")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A built zipapp; `version` is the beginning of its content's hash."""
+
+    name: str
+    path: Path
+    sha256: str
+
+    @property
+    def version(self) -> str:
+        return self.sha256[:12]
+
+
+def build(stack_state_dir: Path) -> dict[str, Artifact]:
+    """Every service's zipapp, up to date, in `stack_state_dir`/artifacts; raises StackError."""
+    with (
+        exclusive(stack_state_dir / "zipapps.lock", "waiting for another build"),
+        ThreadPoolExecutor() as pool,
+    ):
+        protos.generate()
+        artifacts = pool.map(lambda name: _artifact(name, stack_state_dir / "artifacts"), SERVICES)
+        return {artifact.name: artifact for artifact in artifacts}
+
+
+def prune(stack_state_dir: Path, needed: set[str]) -> None:
+    """Removes every zipapp whose file is not `needed`, and what it unpacked."""
+    with exclusive(stack_state_dir / "zipapps.lock", "waiting for another build"):
+        for name in SERVICES:
+            built = list((stack_state_dir / "artifacts").glob(f"{name}-*.pyz"))
+            kept = {f"{name}.pyz_{_build_id(path)}" for path in built if path.name in needed}
+            for path in built:
+                if path.name not in needed:
+                    path.unlink()
+            for unpacked in (stack_state_dir / "zipapps").glob(f"{name}.pyz_*"):
+                if unpacked.name.removesuffix(".tmp") not in kept:
+                    shutil.rmtree(unpacked, ignore_errors=True)
+
+
+def _artifact(name: str, folder: Path) -> Artifact:
+    made_from = _fingerprint(name)
+    known = _recorded(name, folder, made_from)
+    if known:
+        return known
+    artifact = _build(name, folder)
+    _record(artifact, made_from)
+    return artifact
+
+
+def _fingerprint(name: str) -> str:
+    """The hash of everything the bytes depend on: our code, the lock, this Python and the builders."""
+    digest = hashlib.sha256(f"{site_packages.platform_tag()} shiv {metadata.version('shiv')}\n".encode())
+    for file in (Path(__file__), Path(reproducible_zip.__file__), Path(site_packages.__file__), ROOT / "uv.lock"):
+        digest.update(file.read_bytes())
+    for inside, file in _sources(name):
+        content = file.read_bytes()
+        digest.update(f"{inside} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _sources(name: str) -> Iterator[tuple[str, Path]]:
+    """Our own files by their place in the archive; what editors and Python leave behind is not ours."""
+    for folder in (SERVICES[name], *_SHARED):
+        package = ROOT / folder
+        for file in sorted(package.rglob("*")):
+            inside = file.relative_to(package.parent)
+            hidden = any(part.startswith(".") or part == "__pycache__" for part in inside.parts)
+            if file.is_file() and not hidden and not file.name.endswith((".pyc", ".pyi", "~")):
+                yield inside.as_posix(), file
+
+
+def _build(name: str, folder: Path) -> Artifact:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as scratch:
+        ours, raw, packed = (Path(scratch, part) for part in ("ours", "raw.pyz", "packed.pyz"))
+        for inside, file in _sources(name):
+            (ours / inside).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, ours / inside)
+        _shiv(name, [site_packages.site(name), ours], raw)
+        reproducible_zip.repack(raw, packed)
+        sha256 = hashlib.sha256(packed.read_bytes()).hexdigest()
+        artifact = Artifact(name, folder / f"{name}-{sha256[:12]}.pyz", sha256)
+        packed.replace(artifact.path)
+    return artifact
+
+
+def _shiv(name: str, folders: list[Path], output: Path) -> None:
+    entry = f"{Path(SERVICES[name]).name}.__main__:main"
+    command = [sys.executable, "-m", "shiv", "--reproducible", "--compile-pyc", "--uncompressed"]
+    for folder in folders:
+        command += ["--site-packages", str(folder)]
+    # The user's own SOURCE_DATE_EPOCH would reach the archive.
+    env = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"}
+    command += ["--entry-point", entry, "--output-file", str(output)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = (done.stderr or done.stdout).strip()[-500:] or "shiv said nothing"
+        raise StackError(f"{name} could not be packed", why, f"look for free space on the disk of {output.parent}")
+
+
+def _recorded(name: str, folder: Path, made_from: str) -> Artifact | None:
+    """The artifact of an earlier run, if it was made from the same and its file is still whole."""
+    try:
+        record = json.loads((folder / f"{name}.json").read_text())
+        artifact = Artifact(name, folder / record["file"], record["sha256"])
+        whole = artifact.path.stat().st_size == record["size"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return artifact if whole and record["made_from"] == made_from else None
+
+
+def _record(artifact: Artifact, made_from: str) -> None:
+    path = artifact.path
+    os.utime(path)
+    record = {
+        "made_from": made_from,
+        "file": path.name,
+        "sha256": artifact.sha256,
+        "size": path.stat().st_size,
+    }
+    partial = path.with_name(f"{artifact.name}.json.new")
+    partial.write_text(json.dumps(record, indent=1))
+    partial.replace(path.with_name(f"{artifact.name}.json"))
+
+
+def _build_id(path: Path) -> str:
+    with zipfile.ZipFile(path) as archive:
+        return str(json.loads(archive.read("environment.json"))["build_id"])

@@ -1,0 +1,209 @@
+"""Plans and runs the jobs in `nomad/jobs`: one file a job, its variables filled with what this stack decides."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nomad.api.exceptions import BadRequestNomadException, BaseNomadException, URLNotFoundNomadException
+
+from stack.build.tools import Tools
+from stack.build.zipapps import Artifact
+from stack.cluster.changes import Change
+from stack.cluster.clients import Clients
+from stack.cluster.rollout import Rollout
+from stack.config import ROOT, Stack
+from stack.console import StackError
+from stack.daemons import require_free
+
+JOBS = ROOT / "nomad" / "jobs"
+SIDECARS = ROOT / "nomad" / "sidecars" / "edge"
+# Runs a task whose `logs` Nomad does not collect: what it says goes where Nomad looks for it, which refuses to follow
+# one without a stderr. A file that grew long, as of one that is started over and over, becomes the old one first.
+RUN_LOGGED = """
+logs="$NOMAD_ALLOC_DIR/logs" name="$NOMAD_TASK_NAME.stdout.0"
+find "$logs" -name "$name" -size +10000k -exec mv {} "$logs/old.$name" ";"
+true >> "$logs/$NOMAD_TASK_NAME.stderr.0"
+exec "$@" >> "$logs/$name" 2>&1
+"""
+# What others stand on comes first, and goes last.
+FOUNDATION = ("artifacts", "telemetry", "postgres")
+FRONT = ("gateway", "edge")
+# The ports that a job must have; all others are Nomad's choice.
+PORTS = {
+    "artifacts": ("artifacts",),
+    "telemetry": ("telemetry", "otlp_grpc", "otlp_http"),
+    "postgres": ("postgres",),
+    "edge": ("gateway",),
+}
+
+
+def names() -> list[str]:
+    """Every job that has a file, in the order in which they start."""
+    return [name for stage in stages() for name in stage]
+
+
+def stages() -> list[list[str]]:
+    """Every job that has a file: what others stand on, the services, and what stands before them."""
+    found = {file.name.removesuffix(".nomad.hcl") for file in JOBS.glob("*.nomad.hcl")}
+    services = sorted(found - {*FOUNDATION, *FRONT}, reverse=True)
+    return [list(FOUNDATION), services, *([name] for name in FRONT)]
+
+
+class Nomad:
+    """Compares the running jobs with the files, and says what differs."""
+
+    def __init__(self, stack: Stack, clients: Clients, tools: Tools, artifacts: dict[str, Artifact]) -> None:
+        self.stack, self.api, self._clients = stack, clients.nomad, clients
+        self._tools, self._artifacts = tools, artifacts
+        self._registered: dict[str, int] = {}
+
+    def bootstrap(self, token: str) -> None:
+        """Makes the management token valid; does nothing where that was done."""
+        try:
+            self.api.acl.request("bootstrap", json={"BootstrapSecret": token}, method="post")
+        except BaseNomadException as error:
+            if "already done" not in str(getattr(error.nomad_resp, "text", error)):
+                raise
+
+    def has_node(self, seconds: float) -> bool:
+        """Whether the client of this agent is registered within that time; the server's memory of it says nothing."""
+        until = time.monotonic() + seconds
+        while self.api.agent.get_agent()["stats"]["client"]["heartbeat_ttl"] == "0s":
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
+        return True
+
+    def change(self, name: str) -> Iterator[Change]:
+        """What would change in one job: nothing, or one change that registers it."""
+        job = self.parse(name)
+        plan = self.api.job.plan_job(name, {"Job": job, "Diff": True})
+        if plan["Diff"]["Type"] != "None":
+            before, after = "\n".join(_old(plan["Diff"])), "\n".join(_new(plan["Diff"]))
+            yield Change(f"nomad job {name}", before, after, lambda: self.register(name, job))
+
+    def register(self, name: str, job: dict[str, Any]) -> None:
+        """Asks for a new version of a job; `wait_healthy` waits for this very one, whatever comes after it."""
+        self._registered[name] = self.api.job.register_job(name, {"Job": job})["JobModifyIndex"]
+
+    def require_ports(self, name: str) -> None:
+        """Refuses by name when a job that does not run yet would find its port taken: Nomad itself would only wait."""
+        if not any(alloc["ClientStatus"] == "running" for alloc in self.api.job.get_allocations(name)):
+            for port in PORTS.get(name, ()):
+                require_free(self.stack.port(port), port)
+
+    def parse(self, name: str) -> dict[str, Any]:
+        text = (JOBS / f"{name}.nomad.hcl").read_text()
+        declared = re.findall(r'^variable "(\w+)"', text, re.MULTILINE)
+        values = self._variables(name)
+        missing = [variable for variable in declared if variable not in values]
+        if missing:
+            raise StackError(
+                f"job {name} asks for {', '.join(missing)}",
+                "nothing gives that variable",
+                "see stack/stack/cluster/nomad.py",
+            )
+        lines = "".join(f"{variable} = {_hcl(values[variable])}\n" for variable in declared)
+        try:
+            payload = {"JobHCL": text, "Variables": lines, "Canonicalize": True}
+            job: dict[str, Any] = self.api.jobs.request("parse", json=payload, method="post").json()
+        except BadRequestNomadException as error:
+            raise StackError(
+                f"nomad/jobs/{name}.nomad.hcl is refused", error.nomad_resp.text, "mend the file"
+            ) from error
+        return job
+
+    def _variables(self, name: str) -> dict[str, str | int]:
+        stack, tools = self.stack, self._tools
+        values: dict[str, str | int] = {
+            "run_logged": RUN_LOGGED,
+            "python": sys.executable if name == "artifacts" else _plain_python(),
+            "consul_url": stack.url("consul"),
+            "vault_url": stack.url("vault"),
+            "otlp_grpc_url": stack.url("otlp_grpc"),
+            "gateway_port": stack.port("gateway"),
+            "traefik_bin": str(tools.traefik),
+            "sidecar": (SIDECARS / "__main__.py").read_text(),
+            "consul_auth_proxy": (SIDECARS / "consul_auth_proxy.py").read_text(),
+            "error_pages": (SIDECARS / "error_pages.py").read_text(),
+            "zipapp_cache": str(stack.state / "zipapps"),
+            "artifacts_dir": str(stack.artifacts),
+            "artifacts_port": stack.port("artifacts"),
+            "telemetry_bin": str(tools.telemetry),
+            "telemetry_port": stack.port("telemetry"),
+            "otlp_grpc_port": stack.port("otlp_grpc"),
+            "otlp_http_port": stack.port("otlp_http"),
+            "postgres_bin": str(tools.postgres_bin),
+            "postgres_dir": str(stack.state / "postgres"),
+            "postgres_port": stack.port("postgres"),
+            "databases": " ".join(
+                sorted(f"{folder.name}_service" for folder in (ROOT / "services").iterdir() if folder.is_dir())
+            ),
+        }
+        artifact = self._artifacts.get(name)
+        if artifact:
+            values["artifact_url"] = f"{stack.url('artifacts')}/{artifact.path.name}"
+            values["artifact_sha256"] = artifact.sha256
+            values["version"] = artifact.version
+        return values
+
+    def artifact_files(self) -> set[str]:
+        """The zipapps of every version that Nomad still knows: it may start any of them again, or go back to it."""
+        known = [self.api.job.get_versions(name)["Versions"] for name in self._artifacts]
+        groups = [group for versions in known for version in versions for group in version["TaskGroups"]]
+        artifacts = [artifact for group in groups for task in group["Tasks"] for artifact in task["Artifacts"] or []]
+        return {artifact["GetterSource"].rpartition("/")[2] for artifact in artifacts}
+
+    def wait_healthy(self, name: str, seconds: float = 180) -> None:
+        """Returns once the version asked for runs alone and passes its checks; refuses with what its tasks said."""
+        Rollout(self._clients, name, self._registered.get(name)).wait(seconds)
+
+
+def stop(clients: Clients, name: str, seconds: float = 60) -> None:
+    """Ends a job and waits until its last task is gone: an agent that ends earlier would leave it running."""
+    job = clients.nomad.job
+    try:
+        job.deregister_job(name)
+    except URLNotFoundNomadException:
+        return
+    until = time.monotonic() + seconds
+    while any(alloc["ClientStatus"] in {"running", "pending"} for alloc in job.get_allocations(name)):
+        if time.monotonic() > until:
+            raise StackError(f"job {name} does not end", f"waited {seconds:.0f} s", f"./justw logs {name}")
+        time.sleep(0.2)
+
+
+def _plain_python() -> str:
+    """The interpreter under this virtual environment: a zipapp brings everything else itself."""
+    return str(Path(sys.executable).resolve())
+
+
+def _hcl(value: str | int) -> str:
+    if isinstance(value, int):
+        return str(value)
+    # A JSON string is one of HCL too, but for what HCL would fill in.
+    return json.dumps(value, ensure_ascii=False).replace("${", "$${").replace("%{", "%%{")
+
+
+def _fields(diff: dict[str, Any], side: str, path: str = "") -> Iterator[str]:
+    for field in diff.get("Fields") or []:
+        if field["Type"] != "None":
+            yield f"{path}{field['Name']} = {field[side]}"
+    for part in ("Objects", "TaskGroups", "Tasks"):
+        for child in diff.get(part) or []:
+            if child["Type"] != "None":
+                yield from _fields(child, side, f"{path}{child['Name']}.")
+
+
+def _old(diff: dict[str, Any]) -> list[str]:
+    return list(_fields(diff, "Old")) if diff["Type"] != "Added" else []
+
+
+def _new(diff: dict[str, Any]) -> list[str]:
+    return list(_fields(diff, "New"))

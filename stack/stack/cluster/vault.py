@@ -1,0 +1,143 @@
+"""Brings OpenBao to what the files in `vault/` say: a path below `vault/engines` or `vault/auth` is a path of its API.
+
+`engines/transit.json` is the mount `transit`, `engines/transit/keys/tokens.json` is `transit/keys/tokens`,
+`auth/jwt-nomad/role/gateway.json` is `auth/jwt-nomad/role/gateway`. A file that holds `${random}` is written once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Set
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hvac.exceptions import InvalidRequest
+
+from stack.cluster.changes import Change, render, shown
+from stack.cluster.clients import Clients
+from stack.config import ROOT, Stack
+
+FILES = ROOT / "vault"
+# Two that OpenBao brings along, and the operator's own, which server.hcl makes.
+BUILT_IN = frozenset({"default", "root", "operator"})
+
+
+class Vault:
+    """Compares the running server with the files, and says what differs."""
+
+    def __init__(self, stack: Stack, clients: Clients) -> None:
+        self.stack, self.api = stack, clients.vault
+        self._remembered = stack.state / "vault" / "written.json"
+
+    def changes(self) -> Iterator[Change]:
+        for file in sorted((FILES / "policies").glob("*.hcl")):
+            yield from self._policy(file)
+        yield from self._without_a_file("sys/policies/acl", FILES / "policies", BUILT_IN)
+        for root, mounts in ((FILES / "engines", "sys/mounts"), (FILES / "auth", "sys/auth")):
+            for file in sorted(root.glob("*.json")):
+                yield from self._mount(file, mounts)
+                if file.stem != "database":
+                    yield from self._below(root, file.with_suffix(""))
+        yield from self._without_a_file("auth/jwt-nomad/role", FILES / "auth" / "jwt-nomad" / "role")
+
+    def database_changes(self) -> Iterator[Change]:
+        """The database engine, which needs Postgres to be up."""
+        yield from self._below(FILES / "engines", FILES / "engines" / "database")
+        yield from self._without_a_file("database/roles", FILES / "engines" / "database" / "roles")
+
+    def _without_a_file(self, path: str, folder: Path, besides: Set[str] = frozenset()) -> Iterator[Change]:
+        """Every policy or role that somebody else made: what it grants, nobody reads in the files."""
+        listed = self.api.list(path)
+        found = set(listed["data"]["keys"]) if listed else set()
+        for name in sorted(found - {file.stem for file in folder.iterdir()} - besides):
+            delete = partial(self.api.delete, f"{path}/{name}")
+            yield Change(f"vault {path}/{name}", shown(self._read(f"{path}/{name}")), "", delete)
+
+    def _policy(self, file: Path) -> Iterator[Change]:
+        path, wanted = f"sys/policies/acl/{file.stem}", file.read_text()
+        found = self._read(path)
+        if found is None or found["policy"] != wanted:
+            before = found["policy"] if found else ""
+            yield Change(f"vault policy {file.stem}", before, wanted, lambda: self._write(path, {"policy": wanted}))
+
+    def _mount(self, file: Path, mounts: str) -> Iterator[Change]:
+        wanted, path = json.loads(file.read_text()), f"{mounts}/{file.stem}"
+        found, where = self._read(mounts).get(f"{file.stem}/"), f"vault {mounts.removeprefix('sys/')} {file.stem}"
+        if found is None:
+            yield Change(where, "", shown(wanted), lambda: self._write(path, wanted))
+        elif _tunable(found) != _tunable(wanted):
+            tune = partial(self._write, f"{path}/tune", _tunable(wanted))
+            yield Change(where, shown(_tunable(found)), shown(_tunable(wanted)), tune)
+
+    def _below(self, root: Path, folder: Path) -> Iterator[Change]:
+        for file in sorted(folder.rglob("*.json")):
+            yield from self._entry(file.relative_to(root.parent).with_suffix("").as_posix(), file)
+
+    def _entry(self, name: str, file: Path) -> Iterator[Change]:
+        path = name.removeprefix("engines/")
+        found = _flat(self._read(path))
+        if found is not None and "${random}" in file.read_text():
+            return
+        known = self._known() if "${postgres_password}" in file.read_text() else {}
+        text = render(file, self.stack, random=secrets.token_urlsafe(24), **known)
+        wanted = json.loads(text)
+        if found is None or not _covers(found, wanted) or self._digest(path) != _hash(text):
+            before = shown({key: found.get(key) for key in wanted if key != "password"}) if found else ""
+            after = shown({key: value for key, value in wanted.items() if key not in {"password", "data"}})
+            yield Change(f"vault {path}", before, after, lambda: self._put(path, wanted, text))
+
+    def _known(self) -> dict[str, str]:
+        found = self._read("secret/data/postgres")
+        return {"postgres_password": found["data"]["password"]} if found else {}
+
+    def _put(self, path: str, wanted: dict[str, Any], text: str) -> None:
+        self._write(path, wanted)
+        digests = json.loads(self._remembered.read_text()) if self._remembered.exists() else {}
+        self._remembered.write_text(json.dumps(digests | {path: _hash(text)}, indent=2) + "\n")
+
+    def _digest(self, path: str) -> str | None:
+        digests: dict[str, str] = json.loads(self._remembered.read_text()) if self._remembered.exists() else {}
+        return digests.get(path)
+
+    def _read(self, path: str) -> Any:
+        answer = self._when_upgraded(lambda: self.api.read(path))
+        return answer["data"] if answer else None
+
+    def _write(self, path: str, data: dict[str, Any]) -> None:
+        self._when_upgraded(lambda: self.api.write_data(path, data=data))
+
+    def _when_upgraded(self, call: Callable[[], Any]) -> Any:
+        """The answer of a call; a new KV mount refuses every call until it has made itself a versioned one."""
+        until = time.monotonic() + 10
+        while True:
+            try:
+                return call()
+            except InvalidRequest as error:
+                if "Upgrading" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _covers(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether what can be read back agrees; secrets are never read back, the digest of the file stands for them."""
+    return all(found[key] == value for key, value in wanted.items() if key in found)
+
+
+def _flat(found: Any) -> Any:
+    """A database connection is written as one table and read back as two."""
+    return found and found | found.get("connection_details", {})
+
+
+def _tunable(mount: dict[str, Any]) -> dict[str, Any]:
+    """What may be changed of a mount: a file that names no longest lease leaves that to the server."""
+    config = mount.get("config", {})
+    leases = {name: config.get(name) or "system" for name in ("default_lease_ttl", "max_lease_ttl")}
+    return leases | {name: mount.get(name) or {} for name in ("description", "options")}

@@ -1,0 +1,188 @@
+"""`deploy`: from nothing to a healthy system, one visible step at a time; a second run finds nothing to do.
+
+tools → agents → policies, KV, secrets → zipapps → jobs → healthy → one real order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+import requests
+from consul import ConsulException
+from hvac.exceptions import VaultError
+
+from stack.build import protos, tools, zipapps
+from stack.cluster import agents, nomad, smoke_test
+from stack.cluster.changes import Change, apply_all
+from stack.cluster.clients import Clients
+from stack.cluster.consul import Consul
+from stack.cluster.credentials import Credentials
+from stack.cluster.nomad import Nomad
+from stack.cluster.vault import Vault
+from stack.commands import chaos
+from stack.config import Stack
+from stack.console import StackError, say, step
+from stack.lock import WAITING, exclusive
+
+# A Unix socket's path may have 107 bytes; the longest one of a stack adds 47 to its folder.
+LONGEST_FOLDER = 60
+
+T = TypeVar("T")
+
+
+def deploy(stack: Stack) -> None:
+    """Brings the stack to what the checkout says; prints where to look."""
+    began = time.monotonic()
+    say(f"deploying stack {stack.name!r} into {stack.state}")
+    with exclusive(stack.lock, WAITING):
+        agents.require_ports(stack)
+        _make_folders(stack)
+        changed = _deploy(stack)
+    word = f"{changed} changes" if changed else "no change: everything is as the files say"
+    say(f"\n{word}  ({time.monotonic() - began:.1f} s)")
+    for line in chaos.active(stack):
+        say(f"  broken on purpose: {line}")
+    _where_to_look(stack)
+
+
+def _deploy(stack: Stack) -> int:
+    found = _tools()
+    artifacts = build(stack)
+    clients = Clients(stack)
+    changed = _start_agents(stack, found, clients)
+    server = Nomad(stack, clients, found, artifacts)
+    with step("nomad: node ready", "5 s"):
+        server.bootstrap(Credentials(stack).token("nomad-management"))
+        _wait_for_node(stack, found, server)
+    for line in chaos.undo_left_over(stack):
+        say(f"  {line}")
+    consul, vault = Consul(stack, clients), Vault(stack, clients)
+    changed += _apply("consul: policies, roles, KV", consul.changes)
+    changed += _apply("vault: engines, roles, secrets", vault.changes)
+    changed += _run_jobs(server, [name for name in _jobs(found) if name in nomad.FOUNDATION])
+    changed += _apply("vault: database logins", lambda: _patiently(vault.database_changes))
+    changed += _run_jobs(server, [name for name in _jobs(found) if name not in nomad.FOUNDATION])
+    for key in consul.live_edits():
+        say(f"  kept: {key} was changed by hand in Consul; delete the key and deploy to have the file's value")
+    _prove(stack, changed)
+    zipapps.prune(stack.state, server.artifact_files())
+    return changed
+
+
+def _make_folders(stack: Stack) -> None:
+    if len(str(stack.state)) > LONGEST_FOLDER:
+        raise StackError(
+            "this checkout lies too deep",
+            f"{stack.state} has {len(str(stack.state))} characters, Unix sockets allow {LONGEST_FOLDER}",
+            "move the checkout to a shorter path",
+        )
+    for folder in ("artifacts", "postgres", "zipapps"):
+        (stack.state / folder).mkdir(parents=True, exist_ok=True)
+
+
+def _tools() -> tools.Tools:
+    found = tools.ensure()
+    for note in found.notes:
+        say(f"  note: {note}")
+    return found
+
+
+def build(stack: Stack) -> dict[str, zipapps.Artifact]:
+    with step("zipapps", "20 s the first time") as now:
+        protos.generate()
+        artifacts = zipapps.build(stack.state)
+        now.result = ", ".join(f"{artifact.name} {artifact.version}" for artifact in artifacts.values())
+    return artifacts
+
+
+def _start_agents(stack: Stack, found: tools.Tools, clients: Clients) -> int:
+    """Vault and Consul side by side; Nomad when its token is known to Consul."""
+    changed = 0
+    vault, consul, nomad_agent = agents.agents(stack, found)
+    with step("agents: vault, consul", "6 s") as now:
+        started = [agent.name for agent in (vault, consul) if agents.start(stack, agent)]
+        for agent in (vault, consul):
+            agents.wait(stack, agent)
+        now.result = f"started {', '.join(started)}" if started else "running"
+    changed += _apply("consul: tokens of the agents", lambda: _patiently(Consul(stack, clients).agent_changes))
+    with step("agents: nomad", "6 s") as now:
+        again = agents.start(stack, nomad_agent)
+        agents.wait(stack, nomad_agent)
+        now.result = "started" if again else "running"
+    return changed + len(started) + again
+
+
+def _wait_for_node(stack: Stack, found: tools.Tools, server: Nomad) -> None:
+    """A client that asked its server before the server's keyring was open asks again after half a minute only.
+
+    Starting the agent again is quicker, and the tasks do not notice.
+    """
+    agent = agents.agents(stack, found)[-1]
+    for _ in range(5):
+        if server.has_node(4):
+            return
+        agents.daemon(stack, agent.name).stop()
+        agents.start(stack, agent)
+        agents.wait(stack, agent)
+    if not server.has_node(60):
+        raise StackError("Nomad has no ready node", "waited 60 s", "./justw logs nomad")
+
+
+def _apply(title: str, changes: Callable[[], Iterable[Change]]) -> int:
+    with step(title) as now:
+        count = apply_all(changes())
+        now.result = f"{count} changed" if count else "as in the files"
+    return count
+
+
+def _patiently(changes: Callable[[], Iterable[Change]], seconds: float = 30) -> Iterator[Change]:
+    """The changes, each tried again while what it needs is still coming up."""
+    until = time.monotonic() + seconds
+    for change in _retry(lambda: list(changes()), until):
+        yield replace(change, apply=partial(_retry, change.apply, until))
+
+
+def _retry(action: Callable[[], T], until: float) -> T:
+    while True:
+        try:
+            return action()
+        except (ConsulException, VaultError, requests.ConnectionError):
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.3)
+
+
+def _jobs(found: tools.Tools) -> list[str]:
+    return [name for name in nomad.names() if name != "telemetry" or found.telemetry]
+
+
+def _run_jobs(server: Nomad, names: list[str]) -> int:
+    """Registers what differs, all at once, then waits for each: jobs start side by side."""
+    for name in names:
+        server.require_ports(name)
+    changed = [name for name in names if apply_all(server.change(name))]
+    for name in names:
+        with step(f"job {name}", "10 s") as now:
+            server.wait_healthy(name)
+            now.result = "healthy, new version" if name in changed else "healthy"
+    return len(changed)
+
+
+def _prove(stack: Stack, changed: int) -> None:
+    """A changed system proves itself with an order; one that did not change has to be ready, no more."""
+    with step("smoke test", "2 s") as now:
+        now.result = smoke_test.place_an_order(stack) if changed else smoke_test.ready(stack)
+
+
+def _where_to_look(stack: Stack) -> None:
+    say(f"""
+  gateway     {stack.url("gateway")}/docs
+  telemetry   {stack.url("telemetry")}
+  Nomad       {stack.url("nomad")}/ui
+  Consul      {stack.url("consul")}/ui
+  Vault       {stack.url("vault")}/ui
+  tokens      eval "$(./justw env)"     state: ./justw status""")

@@ -1,0 +1,95 @@
+"""`test`: the tiers of the test suite; those that need a running system get one of their own, beside a developer's.
+
+Where several tiers need one, there are two, and files of tests run beside each other: most of the time a test waits.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from stack.commands.deploy import deploy
+from stack.commands.teardown import destroy
+from stack.config import KNOWN_SLOTS, ROOT, Stack
+from stack.console import StackError, say
+
+# By name only: what takes minutes, from all tiers. It measures, so it has the machine for itself.
+LONG = "long"
+# Whether a tier needs a running stack.
+TIERS = {"unit": False, "contract": False, "integration": True, "infra": True, "chaos": True}
+TEST, BESIDE = (Stack(name, KNOWN_SLOTS[name]) for name in ("test", "test_beside"))
+
+
+def test(arguments: Sequence[str]) -> int:
+    """Runs the named tiers, or all; the test stacks are deployed for those that need one and destroyed afterwards.
+
+    `long` runs what every tier leaves out, of all or of the named ones. WAYPOST_KEEP=1 leaves the stacks for next time.
+    """
+    marked = ["-m", LONG] if LONG in arguments else []
+    arguments = [argument for argument in arguments if argument != LONG]
+    unknown = set(arguments) - set(TIERS)
+    if unknown:
+        raise StackError(
+            f"no tier {', '.join(sorted(unknown))}",
+            "that is not one of the tiers",
+            f"one of: {' '.join(TIERS)}, or {LONG}",
+        )
+    tiers = [tier for tier in TIERS if not arguments or tier in arguments]
+    folders = list(_folders(tiers))
+    if not folders:
+        raise StackError("nothing to run", f"no test in {' '.join(tiers)}", f"one of: {' '.join(TIERS)}")
+    needing = sum(TIERS[tier] for tier in tiers)
+    stacks = [TEST, BESIDE] if needing > 1 and not marked else [TEST] if needing else []
+    try:
+        _each("deploy", deploy, stacks)
+        return _pytest([*folders, *marked], stacks)
+    finally:
+        if not _kept():
+            say()
+            _each("destroy", destroy, stacks)
+
+
+def _folders(tiers: Sequence[str]) -> Iterator[str]:
+    for tier in tiers:
+        if any((ROOT / "tests" / tier).rglob("test_*.py")):
+            yield str(ROOT / "tests" / tier)
+        else:
+            say(f"tier {tier} is skipped: it has no test yet")
+
+
+def _each(command: str, here: Callable[[Stack], object], stacks: Sequence[Stack]) -> None:
+    """The first one for all to see, the others at the same time; of those only a failure is told."""
+    words = [sys.executable, "-m", "stack", command]
+    with ThreadPoolExecutor() as pool:
+        beside = [pool.submit(_run, words, stack, quiet=True) for stack in stacks[1:]]
+        for stack in stacks[:1]:
+            here(stack)
+    for stack, done in zip(stacks[1:], beside, strict=True):
+        if done.result().returncode:
+            raise StackError(
+                f"{command} of stack {stack.name!r} failed",
+                (done.result().stderr or done.result().stdout).strip(),
+                f"WAYPOST_STACK={stack.name} ./justw {command}",
+            )
+
+
+def _pytest(arguments: Sequence[str], stacks: Sequence[Stack]) -> int:
+    """A worker of pytest for each stack; each takes the one of its number (tests/conftest.py)."""
+    # File by file in their order, so that what a module sets up is set up once.
+    spread = ["-n", str(len(stacks)), "--dist", "loadfile", "--no-loadscope-reorder"] if len(stacks) > 1 else []
+    names = " ".join(stack.name for stack in stacks)
+    goes = "" if _kept() else "1"  # a test may take away what is destroyed anyway
+    command = [sys.executable, "-m", "pytest", *arguments, *spread]
+    return _run(command, TEST, WAYPOST_STACKS=names, WAYPOST_GOES=goes).returncode
+
+
+def _kept() -> bool:
+    return bool(os.environ.get("WAYPOST_KEEP"))
+
+
+def _run(command: Sequence[str], stack: Stack, quiet: bool = False, **more: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"WAYPOST_STACK": stack.name, "WAYPOST_SLOT": str(stack.slot)} | more
+    return subprocess.run(command, cwd=ROOT, env=env, check=False, text=True, capture_output=quiet)

@@ -1,0 +1,50 @@
+"""Operator's commands that run inside the platform: actions of a job, in a running instance, with its identity.
+
+Nothing of an operator's shell gets to the data: who may do this, and as whom, is Nomad's and Vault's to say.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+
+from stack.build import tools
+from stack.cluster.agents import require_running
+from stack.cluster.clients import Clients
+from stack.config import Stack
+from stack.console import StackError
+
+
+def run(stack: Stack, job: str, group: str, action: str) -> subprocess.CompletedProcess[str]:
+    """Runs an action of a job in one of its running instances; what it said and its exit code."""
+    require_running(stack)
+    clients = Clients(stack)
+    program = tools.find("nomad")
+    if program is None:
+        raise StackError("nomad is not there", "it was not built yet", "./justw deploy")
+    where = ["-job", job, "-group", group, "-task", job, "-alloc", _instance(clients, job, group)]
+    command = [str(program), "action", *where, "-t=false", "-i=false", action]
+    token = clients.credentials.token("nomad-management")
+    env = os.environ | {"NOMAD_ADDR": stack.url("nomad"), "NOMAD_TOKEN": token}
+    return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
+def last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """What an action that failed said at the end."""
+    return "\n".join((done.stderr or done.stdout).strip().splitlines()[-3:]) or "it said nothing"
+
+
+def _instance(clients: Clients, job: str, group: str) -> str:
+    for alloc in _running(clients, job, group):
+        return alloc
+    raise StackError(f"{job} does not run", f"no instance of its group {group} is running", "./justw status")
+
+
+def _running(clients: Clients, job: str, group: str) -> Iterator[str]:
+    """The newest instance first: it has the artifact of this deploy."""
+    found = sorted(clients.nomad.job.get_allocations(job), key=lambda alloc: alloc["CreateIndex"], reverse=True)
+    for alloc in found:
+        tasks = (alloc["TaskStates"] or {}).values()
+        if alloc["TaskGroup"] == group and tasks and all(task["State"] == "running" for task in tasks):
+            yield alloc["ID"]

@@ -1,0 +1,41 @@
+"""An instance that places one order and ends: in a process of its own, so that it can be killed at a named moment."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from behaviour.order.support.service import ADA, TEA, shipped
+from support.postgres.leased_database import started
+from support.postgres.private_postgres import Postgres
+
+from chassis.postgres.eventstore import EventStore
+from order_service.commands import Commands
+from order_service.storage import idempotency_keys
+from order_service.storage.idempotency_keys import PostgresKeys
+
+
+@contextmanager
+def placing(postgres: Postgres, schema: str, key: str) -> Iterator[BaseProcess]:
+    """The process, which is no more when the block ends; its exit code is 0 only if it got its answer."""
+    process = multiprocessing.get_context("spawn").Process(target=_place, args=(postgres.port, schema, key))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join(20)
+
+
+def _place(port: int, schema: str, key: str) -> None:
+    async def place() -> None:
+        async with started(Postgres(Path(), port), schema) as world:
+            store = await EventStore.open(world.database, within=idempotency_keys.keep)
+            commands = Commands(store, PostgresKeys(world.database), shipped)
+            await commands.place_order(ADA, key, "EUR", [TEA])
+
+    asyncio.run(place())

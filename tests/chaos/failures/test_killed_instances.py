@@ -1,0 +1,88 @@
+"""Hypothesis: whoever in the Order Service is killed at whatever moment, no acknowledged order is lost or doubled,
+and credit ends where the orders say.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from contextlib import ExitStack
+from uuid import uuid4
+
+import httpx
+import pytest
+from support.database_access import change
+from support.operator_commands import run
+from support.stack_under_test import RunningStack, eventually
+from support.traffic.api_user import Person, register
+from support.traffic.concurrent_users import Customers, all_settled, kill_one
+from support.traffic.targets import Form, forms
+
+USERS, CUSTOMERS = 3, 2
+CREDIT = 100_000
+
+pytestmark = pytest.mark.usefixtures("whole")
+
+
+def kill(running: RunningStack, times: int) -> Counter[str]:
+    """One after the other at random moments, some before the last has come back; at most half of a group at once.
+
+    How many were killed of each group.
+    """
+    killed = Counter[str]()
+    for _ in range(times):
+        group = random.choice(["api", "worker"])
+        eventually("one of a group is left", lambda: len(running.pids("order-service", group)) == 2, 30)  # noqa: B023
+        assert kill_one(running, "order-service", group)
+        killed[group] += 1
+        time.sleep(random.uniform(0.0, 1.5))
+    return killed
+
+
+@pytest.mark.timeout(3600)
+@forms(4, 200)
+def test_kills_under_load_lose_and_double_no_order_and_leak_no_credit(
+    running: RunningStack, http: httpx.Client, form: Form
+) -> None:
+    crowd = [Customers(register(http), CUSTOMERS) for _ in range(USERS)]
+    with ExitStack() as working:
+        for customers in crowd:
+            working.callback(customers.stop)
+        killed = kill(running, form.times)
+    ends = sum((counted(customers) for customers in crowd), Counter[str]())
+    audit = run("audit-orders")
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+    print(
+        f"SIGKILLs: {dict(killed)}; of {USERS} users {ends.total()} orders acknowledged, {dict(ends)}: "
+        f"0 lost, 0 doubled, 0 leaked; {audit.stdout.strip()}"
+    )
+    if form.full:
+        assert killed.keys() == {"api", "worker"}
+        assert ends.keys() == {"confirmed", "rejected", "cancelled"}
+
+
+def counted(customers: Customers) -> Counter[str]:
+    """How the orders of a user ended: each in a way it may, no other is there, and credit is held by living ones."""
+    person, placed = customers.person, customers.placed
+    found = all_settled(person, sorted(placed), 120)
+    assert sorted(found) == sorted(placed)
+    assert {order_id: found[order_id] for order_id in placed if found[order_id] not in placed[order_id]} == {}
+    ends = Counter(found.values())
+    eventually("credit is held by living orders only", lambda: CREDIT - person.credit() == ends["confirmed"], 60)
+    return ends
+
+
+def test_an_order_that_is_lost_would_be_found(running: RunningStack, person: Person) -> None:
+    """Negative control: without its events an acknowledged order is missed by the audit."""
+    order_id = person.settled(person.place().json()["id"])["id"]
+    away = "UPDATE events SET originator_id = %s WHERE originator_id = %s"
+    other = str(uuid4())
+    assert change(running, "order_service", away, other, order_id) == 2
+    try:
+        audit = run("audit-orders")
+    finally:
+        assert change(running, "order_service", away, order_id, other) == 2
+    assert audit.returncode == 1, audit.stdout
+    assert f"{order_id}: key" in audit.stdout
+    assert f"{order_id}: credit" in audit.stdout

@@ -1,0 +1,111 @@
+"""What `consul/kv` seeds is what the services accept: every key there, none unknown, each with a meaning."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from chassis.errors import ConfigurationError
+from chassis.settings import ProcessSettings, parse_settings
+
+from ..checkout import ROOT, SERVICES, settings
+
+
+def seed(service: str) -> Any:
+    return json.loads((ROOT / "consul" / "kv" / "config" / f"{service}.json").read_text())
+
+
+def parsed(service: str, value: Any) -> ProcessSettings:
+    return parse_settings(f"config/{service}", json.dumps(value).encode(), settings(service))
+
+
+def refusal(service: str, value: Any) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        parsed(service, value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_seed_is_accepted_as_it_stands(service: str) -> None:
+    assert parsed(service, seed(service)).model_dump() == seed(service)
+
+
+def test_calls_to_one_service_leave_the_gateway_room_for_the_other() -> None:
+    """A bulkhead that holds as much as the whole gateway takes on would keep nothing apart."""
+    settings = seed("gateway")
+    places = sum(settings[name]["bulkhead"]["calls_at_once"] for name in ("users", "orders"))
+    assert places < settings["limiter"]["calls_at_least"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_retries_are_a_tenth_of_the_calls_and_no_more(service: str) -> None:
+    budgets = [value["retry"] for value in seed(service).values() if isinstance(value, dict) and "retry" in value]
+    assert all((budget["budget_ratio"], budget["budget_per_second"]) == (0.1, 0.0) for budget in budgets)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_seed_without_any_one_of_its_keys_is_refused_by_name(service: str) -> None:
+    for name in seed(service):
+        left = {key: value for key, value in seed(service).items() if key != name}
+        assert f"config/{service}: {name}: missing" in refusal(service, left)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_seed_with_an_unknown_key_is_refused_by_name(service: str) -> None:
+    assert f"config/{service}: surprise: unknown key" in refusal(service, seed(service) | {"surprise": 1})
+    for name, value in seed(service).items():
+        if isinstance(value, dict):
+            changed = seed(service) | {name: value | {"surprise": 1}}
+            assert f"config/{service}: {name}.surprise: unknown key" in refusal(service, changed)
+
+
+@pytest.mark.parametrize("value", [10**30, 1e300, -1e300, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_number_has_bounds(service: str, value: float) -> None:
+    for path in numbers(seed(service)):
+        assert f"config/{service}: {'.'.join(path)}: " in refusal(service, changed(seed(service), path, value))
+
+
+def test_a_credit_in_a_currency_that_no_order_can_have_is_refused() -> None:
+    for code in ("ABC", "eur", "XXX"):
+        assert "config/user-service: currency: " in refusal("user-service", seed("user-service") | {"currency": code})
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_setting_says_what_it_means(service: str) -> None:
+    assert [name for name, description in described(settings(service)) if not description] == []
+
+
+def described(model: type[BaseModel]) -> list[tuple[str, str | None]]:
+    found = []
+    for name, field in model.model_fields.items():
+        found.append((name, field.description))
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += described(field.annotation)
+    return found
+
+
+def numbers(settings: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Where in the settings a number stands."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from ((name, *path) for path in numbers(value))
+        elif isinstance(value, (int, float)):
+            yield (name,)
+
+
+def changed(settings: dict[str, Any], path: tuple[str, ...], value: float) -> dict[str, Any]:
+    name, *rest = path
+    return settings | {name: changed(settings[name], tuple(rest), value) if rest else value}
+
+
+def test_every_seed_belongs_to_a_service() -> None:
+    files = (ROOT / "consul" / "kv").rglob("*.*")
+    assert sorted(file.relative_to(ROOT / "consul" / "kv").as_posix() for file in files) == sorted(
+        f"config/{service}.json" for service in SERVICES
+    )

@@ -1,0 +1,79 @@
+"""An instance is killed while it places an order, at a moment that a latch holds: there is all of it or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from behaviour.order.support.order_process import placing
+from behaviour.order.support.service import Service
+from support.postgres.private_postgres import Postgres
+
+from .gate import LATCH, held, waiting
+
+WAITS = f"""CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$ BEGIN
+    PERFORM pg_advisory_xact_lock({LATCH});
+    RETURN NULL;
+END $$"""
+AT_A_ROW = "CREATE TRIGGER waits AFTER INSERT ON {} FOR EACH ROW EXECUTE FUNCTION wait()"
+AT_THE_COMMIT = """CREATE CONSTRAINT TRIGGER waits AFTER INSERT ON {}
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait()"""
+LEFT = """SELECT (SELECT count(*) FROM order_service.events), (SELECT count(*) FROM order_service.idempotency_keys)"""
+
+
+@contextmanager
+def trigger(postgres: Postgres, schema: str, table: str, statement: str) -> Iterator[None]:
+    postgres.execute(f"SET search_path = {schema}", f"SET ROLE {schema}", WAITS, statement.format(table), dbname=schema)
+    try:
+        yield
+    finally:
+        postgres.execute(f"DROP FUNCTION {schema}.wait CASCADE", dbname=schema)
+
+
+async def ended(postgres: Postgres, session: int) -> None:
+    """Postgres has noticed that nobody is there any more."""
+    query = f"SELECT 1 FROM pg_stat_activity WHERE pid = {session}"
+    async with asyncio.timeout(20):
+        while await asyncio.to_thread(postgres.rows, query):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("table", ["idempotency_keys", "events"])
+async def test_killed_before_the_commit_neither_order_nor_key_is_there_and_the_repeat_places_it(
+    service: Service, postgres: Postgres, tables: str, table: str
+) -> None:
+    with trigger(postgres, tables, table, AT_A_ROW), placing(postgres, tables, "k1") as instance:
+        with held(postgres, tables):
+            session = await waiting(postgres)
+            instance.kill()
+            instance.join(20)
+        await ended(postgres, session)
+    assert postgres.rows(LEFT, dbname=tables) == [(0, 0)]
+    order = await service.place("k1")
+    assert await service.types(order.id) == ["OrderPlaced"]
+    assert postgres.rows(LEFT, dbname=tables) == [(1, 1)]
+
+
+async def test_killed_after_the_commit_and_before_the_answer_both_are_there_and_the_repeat_finds_them(
+    service: Service, postgres: Postgres, tables: str
+) -> None:
+    with trigger(postgres, tables, "events", AT_THE_COMMIT), placing(postgres, tables, "k1") as instance:
+        with held(postgres, tables):
+            await waiting(postgres)
+            assert instance.pid
+            # It has asked for the commit, and will not live to hear of it.
+            os.kill(instance.pid, signal.SIGSTOP)
+        async with asyncio.timeout(20):
+            while await service.store.head() == 0:
+                await asyncio.sleep(0.01)
+        instance.kill()
+        instance.join(20)
+    assert instance.exitcode == -signal.SIGKILL
+    assert postgres.rows(LEFT, dbname=tables) == [(1, 1)]
+    ((_, placed),) = await service.store.since(0)
+    assert (await service.place("k1")).id == placed.stream
+    assert postgres.rows(LEFT, dbname=tables) == [(1, 1)]

@@ -1,0 +1,135 @@
+"""`audit-orders` says nothing of a sound store, and names each defect that is planted in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from uuid import uuid4
+
+import httpx
+import pytest
+from support.database_access import change, value
+from support.operator_commands import run
+from support.stack_under_test import RunningStack, eventually
+from support.traffic.api_user import Person, register
+
+RESERVE = "INSERT INTO reservations (order_id, user_id, amount, state) VALUES (%s, %s, 7, 'held')"
+KEEP = """INSERT INTO idempotency_keys (user_id, key, request_hash, order_id, expires_at)
+          VALUES (%s, '{}', '', %s, now() + interval '1 hour')"""
+FORGET = "DELETE FROM idempotency_keys WHERE user_id = %s AND order_id = %s AND key = '{}'"
+STATE = "UPDATE reservations SET state = '{}' WHERE order_id = %s"
+AMOUNT = "UPDATE reservations SET amount = amount {} 1 WHERE order_id = %s"
+TOTAL = "UPDATE orders SET total = total {} 1 WHERE id = %s"
+VERSION = "UPDATE events SET originator_version = {} WHERE originator_id = %s AND originator_version = {}"
+STREAM = "UPDATE events SET originator_id = %s WHERE originator_id = %s AND originator_version = 2"
+ROW_AWAY = "DELETE FROM idempotency_keys WHERE user_id = %s AND key = 'twin'"
+OTHER_COMMAND = """UPDATE events SET state = convert_to(jsonb_set(convert_from(state, 'UTF8')::jsonb,
+                       '{meta,command_id}', to_jsonb(originator_id))::text, 'UTF8')
+                   WHERE originator_id = %s AND originator_version = 1"""
+STREAM_BACK = """WITH ids AS (SELECT %s::uuid AS away, %s::uuid AS home)
+                 UPDATE events SET originator_id = home FROM ids WHERE originator_id = away"""
+
+# What is planted, and what the audit says about it. Each has an order of its own.
+DEFECTS = {
+    "leaked": ["7 held", "nothing: there is no such order", "ReleaseCredit"],
+    "kept": ["700 held", "released, for it is cancelled"],
+    "short": ["699 held", "700 held, for it is confirmed"],
+    "doubled": ["two keys", "one key at most", "find in table idempotency_keys"],
+    "twin": ["placed by the same key as order", "one order of a key", "cancel the other"],
+    "keyed": ["key stray stands for an order without events"],
+    "damaged": ['"total": 701', '"total": 700', "./justw projection-rebuild orders"],
+    "gap": ["version 3 after 1", "version 2"],
+    "lost": ["pending without an errand", "owe it again"],
+    "headless": ["version 2 after 0", "version 1"],
+}
+
+
+@contextmanager
+def planted(running: RunningStack, service: str, plant: str, mend: str, *ids: str) -> Iterator[None]:
+    assert change(running, service, plant, *ids) == 1
+    try:
+        yield
+    finally:
+        assert change(running, service, mend, *ids) == 1
+
+
+def confirmed(person: Person) -> str:
+    order = person.settled(person.place().json()["id"])
+    assert order["status"] == "confirmed"
+    return str(order["id"])
+
+
+def cancelled(running: RunningStack, person: Person) -> str:
+    order_id = confirmed(person)
+    assert person.cancel(order_id).status_code == httpx.codes.OK
+    state = "SELECT state FROM reservations WHERE order_id = %s"
+    eventually("it is given back", lambda: value(running, "user_service", state, order_id) == "released", 20)
+    return order_id
+
+
+def twin(running: RunningStack, person: Person) -> str:
+    """The second order of a key whose row is gone."""
+    assert person.place(key="twin").status_code == httpx.codes.CREATED
+    assert change(running, "order_service", ROW_AWAY, person.id) == 1
+    return str(person.settled(person.place(key="twin").json()["id"])["id"])
+
+
+@pytest.fixture(scope="module")
+def findings(running: RunningStack) -> Iterator[dict[str, str]]:
+    """What one audit says about a store with all defects, by the order of each; the store is mended afterwards."""
+    with httpx.Client(base_url=running.url("gateway"), timeout=15) as http, ExitStack() as stack:
+        person = register(http)
+        orders = {name: str(uuid4()) for name in ("leaked", "keyed", "headless")}
+        placed = {name: person.place().json()["id"] for name in ("short", "doubled", "damaged", "gap", "lost")}
+        assert {person.settled(order)["status"] for order in placed.values()} == {"confirmed"}
+        orders |= placed
+        orders["kept"] = cancelled(running, person)
+        orders["twin"] = twin(running, person)
+        stack.callback(change, running, "order_service", OTHER_COMMAND, orders["twin"])
+        read = "SELECT count(*) FROM orders WHERE id = %s AND version = 2"
+        for name in ("short", "doubled", "damaged", "gap", "lost"):
+            eventually("it is in the list", lambda: value(running, "order_service", read, orders[name]) == 1)  # noqa: B023
+
+        def plant(service: str, defect: str, mend: str, *ids: str) -> None:
+            stack.enter_context(planted(running, service, defect, mend, *ids))
+
+        delete = "DELETE FROM reservations WHERE order_id = %s AND user_id = %s"
+        plant("user_service", RESERVE, delete, orders["leaked"], person.id)
+        plant("user_service", STATE.format("held"), STATE.format("released"), orders["kept"])
+        plant("user_service", AMOUNT.format("-"), AMOUNT.format("+"), orders["short"])
+        plant("order_service", KEEP.format("twice"), FORGET.format("twice"), person.id, orders["doubled"])
+        plant("order_service", KEEP.format("stray"), FORGET.format("stray"), person.id, orders["keyed"])
+        plant("order_service", TOTAL.format("+"), TOTAL.format("-"), orders["damaged"])
+        plant("order_service", VERSION.format(3, 2), VERSION.format(2, 3), orders["gap"])
+        plant("order_service", STREAM, STREAM_BACK, orders["headless"], orders["lost"])
+        audit = run("audit-orders")
+        assert audit.returncode == 1, audit.stdout + audit.stderr
+        lines = audit.stdout.splitlines()
+        said = {name: "\n".join(_about(order, lines)) for name, order in orders.items()}
+        yield said | {"user": audit.stdout if f"user {person.id}" in audit.stdout else ""}
+
+
+def _about(order: str, lines: list[str]) -> Iterator[str]:
+    """The four lines of each finding about an order."""
+    for number, line in enumerate(lines):
+        if line.startswith(order):
+            yield from lines[number : number + 4]
+
+
+def test_a_sound_store_has_no_findings(running: RunningStack, person: Person) -> None:
+    cancelled(running, person)
+    person.place([{"sku": "gold", "quantity": 1, "unit_price": 10**6}])
+    audit = run("audit-orders")
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+    assert "no findings" in audit.stdout
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_planted_defect_is_named_with_what_is_what_should_be_and_what_to_do(
+    findings: dict[str, str], defect: str
+) -> None:
+    assert [words for words in DEFECTS[defect] if words not in findings[defect]] == [], findings[defect]
+
+
+def test_a_user_whose_credit_is_not_the_sum_of_reservations_is_named(findings: dict[str, str]) -> None:
+    assert "the sum of its reservations" in findings["user"]

@@ -1,0 +1,154 @@
+"""`projection-rebuild orders`: the read table made anew from the events, while everybody reads it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import httpx
+import pytest
+from support.database_access import change, tables, value
+from support.operator_commands import run, words
+from support.stack_under_test import RunningStack, eventually
+from support.traffic.api_user import Person
+
+from stack import daemons
+from stack.config import ROOT
+
+HOLD = "SELECT pg_advisory_xact_lock(hashtext('order_service'), hashtext('orders'))"
+WAITS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+UNDER_WAY = """SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
+               AND objid = (hashtext('rebuild orders')::bigint & 4294967295)::oid"""
+SHADOW = "SELECT count(*) FROM pg_namespace WHERE nspname = 'rebuild_orders'"
+
+
+class Reader(threading.Thread):
+    """Lists orders again and again; remembers every status that it got."""
+
+    def __init__(self, person: Person) -> None:
+        super().__init__(daemon=True)
+        self.person, self.stopping = person, threading.Event()
+        self.statuses: list[int] = []
+
+    def run(self) -> None:
+        while not self.stopping.is_set():
+            self.statuses.append(self.person.get("/v1/orders").status_code)
+
+
+@contextmanager
+def reading(person: Person) -> Iterator[Reader]:
+    reader = Reader(person)
+    reader.start()
+    try:
+        yield reader
+    finally:
+        reader.stopping.set()
+        reader.join(20)
+
+
+def listed(person: Person) -> list[str]:
+    return [order["id"] for order in person.get("/v1/orders").json()["items"]]
+
+
+def rebuilt() -> str:
+    done = run("projection-rebuild", "orders")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_damaged_table_is_rebuilt_as_the_events_say_while_reads_go_on(running: RunningStack, person: Person) -> None:
+    orders = [person.settled(person.place().json()["id"])["id"] for _ in range(3)]
+    eventually("they are listed", lambda: sorted(listed(person)) == sorted(orders))
+    before = person.get("/v1/orders").json()
+    change(running, "order_service", "DELETE FROM orders WHERE id = %s", orders[0])
+    change(running, "order_service", "UPDATE orders SET status = 'rejected', total = 1 WHERE id = %s", orders[1])
+    assert person.get("/v1/orders").json() != before
+    with reading(person) as reader:
+        said = rebuilt()
+    assert person.get("/v1/orders").json() == before
+    assert "equals a fold of all events" in said
+    assert reader.statuses
+    assert set(reader.statuses) == {httpx.codes.OK}
+    print(f"{len(reader.statuses)} reads during a rebuild, all 200")
+
+
+def test_a_rebuild_changes_nothing_that_is_right_and_the_projection_goes_on(
+    running: RunningStack, person: Person
+) -> None:
+    first = person.settled(person.place().json()["id"])["id"]
+    indexes = "SELECT string_agg(indexdef, ';' ORDER BY indexname) FROM pg_indexes WHERE tablename = 'orders'"
+    before = value(running, "order_service", indexes)
+    rebuilt()
+    rebuilt()
+    assert value(running, "order_service", indexes) == before
+    second = person.settled(person.place().json()["id"])["id"]
+    eventually("the projection goes on", lambda: listed(person) == [second, first])
+
+
+@pytest.mark.parametrize(("name", "why"), [("errands", "would do everything again"), ("users", "which projection?")])
+def test_what_cannot_be_rebuilt_is_refused(running: RunningStack, name: str, why: str) -> None:
+    done = run("projection-rebuild", name)
+    assert done.returncode == 1
+    assert why in done.stdout + done.stderr
+
+
+@contextmanager
+def waiting(running: RunningStack) -> Iterator[None]:
+    """A rebuild that waits to switch over, because the projection is held; at the end it is killed."""
+    with tables(running, "order_service") as holder, holder.transaction():
+        holder.execute(HOLD)
+        command = words("projection-rebuild", "orders")
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet, start_new_session=True) as started:
+            try:
+                eventually("it waits to switch over", lambda: value(running, "order_service", WAITS), 60)
+                yield
+            finally:
+                kill(running)
+                os.killpg(started.pid, signal.SIGKILL)
+
+
+def kill(running: RunningStack) -> None:
+    """End every rebuild inside the platform; its lock is free once the database has noticed."""
+    for pid in rebuilding(running):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    eventually("no rebuild is under way", lambda: not value(running, "order_service", UNDER_WAY), 30)
+
+
+def rebuilding(running: RunningStack) -> list[int]:
+    folders = [running.folder(alloc, "order-service") for alloc in running.allocations("order-service", "worker")]
+    return [pid for folder in folders for pid in daemons.below(folder) if b"rebuild" in _command(pid)]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return (daemons.PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_of_two_rebuilds_at_once_the_second_is_refused(running: RunningStack) -> None:
+    with waiting(running):
+        done = run("projection-rebuild", "orders")
+    assert done.returncode == 1
+    assert "another rebuild is under way" in done.stdout + done.stderr
+
+
+def test_a_rebuild_that_is_killed_leaves_the_table_as_it_was_and_the_next_begins_anew(
+    running: RunningStack, person: Person
+) -> None:
+    with waiting(running):
+        order = person.place().json()["id"]
+        assert rebuilding(running)
+        kill(running)
+        assert value(running, "order_service", SHADOW) == 1, "it was killed too late: there is nothing left of it"
+        assert person.get("/v1/orders").status_code == httpx.codes.OK
+    eventually("the projection goes on", lambda: listed(person) == [order], 20)
+    rebuilt()
+    assert value(running, "order_service", SHADOW) == 0
+    assert listed(person) == [order]

@@ -1,0 +1,85 @@
+"""A Database as a process would have it, without the process: its logins are real roles, its leases the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from support.postgres.private_postgres import Postgres
+
+from chassis.platform.database_credentials import LeasedLogin
+from chassis.platform.discovery import Endpoint, Endpoints
+from chassis.platform.vault import Lease
+from chassis.postgres.database import Database
+
+
+class FakeVault:
+    """Hands out logins that are real roles of the server, for `seconds` each; renews until told not to."""
+
+    def __init__(self, postgres: Postgres, seconds: float) -> None:
+        self.postgres = postgres
+        self.seconds = seconds
+        self.renewable = True
+        self.issued: list[Lease] = []
+        self.tell: Callable[[], None] = lambda: None
+        self._numbers = itertools.count(int(time.time() * 1000) % 10**9)
+
+    async def database_login(self, role: str) -> Lease:
+        user = f"v_{next(self._numbers)}"
+        await asyncio.to_thread(self.postgres.execute, f"CREATE ROLE {user} LOGIN IN ROLE {role}",
+                                f"ALTER ROLE {user} SET role = '{role}'")  # fmt: skip
+        lease = Lease(user, "unused", user, self.seconds, time.monotonic())
+        self.issued.append(lease)
+        return lease
+
+    async def renew(self, lease: Lease) -> Lease:
+        left = self.seconds if self.renewable else lease.left()
+        return Lease(lease.username, lease.password, lease.lease_id, left, time.monotonic())
+
+    def on_login(self, callback: Callable[[], None]) -> None:
+        self.tell = callback
+
+
+class World:
+    """A Database as a process would have it, without the process."""
+
+    def __init__(self, postgres: Postgres, name: str, seconds: float = 3600, connections: int = 5) -> None:
+        self.vault = FakeVault(postgres, seconds)
+        self.servers = Endpoints("postgres")
+        self.servers.replace((Endpoint("postgres", f"127.0.0.1:{postgres.port}"),))
+        self.login = LeasedLogin(self.vault, name)
+        self.tasks: list[asyncio.Task[None]] = []
+        self.database = Database(name, self.login, self.servers, self.supervise, max_size=connections)
+
+    def supervise(self, _name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        async def run() -> None:
+            await work()
+
+        task = asyncio.create_task(run())
+        self.tasks.append(task)
+        return task
+
+    async def start(self) -> None:
+        self.supervise("lease", self.login.keep)
+        await self.login.ready()
+        await self.database._pool.open()
+
+    async def stop(self) -> None:
+        await self.database.close()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.wait(self.tasks)
+
+
+@asynccontextmanager
+async def started(postgres: Postgres, name: str, seconds: float = 3600, connections: int = 5) -> AsyncIterator[World]:
+    """A world that runs until the block ends."""
+    world = World(postgres, name, seconds, connections)
+    await world.start()
+    try:
+        yield world
+    finally:
+        await world.stop()

@@ -1,0 +1,118 @@
+"""Stands between callers and the instances of a service: counts every call that arrives, and fails it or holds it.
+
+Callers find it in Consul in place of the instances, so what they send is counted where it arrives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from support.stack_under_test import RunningStack, eventually
+
+from stack.chaos.traffic_redirect import TAG, Diversion, lift
+
+T = TypeVar("T")
+_SECONDS = 30.0
+
+
+class StandIn:
+    """Passes every unary call on to the instance it stands before, unless `failing`, after `pause` seconds."""
+
+    def __init__(self) -> None:
+        self.failing = False
+        self.pause = 0.0
+        self.attempts: list[float] = []
+        """When each call arrived, of time.time()."""
+        self.cancelled = 0
+        self._servers: dict[int, grpc.aio.Server] = {}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def open(self, target: tuple[str, int]) -> int:
+        """The port at which calls for `target` arrive."""
+        return self._wait(self._open(*target))
+
+    def close(self, port: int) -> None:
+        self._wait(self._servers.pop(port).stop(1))
+
+    def end(self) -> None:
+        """Close every port."""
+        for port in list(self._servers):
+            self.close(port)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    def between(self, began: float, ended: float) -> int:
+        """How many calls arrived in a time."""
+        return sum(began <= at < ended for at in self.attempts)
+
+    async def _open(self, host: str, port: int) -> int:
+        server, channel = grpc.aio.server(), grpc.aio.insecure_channel(f"{host}:{port}")
+        server.add_generic_rpc_handlers([_Every(self, channel)])
+        own = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        self._servers[own] = server
+        return own
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+
+class _Every(grpc.GenericRpcHandler):
+    """One handler for all methods; messages stay bytes."""
+
+    def __init__(self, standin: StandIn, channel: grpc.aio.Channel) -> None:
+        self._standin, self._channel = standin, channel
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        path, metadata = handler_call_details.method, handler_call_details.invocation_metadata
+
+        async def answer(request: bytes, context: Any) -> Any:
+            self._standin.attempts.append(time.time())
+            try:
+                await asyncio.sleep(self._standin.pause)
+                if self._standin.failing:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "fails as ordered")
+                sent = [(key, value) for key, value in metadata if key == "traceparent"]
+                return await self._channel.unary_unary(path, None, None)(request, timeout=_SECONDS, metadata=sent)
+            except asyncio.CancelledError:
+                self._standin.cancelled += 1
+                raise
+
+        return grpc.unary_unary_rpc_method_handler(answer)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def standing_before(running: RunningStack, service: str) -> Iterator[StandIn]:
+    """All calls to a service go through a stand-in, which begins and ends healthy."""
+    standin = StandIn()
+    diversion = Diversion(running.clients, service, standin)  # type: ignore[arg-type]
+    stopping = threading.Event()
+
+    def follow() -> None:
+        while not stopping.wait(2.0):
+            diversion.follow()
+
+    following = threading.Thread(target=follow, daemon=True)
+    try:
+        diversion.follow()
+        following.start()
+        found = lambda: [entry["Service"]["Tags"] for entry in running.instances(service)]  # noqa: E731
+        eventually("callers find stand-ins only", lambda: found() and all(TAG in tags for tags in found()))
+        yield standin
+    finally:
+        standin.failing, standin.pause = False, 0.0
+        stopping.set()
+        if following.ident:
+            following.join(10)
+        lift(running.clients, service)
+        running.steady()
+        standin.end()

@@ -1,0 +1,30 @@
+"""The event log in memory passes the suite of event logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from behaviour.event_log import *  # noqa: F403
+
+from chassis.events.memory import MemoryEventStore
+from chassis.events.port import AlreadyRecorded
+from chassis.events.record import RecordedEvent
+
+
+class MemoryKeys:
+    """Idempotency keys as the memory store's `within` callback."""
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+
+    def __call__(self, _cursor: Any, _events: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
+        if extra["key"] in self.known:
+            raise AlreadyRecorded("keys_key")
+        self.known.add(extra["key"])
+
+
+@pytest.fixture
+def store() -> MemoryEventStore:
+    return MemoryEventStore(within=MemoryKeys())

@@ -1,0 +1,222 @@
+"""A table of what callers get wrong: each row is a documented problem, and none is a 500."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from ..system import System
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PERSON = {"email": "ada@example.com", "name": "Ada", "password": "correct horse"}
+LINE = {"sku": "tea", "quantity": 1, "unit_price": 1}
+ORDER = {"currency": "EUR", "lines": [LINE]}
+
+
+def line(**changes: Any) -> dict[str, Any]:
+    return ORDER | {"lines": [LINE | changes]}
+
+
+INVALID = [
+    ("/v1/users", {}, ["email", "name", "password"]),
+    ("/v1/users", PERSON | {"email": "ada"}, ["email"]),
+    ("/v1/users", PERSON | {"email": "a\u0000@b.c"}, ["email"]),
+    ("/v1/users", PERSON | {"email": None}, ["email"]),
+    ("/v1/users", PERSON | {"email": ["ada@example.com"]}, ["email"]),
+    ("/v1/users", PERSON | {"name": 7}, ["name"]),
+    ("/v1/users", PERSON | {"name": "\u0000"}, ["name"]),
+    ("/v1/users", PERSON | {"name": " "}, ["name"]),
+    ("/v1/users", PERSON | {"name": "x" * 201}, ["name"]),
+    ("/v1/users", PERSON | {"name": "A\u0000da"}, ["name"]),
+    ("/v1/users", PERSON | {"a\u0000": 1}, ["a\u0000"]),
+    ("/v1/users", PERSON | {"password": "short"}, ["password"]),
+    ("/v1/users", PERSON | {"password": "x" * 257}, ["password"]),
+    ("/v1/users", PERSON | {"password": 12345678}, ["password"]),
+    ("/v1/users", PERSON | {"admin": True}, ["admin"]),
+    ("/v1/users", PERSON | {"id": "1", "credit": 5}, ["id", "credit"]),
+    ("/v1/users", [], ["body"]),
+    ("/v1/users", "text", ["body"]),
+    ("/v1/sessions", {"email": "ada@example.com"}, ["password"]),
+    ("/v1/sessions", {"email": "", "password": ""}, ["email", "password"]),
+    ("/v1/orders", {}, ["currency", "lines"]),
+    ("/v1/orders", ORDER | {"currency": "eur"}, ["currency"]),
+    ("/v1/orders", ORDER | {"currency": "EURO"}, ["currency"]),
+    ("/v1/orders", ORDER | {"currency": "EUR\n"}, ["currency"]),
+    ("/v1/orders", ORDER | {"currency": "ABC"}, ["currency"]),
+    ("/v1/orders", ORDER | {"currency": "USD"}, ["currency"]),
+    ("/v1/orders", ORDER | {"lines": []}, ["lines"]),
+    ("/v1/orders", ORDER | {"lines": [LINE] * 101}, ["lines"]),
+    ("/v1/orders", ORDER | {"lines": {"0": LINE}}, ["lines"]),
+    ("/v1/orders", ORDER | {"lines": [LINE, 7]}, ["lines[1]"]),
+    ("/v1/orders", ORDER | {"total": 1}, ["total"]),
+    ("/v1/orders", line(sku=""), ["lines[0].sku"]),
+    ("/v1/orders", line(sku="x" * 65), ["lines[0].sku"]),
+    ("/v1/orders", line(sku="tea\n"), ["lines[0].sku"]),
+    ("/v1/orders", line(sku="'; DROP TABLE orders"), ["lines[0].sku"]),
+    ("/v1/orders", line(quantity=0), ["lines[0].quantity"]),
+    ("/v1/orders", line(quantity=10_001), ["lines[0].quantity"]),
+    ("/v1/orders", line(quantity=1.5), ["lines[0].quantity"]),
+    ("/v1/orders", line(quantity=1.0), ["lines[0].quantity"]),
+    ("/v1/orders", line(quantity="1"), ["lines[0].quantity"]),
+    ("/v1/orders", line(quantity=True), ["lines[0].quantity"]),
+    ("/v1/orders", line(unit_price=-1), ["lines[0].unit_price"]),
+    ("/v1/orders", line(unit_price=10**9 + 1), ["lines[0].unit_price"]),
+    ("/v1/orders", line(unit_price=10**40), ["lines[0].unit_price"]),
+    ("/v1/orders", line(discount=1), ["lines[0].discount"]),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "fields"), INVALID)
+async def test_what_breaks_a_rule_is_422_and_names_each_field(
+    shared: System, path: str, body: Any, fields: list[str]
+) -> None:
+    headers = await shared.guest() | {"idempotency-key": "k"}
+    answer = await shared.http.post(path, json=body, headers=headers)
+    problem = answer.json()
+    assert (answer.status_code, problem["type"]) == (422, "/problems/invalid"), answer.text
+    assert [error["field"] for error in problem["errors"]] == fields
+    assert all(error["message"] for error in problem["errors"])
+
+
+DOUBLED = [
+    (b'{"email": "a@b.c", "password": "x", "email": "e@v.e"}', ["email"]),
+    (b'{"email": "a@b.c", "email": "a@b.c", "password": "x", "pass\\u0077ord": "y"}', ["email", "password"]),
+]
+
+
+@pytest.mark.parametrize(("body", "fields"), DOUBLED)
+async def test_a_key_that_stands_twice_is_422_and_named(shared: System, body: bytes, fields: list[str]) -> None:
+    answer = await shared.http.post("/v1/sessions", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid")
+    assert [error["field"] for error in answer.json()["errors"]] == fields
+
+
+async def test_a_key_that_stands_twice_in_a_line_of_an_order_is_named_with_its_place(shared: System) -> None:
+    line = b'{"sku": "tea", "quantity": 1, "unit_price": 1, "quantity": 9}'
+    body = b'{"currency": "EUR", "lines": [{"sku": "tea", "quantity": 1, "unit_price": 1}, ' + line + b"]}"
+    headers = await shared.guest() | {"idempotency-key": "k", "content-type": "application/json"}
+    answer = await shared.http.post("/v1/orders", content=body, headers=headers)
+    assert [error["field"] for error in answer.json()["errors"]] == ["lines[1].quantity"]
+
+
+MALFORMED = [
+    b"",
+    b"{",
+    b"nope",
+    b'{"email": "a@b.c",}',
+    b'{"email": NaN}}',
+    b"\xff\xfe",
+    b'{"name": "\xff"}',
+    b'{"name": "\\ud800"}',
+    b'{"email": "a@b.c", "password": "\\udcff"}',
+    b'{"email": "a\\ud800@b.c", "password": "x"}',
+    b'{"\\ud800": 1}',
+    b"[" * 10_000,
+]
+
+
+@pytest.mark.parametrize("body", MALFORMED)
+@pytest.mark.parametrize("path", ["/v1/users", "/v1/sessions", "/v1/orders"])
+async def test_what_is_no_json_is_400(shared: System, path: str, body: bytes) -> None:
+    headers = await shared.guest() | {"idempotency-key": "k", "content-type": "application/json"}
+    answer = await shared.http.post(path, content=body, headers=headers)
+    assert (answer.status_code, answer.json()["type"]) == (400, "/problems/malformed"), answer.text
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"email": "a\u0000@b.c"},
+        {"email": "\u0000"},
+        {"email": "guest@example.com\u0000"},
+        {"email": "guest@example.com", "password": "\u0000"},
+        {"email": "\ufdfa@b.c"},
+        {"password": "\U0010ffff"},
+    ],
+)
+async def test_a_sign_in_that_can_be_nobodys_is_401_like_any_wrong_one(shared: System, changed: dict[str, str]) -> None:
+    body = {"email": "nobody@example.com", "password": "wrong"} | changed
+    answer = await shared.http.post("/v1/sessions", json=body)
+    assert (answer.status_code, answer.json()["type"]) == (401, "/problems/bad-credentials"), answer.text
+
+
+@pytest.mark.parametrize("kind", [None, "", "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
+async def test_another_content_type_is_415(shared: System, kind: str | None) -> None:
+    headers = {} if kind is None else {"content-type": kind}
+    answer = await shared.http.post("/v1/users", content=json.dumps(PERSON).encode(), headers=headers)
+    assert (answer.status_code, answer.json()["type"]) == (415, "/problems/unsupported-media-type")
+
+
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8"])
+async def test_json_by_any_spelling_is_taken(shared: System, kind: str) -> None:
+    body = json.dumps({"email": "nobody@example.com", "password": "wrong"}).encode()
+    answer = await shared.http.post("/v1/sessions", content=body, headers={"content-type": kind})
+    assert answer.json()["type"] == "/problems/bad-credentials"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_beyond_the_limit_is_413(shared: System, chunked: bool) -> None:
+    body = json.dumps(PERSON | {"name": "x" * 70_000}).encode()
+
+    async def chunks() -> Any:
+        yield body
+
+    answer = await shared.http.post(
+        "/v1/users", content=chunks() if chunked else body, headers={"content-type": "application/json"}
+    )
+    assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body-too-large")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_the_answer_to_ten_megabytes_can_be_read_by_who_writes_first_and_reads_then(
+    shared: System, chunked: bool
+) -> None:
+    size = 10_000_000
+    head = b"POST /v1/users HTTP/1.1\r\nhost: waypost\r\ncontent-type: application/json\r\n"
+    start = b"transfer-encoding: chunked\r\n\r\n%x\r\n" % size if chunked else b"content-length: %d\r\n\r\n" % size
+    reader, writer = await asyncio.open_connection(*shared.address)
+    writer.write(head + start + b"x" * size + (b"\r\n0\r\n\r\n" if chunked else b""))
+    await asyncio.wait_for(writer.drain(), 20)
+    answer = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"/problems/body-too-large" in answer
+
+
+QUERIES = [
+    ("limit=0", "limit"),
+    ("limit=101", "limit"),
+    ("limit=-1", "limit"),
+    ("limit=ten", "limit"),
+    ("limit=1e1", "limit"),
+    ("limit=1_0", "limit"),
+    ("limit=%2B5", "limit"),
+    ("limit=+5", "limit"),
+    ("limit=%205", "limit"),
+    ("limit=%D9%A5", "limit"),
+    ("limit=" + "9" * 5000, "limit"),
+    ("limit=1&limit=2", "limit"),
+    ("status=open", "status"),
+    ("status=PENDING", "status"),
+    ("stauts=pending", "stauts"),
+    ("cursor=nope", "cursor"),
+    ("cursor=%00", "cursor"),
+    ("cursor=%ed%a0%80", "cursor"),
+    ("cursor=" + "A" * 22 + "%00", "cursor"),
+    ("status=%00", "status"),
+    ("%00=1", "\x00"),
+    ("%ff=1", "\ufffd"),
+    ("cursor=" + "A" * 300, "cursor"),
+]
+
+
+@pytest.mark.parametrize(("query", "field"), QUERIES)
+async def test_a_query_that_breaks_a_rule_is_422(shared: System, query: str, field: str) -> None:
+    answer = await shared.http.get(f"/v1/orders?{query}", headers=await shared.guest())
+    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid")
+    assert [error["field"] for error in answer.json()["errors"]] == [field]

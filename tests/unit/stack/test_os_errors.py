@@ -1,0 +1,58 @@
+"""A full disk or a closed folder ends a command with what, why and what next, not with a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from stack import __main__ as entry
+from stack import os_errors
+from stack.config import ROOT
+
+
+def error(code: int, file: str | None = None) -> OSError:
+    return OSError(code, os.strerror(code), file) if file else OSError(code, os.strerror(code))
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAYPOST_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_full_disk_is_named_with_what_it_has_left() -> None:
+    said = os_errors.explain("deploy", error(errno.ENOSPC, str(ROOT / ".waypost" / "dev" / "artifacts" / "raw.pyz")))
+    assert "No space left" in said.why
+    assert f"GB for {ROOT}/.waypost/dev" in said.why
+    assert "WAYPOST_CACHE" not in said.next_step  # it would not move the checkout
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_write_that_does_not_say_its_file_names_every_disk_that_may_be_full(code: int, tmp_path: Path) -> None:
+    said = os_errors.explain("deploy", error(code))
+    assert str(ROOT) in said.why
+    assert str(tmp_path / "cache") in said.why
+    assert "WAYPOST_CACHE" in said.next_step
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_closed_folder_is_named_and_the_cache_can_be_moved(code: int, tmp_path: Path) -> None:
+    ours = os_errors.explain("deploy", error(code, str(ROOT / ".waypost")))
+    assert str(ROOT / ".waypost") in ours.what
+    assert "WAYPOST_CACHE" not in ours.next_step
+    assert "WAYPOST_CACHE" in os_errors.explain("deploy", error(code, str(tmp_path / "cache" / "tools"))).next_step
+
+
+def test_a_command_that_meets_a_full_disk_ends_with_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: list[str]) -> None:
+        raise error(errno.ENOSPC)
+
+    monkeypatch.setitem(entry.COMMANDS, "build", full)
+    monkeypatch.setattr(sys, "argv", ["stack", "build"])
+    assert entry.main() == 1
+    assert "failed: build found no space" in capsys.readouterr().err
