@@ -63,6 +63,7 @@ class ProcessSettings(Section):
 
 
 K = TypeVar("K", bound=BaseModel)
+L = TypeVar("L", bound=BaseModel)
 
 
 class KeySource(Protocol):
@@ -74,7 +75,7 @@ class KeySource(Protocol):
 
 
 class Live(Generic[K]):
-    """The last good value of something that changes while the process runs."""
+    """Holds the current value of settings that change while the process runs."""
 
     def __init__(self, value: K) -> None:
         self._value = value
@@ -89,8 +90,14 @@ class Live(Generic[K]):
         """Call `callback` with each new value; its failure is logged and stops nothing."""
         self._callbacks.append(callback)
 
+    def section(self, select: Callable[[K], L]) -> Live[L]:
+        """Returns a part of this value that follows every change, for code that needs no more than that part."""
+        part = Live(select(self._value))
+        self.on_change(lambda value: part.replace(select(value)))
+        return part
+
     def replace(self, value: K) -> None:
-        """Put a new, already validated value in place and tell those who asked."""
+        """Puts a new, already validated value in place and calls the callbacks."""
         if value == self._value:
             return
         self._value = value

@@ -35,7 +35,7 @@ _INTERNAL = RpcError(grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
 _OWN_FAULTS = {"UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"}
 
 
-class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+class Interceptor(grpc.aio.ServerInterceptor):
     """Runs a handler inside `around(path, context)`; health and reflection are left alone."""
 
     def __init__(self, around: Around) -> None:
@@ -54,7 +54,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return _wrapped(handler, path, self._around)
 
 
-class Limit(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+class Limit(grpc.aio.ServerInterceptor):
     """Gives each call a place of the limiter, a stream until its first answer; `exempt` methods need none."""
 
     def __init__(self, limiter: Limiter, exempt: Collection[str] = ()) -> None:
