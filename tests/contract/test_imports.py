@@ -15,7 +15,7 @@ import pytest
 from .checkout import ROOT, SERVICES, package
 
 LINTER = Path(sys.executable).with_name("lint-imports")
-FOLDERS = ("chassis", "gateway", "services/order", "services/user", "stack", "protos/gen")
+FOLDERS = ("chassis", "gateway", "services/order", "services/user", "stack", "protos/gen", "protos/src")
 # An import for each contract, and which part of the code must not have it.
 FORBIDDEN = {
     "services/user/user_service/domain.py": "import grpc",

@@ -29,7 +29,7 @@ SERVICES = {
     "order-service": "services/order/order_service",
     "gateway": "gateway/gateway",
 }
-_SHARED = ("chassis/chassis", "protos/gen/shop")
+_SHARED = ("chassis/chassis", "protos/gen/shop", "protos/src/shop_contract")
 
 
 @dataclass(frozen=True)

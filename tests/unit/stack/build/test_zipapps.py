@@ -22,7 +22,7 @@ def checkout(root: Path) -> Path:
     for name, folder in zipapps.SERVICES.items():
         write(root / folder / "__init__.py", "")
         write(root / folder / "__main__.py", CODE.format(name=name))
-    for folder in ("chassis/chassis", "protos/gen/shop"):
+    for folder in ("chassis/chassis", "protos/gen/shop", "protos/src/shop_contract"):
         write(root / folder / "__init__.py", "")
     write(root / "site" / "dependency.py", "ANSWER = 42\n")
     write(root / "uv.lock", "version = 1\n")
