@@ -18,13 +18,13 @@ from typing import Any, Generic, TypeVar
 import structlog
 import uvloop
 
-from chassis import telemetry
 from chassis.backoff import backoff
 from chassis.errors import ConfigurationError
 from chassis.platform.consul import ConsulClient
 from chassis.platform.discovery import Discovery
 from chassis.platform.vault import Vault
 from chassis.settings import Environment, Live, ProcessSettings, load_settings, watch_settings
+from chassis.telemetry import export, logs
 
 log = structlog.get_logger(__name__)
 
@@ -112,7 +112,7 @@ def run(name: str, settings: type[K], compose: Callable[[Process[K]], Awaitable[
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     code = loop.run_until_complete(live(name, settings, compose))
-    telemetry.stop(FLUSH_SECONDS)
+    export.stop(FLUSH_SECONDS)
     sys.stdout.flush()
     # Threads stuck in a dead collector or database would hold a normal exit up for minutes.
     os._exit(code)
@@ -124,7 +124,7 @@ async def live(name: str, settings: type[K], compose: Callable[[Process[K]], Awa
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    telemetry.log_to_stdout(name)
+    logs.to_stdout(name)
     try:
         process = await _until(stopping, configure(name, settings, stopping))
         return await _serve(process, compose) if process is not None else 0
@@ -142,9 +142,9 @@ async def configure(name: str, settings: type[K], stopping: asyncio.Event) -> Pr
     consul = ConsulClient(environment.consul_http_addr, environment.identity_dir / "nomad_consul.jwt")
     await consul.reachable()
     values = await load_settings(consul, f"config/{name}", settings)
-    telemetry.start(name, environment.version, environment.instance_id, environment.otel_exporter_otlp_endpoint)
-    telemetry.set_level(values.value.log_level)
-    values.on_change(lambda now: telemetry.set_level(now.log_level))
+    export.start(name, environment.version, environment.instance_id, environment.otel_exporter_otlp_endpoint)
+    logs.set_level(values.value.log_level)
+    values.on_change(lambda now: logs.set_level(now.log_level))
     process = Process(name, environment, values, consul, stopping)
     process.supervise("settings", lambda: watch_settings(consul, f"config/{name}", values))
     return process

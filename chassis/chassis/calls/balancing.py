@@ -16,11 +16,11 @@ import grpc
 import structlog
 from opentelemetry import trace
 
-from chassis import telemetry
 from chassis.calls.outlier_detection import BalancingSettings, Call, Peer
 from chassis.calls.transport import Method, NeverSent, Transport
 from chassis.errors import RpcError, unavailable
 from chassis.platform.discovery import Endpoint, Endpoints
+from chassis.telemetry.metrics import meter
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +33,7 @@ _FAILING = {
 # So many times the usual time of a method have to pass before a call of it says that something is wrong.
 _UNUSUAL = 3.0
 _FORGET = 0.05
-_ejections = telemetry.meter().create_counter("balancer.ejections", description="instances left out, by reason")
+_ejections = meter().create_counter("balancer.ejections", description="instances left out, by reason")
 
 
 @dataclass(slots=True, eq=False)

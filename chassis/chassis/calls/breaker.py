@@ -19,10 +19,10 @@ from opentelemetry import trace
 from opentelemetry.metrics import CallbackOptions, Observation
 from pydantic import Field
 
-from chassis import telemetry
 from chassis.calls.rolling_window import Window
 from chassis.errors import RpcError
 from chassis.settings import Section
+from chassis.telemetry.metrics import meter
 
 log = structlog.get_logger(__name__)
 
@@ -187,5 +187,5 @@ def _observations(_options: CallbackOptions) -> Iterable[Observation]:
     return [Observation(GAUGE[breaker.state], {"breaker.name": breaker.name}) for breaker in list(_all)]
 
 
-telemetry.meter().create_observable_gauge("breaker.state", [_observations], description="0 closed, 1 half-open, 2 open")
-_transitions = telemetry.meter().create_counter("breaker.transitions", description="changes of breaker state")
+meter().create_observable_gauge("breaker.state", [_observations], description="0 closed, 1 half-open, 2 open")
+_transitions = meter().create_counter("breaker.transitions", description="changes of breaker state")

@@ -17,7 +17,6 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from pydantic import Field
 
-from chassis import telemetry
 from chassis.calls.balancing import Balancer
 from chassis.calls.breaker import AsyncBreaker, BreakerOpen, BreakerSettings
 from chassis.calls.bulkhead import Bulkhead, BulkheadSettings
@@ -27,6 +26,8 @@ from chassis.calls.transport import GrpcTransport, Method, Transport, repeatable
 from chassis.deadline import remaining, within
 from chassis.errors import RpcError, deadline_exceeded, unavailable
 from chassis.settings import Section
+from chassis.telemetry.metrics import meter
+from chassis.telemetry.traces import traceparent, tracer
 
 if TYPE_CHECKING:
     from chassis.platform.discovery import Endpoints
@@ -38,8 +39,8 @@ Metadata = Sequence[tuple[str, str]]
 _FIRST_ANSWER_SECONDS = 1.0
 _LATER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
 _END: Any = object()
-_tracer = telemetry.tracer()
-_duration = telemetry.meter().create_histogram("rpc.client.duration", "ms", "time of a call as its caller sees it")
+_tracer = tracer()
+_duration = meter().create_histogram("rpc.client.duration", "ms", "time of a call as its caller sees it")
 
 
 class ClientSettings(Section):
@@ -243,7 +244,7 @@ class Channel:
 
 
 def _traced(metadata: Metadata, span: Span) -> Metadata:
-    header = telemetry.traceparent(span)
+    header = traceparent(span)
     return (*metadata, ("traceparent", header)) if header else tuple(metadata)
 
 
@@ -251,11 +252,11 @@ def _gauge(name: str, unit: str, read: Callable[[Channel], float], description: 
     def observe(_options: CallbackOptions) -> Iterable[Observation]:
         return [Observation(read(channel), {"rpc.service": channel.service}) for channel in list(_channels)]
 
-    telemetry.meter().create_observable_gauge(name, [observe], unit, description)
+    meter().create_observable_gauge(name, [observe], unit, description)
 
 
 _channels: weakref.WeakSet[Channel] = weakref.WeakSet()
-_retries = telemetry.meter().create_counter("rpc.client.retries", description="calls made once more")
+_retries = meter().create_counter("rpc.client.retries", description="calls made once more")
 _gauge("rpc.client.retry_budget", "1", lambda c: c.budget.left, "retries that could be made now")
 _gauge("rpc.client.retries_refused", "1", lambda c: c.budget.refused, "retries not made: the budget was spent")
 _gauge("bulkhead.taken", "1", lambda c: c.bulkhead.taken, "calls under way")

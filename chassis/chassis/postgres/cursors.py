@@ -18,13 +18,13 @@ from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, Error, Ope
 from psycopg.pq import TransactionStatus
 from psycopg.sql import SQL, Composable, Composed
 
-from chassis import telemetry
 from chassis.deadline import remaining
+from chassis.telemetry.traces import tracer
 
 Row = TypeVar("Row")
 
 _GOODBYE = "the server has ended the connection"
-_tracer = telemetry.tracer()
+_tracer = tracer()
 _limited: WeakSet[AsyncConnection[Any] | Connection[Any]] = WeakSet()
 _TOGETHER = SQL("SET LOCAL statement_timeout = {}")
 # A statement in autocommit mode is one transaction with what is sent along, but no block, for which SET LOCAL asks.

@@ -22,7 +22,6 @@ from psycopg import Connection, Cursor
 from psycopg.rows import DictRow
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from chassis import telemetry
 from chassis.backoff import backoff
 from chassis.deadline import remaining, within
 from chassis.errors import ConfigurationError, RpcError, deadline_exceeded
@@ -32,6 +31,7 @@ from chassis.postgres.connectivity import Reach
 from chassis.postgres.cursors import TracedCursor, alive_sync, discreet, unlimited
 from chassis.postgres.database import IDLE_IN_TRANSACTION_SECONDS, IDLE_SECONDS, SAT_THERE, Database, away
 from chassis.postgres.notifications import Listener
+from chassis.telemetry.traces import tracer
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +43,7 @@ _ATTEMPTS = 3
 _LOCK_SECONDS = 2
 _LOOK_SECONDS = 0.2
 _LOST = (OperationalError, InterfaceError)
-_tracer = telemetry.tracer()
+_tracer = tracer()
 
 
 class EventStore:

@@ -19,18 +19,19 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from chassis import telemetry
 from chassis.deadline import limit, remaining
 from chassis.errors import PUSHBACK, RpcError, deadline_exceeded, to_status
 from chassis.serving.limiter import Limiter, Place
+from chassis.telemetry.metrics import meter
+from chassis.telemetry.traces import remote_context, tracer
 
 log = structlog.get_logger(__name__)
 
 Context = Any
 Around = Callable[[str, Context], AbstractAsyncContextManager[None]]
 
-_tracer = telemetry.tracer()
-_duration = telemetry.meter().create_histogram("rpc.server.duration", "ms", "time from accepting a call to its end")
+_tracer = tracer()
+_duration = meter().create_histogram("rpc.server.duration", "ms", "time from accepting a call to its end")
 _INTERNAL = RpcError(grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
 _OWN_FAULTS = {"UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"}
 
@@ -199,7 +200,7 @@ async def _in_time(_path: str, context: Context) -> AsyncIterator[None]:
 def _caller(context: Context) -> Any:
     for key, value in context.invocation_metadata() or ():
         if key == "traceparent":
-            return telemetry.remote_context(str(value))
+            return remote_context(str(value))
     return None
 
 

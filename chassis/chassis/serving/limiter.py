@@ -15,9 +15,9 @@ from opentelemetry import trace
 from opentelemetry.metrics import CallbackOptions, Observation
 from pydantic import Field
 
-from chassis import telemetry
 from chassis.errors import RpcError
 from chassis.settings import Section
+from chassis.telemetry.metrics import meter
 
 _FIRST = 4
 _all: weakref.WeakSet[Limiter] = weakref.WeakSet()
@@ -103,7 +103,7 @@ def _gauge(name: str, read: Callable[[Limiter], float], description: str) -> Non
     def observe(_options: CallbackOptions) -> Iterable[Observation]:
         return [Observation(read(limiter), {"limiter.name": limiter.name}) for limiter in list(_all)]
 
-    telemetry.meter().create_observable_gauge(name, [observe], "1", description)
+    meter().create_observable_gauge(name, [observe], "1", description)
 
 
 _gauge("limiter.limit", lambda limiter: limiter.limit, "calls that may be under way at once")

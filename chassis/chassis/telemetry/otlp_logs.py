@@ -1,6 +1,6 @@
-"""Log records over OTLP, beside traces and metrics; kept apart because the SDK still calls this part private.
+"""Exports log records over OTLP, in batches and in a thread of the SDK.
 
-Invariant: as in chassis.telemetry.otlp, the exporter is imported and made at the first batch, off the start path.
+OpenTelemetry still marks this part of its SDK as private (`_logs`); no other module may import it.
 """
 
 from __future__ import annotations
@@ -24,47 +24,52 @@ _SEVERITY = {
     "error": SeverityNumber.ERROR,
     "critical": SeverityNumber.FATAL,
 }
-_OWN_FIELDS = {"event", "level", "timestamp", "service", "trace_id", "span_id"}
+_NOT_ATTRIBUTES = {"event", "level", "timestamp", "service", "trace_id", "span_id"}
 
 
 def start_logs(resource: Resource, endpoint: str) -> Callable[[], object]:
-    """Send every log record of this process from now on; returns what ends it."""
+    """Exports every later log record of this process; returns the shutdown function."""
     provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_log_record_processor(BatchLogRecordProcessor(_Logs(endpoint)))
-    logs.also_send(partial(_emit, provider.get_logger("waypost")))
+    provider.add_log_record_processor(BatchLogRecordProcessor(LazyLogExporter(endpoint)))
+    logs.export_with(partial(_emit, provider.get_logger("waypost")))
     return provider.shutdown
 
 
 def _emit(logger: Logger, record: Mapping[str, Any]) -> None:
-    """Send one structlog record; the trace it belongs to is the current one."""
+    """Converts one structlog record; the SDK adds the ids of the current trace."""
     level = str(record.get("level", "info"))
     logger.emit(
         body=str(record.get("event", "")),
         severity_text=level.upper(),
         severity_number=_SEVERITY.get(level, SeverityNumber.INFO),
-        attributes={key: _plain(value) for key, value in record.items() if key not in _OWN_FIELDS},
+        attributes={key: _attribute(value) for key, value in record.items() if key not in _NOT_ATTRIBUTES},
     )
 
 
-def _plain(value: object) -> str | bool | int | float:
+def _attribute(value: object) -> str | bool | int | float:
     return value if isinstance(value, (str, bool, int, float)) else str(value)
 
 
-class _Logs(LogRecordExporter):
+class LazyLogExporter(LogRecordExporter):
+    """Makes the OTLP exporter at the first batch."""
+
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
 
     @cached_property
     def _exporter(self) -> LogRecordExporter:
-        from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter  # noqa: PLC0415 - slow, see module
+        from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter  # noqa: PLC0415 - 150 ms
 
         return OTLPLogExporter(self._endpoint, insecure=True, timeout=_EXPORT_SECONDS)
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
+        """Sends a batch; called by the SDK."""
         return self._exporter.export(batch)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Waits for pending exports; called by the SDK."""
         return self._exporter.force_flush(timeout_millis)
 
     def shutdown(self) -> None:
+        """Closes the channel to the collector; called by the SDK."""
         self._exporter.shutdown()  # type: ignore[no-untyped-call]

@@ -33,9 +33,10 @@ from sanic.exceptions import RequestCancelled, SanicException, ServiceUnavailabl
 from sanic.http import Http
 from sanic.response import BaseHTTPResponse
 
-from chassis import telemetry
 from chassis.errors import RpcError
 from chassis.serving.limiter import Limiter, LimiterSettings
+from chassis.telemetry.metrics import meter
+from chassis.telemetry.traces import remote_context, traceparent, tracer
 from gateway.http.header_validation import Head, Verbs
 from gateway.http.problems import Problems
 from gateway.settings import Settings
@@ -127,7 +128,7 @@ def exchange(request: Request) -> Iterator[None]:
     with _span(request) as current:
         context = current.get_span_context()
         request.ctx.trace_id = f"{context.trace_id:032x}"
-        request.ctx.traceresponse = telemetry.traceparent(current)
+        request.ctx.traceresponse = traceparent(current)
         request.ctx.status = _CLIENT_GONE
         try:
             yield
@@ -142,11 +143,11 @@ def exchange(request: Request) -> Iterator[None]:
 
 
 def _span(request: Request) -> AbstractContextManager[Span]:
-    parent = telemetry.remote_context(request.headers.get("traceparent", ""))
+    parent = remote_context(request.headers.get("traceparent", ""))
     if request.path in _PROBES:
         trace_id = get_current_span(parent).get_span_context().trace_id or _ids.generate_trace_id()
         return use_span(NonRecordingSpan(SpanContext(trace_id, _ids.generate_span_id(), is_remote=False)))
-    return telemetry.tracer().start_as_current_span(
+    return tracer().start_as_current_span(
         request.method,
         context=parent,
         kind=SpanKind.SERVER,
@@ -214,7 +215,7 @@ def _template(path: str) -> str:
 
 @cache
 def _durations() -> Any:
-    return telemetry.meter().create_histogram(
+    return meter().create_histogram(
         "http.server.request.duration", unit="s", description="time from head to last byte of the answer"
     )
 

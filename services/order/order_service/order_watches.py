@@ -15,12 +15,12 @@ from uuid import UUID
 
 import grpc
 
-from chassis import telemetry
 from chassis.deadline import within
 from chassis.errors import RpcError, unavailable
 from chassis.events.port import EventLog
 from chassis.events.record import RecordedEvent
 from chassis.process import Process
+from chassis.telemetry.metrics import meter
 from order_service.domain import Invalid, Order
 from order_service.queries import Queries
 from order_service.settings import Settings
@@ -29,7 +29,7 @@ from order_service.storage import event_codec
 _BACKLOG = 16
 _READY_SECONDS = 2.0
 _AGAIN_SECONDS = 1.0
-_open = telemetry.meter().create_up_down_counter("order.watchers", description="watches that are open")
+_open = meter().create_up_down_counter("order.watchers", description="watches that are open")
 
 
 @dataclass(frozen=True)

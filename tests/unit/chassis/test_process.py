@@ -19,11 +19,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.waiting import until
 
 from chassis import process as process_module
-from chassis import telemetry
 from chassis.deadline import deadline, remaining
 from chassis.process import Process
 from chassis.serving import server
 from chassis.settings import ProcessSettings
+from chassis.telemetry import export, logs
 from chassis.testing import FakeConsul, process
 
 from .echo_service import NAME, Echo, Stub
@@ -161,8 +161,8 @@ def placed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeConsul:
     consul = FakeConsul()
     consul.put("config/gateway", json.dumps(SETTINGS.model_dump()))
     monkeypatch.setattr(process_module, "ConsulClient", lambda *_: consul)
-    monkeypatch.setattr(telemetry, "start", lambda *_: None)
-    monkeypatch.setattr(telemetry, "log_to_stdout", lambda *_: None)
+    monkeypatch.setattr(export, "start", lambda *_: None)
+    monkeypatch.setattr(logs, "to_stdout", lambda *_: None)
     return consul
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from chassis.events.record import RecordedEvent
-from chassis.telemetry import current_traceparent
+from chassis.telemetry.traces import current_traceparent
 from order_service import domain
 from order_service.domain import (
     Event,

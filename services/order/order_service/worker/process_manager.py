@@ -15,7 +15,7 @@ import structlog
 from chassis.deadline import deadline
 from chassis.errors import RpcError
 from chassis.events.port import EventLog
-from chassis.telemetry import continued
+from chassis.telemetry.traces import continued
 from order_service.commands import Commands
 from order_service.domain import Order, Status
 from order_service.settings import Settings

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, LiteralString
 import structlog
 
 from chassis.errors import RpcError
-from chassis.telemetry import meter
+from chassis.telemetry.metrics import meter
 from order_service.settings import Settings
 from order_service.worker.leadership import Leadership
 

@@ -19,7 +19,8 @@ from psycopg.types.json import Jsonb
 from chassis.errors import RpcError
 from chassis.events.port import EventLog
 from chassis.events.record import RecordedEvent
-from chassis.telemetry import continued, meter
+from chassis.telemetry.metrics import meter
+from chassis.telemetry.traces import continued
 from order_service.domain import OrderPlaced, Status
 from order_service.settings import Settings
 from order_service.storage import event_codec

@@ -8,7 +8,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from chassis import telemetry
+from chassis.telemetry import export, traces
 
 HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -16,7 +16,7 @@ HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 @pytest.fixture
 def tracing(monkeypatch: pytest.MonkeyPatch) -> trace.Tracer:
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
-    monkeypatch.setattr(telemetry, "tracer", lambda: tracer)
+    monkeypatch.setattr(traces, "tracer", lambda: tracer)
     return tracer
 
 
@@ -43,8 +43,8 @@ MALFORMED = [
 
 @pytest.mark.parametrize("header", MALFORMED)
 def test_a_malformed_traceparent_begins_a_new_trace(tracing: trace.Tracer, header: str) -> None:
-    assert telemetry.remote_context(header) is None
-    with telemetry.continued(header, "work") as span:
+    assert traces.remote_context(header) is None
+    with traces.continued(header, "work") as span:
         assert f"{span.get_span_context().trace_id:032x}" not in HEADER
 
 
@@ -52,23 +52,23 @@ def test_a_malformed_traceparent_begins_a_new_trace(tracing: trace.Tracer, heade
 def test_a_traceparent_of_a_later_version_is_read_by_its_first_four_fields(
     tracing: trace.Tracer, version: str, more: str
 ) -> None:
-    with telemetry.continued(f"{version}{HEADER[2:]}{more}", "work"):
-        assert telemetry.current_traceparent().startswith(HEADER[:36])
+    with traces.continued(f"{version}{HEADER[2:]}{more}", "work"):
+        assert traces.current_traceparent().startswith(HEADER[:36])
 
 
 def test_a_traceparent_is_continued(tracing: trace.Tracer) -> None:
-    with telemetry.continued(HEADER, "work"):
-        version, trace_id, span_id, flags = telemetry.current_traceparent().split("-")
+    with traces.continued(HEADER, "work"):
+        version, trace_id, span_id, flags = traces.current_traceparent().split("-")
     assert (version, trace_id, flags) == ("00", HEADER[3:35], "01")
     assert span_id != HEADER[36:52]
 
 
 def test_outside_of_a_trace_there_is_no_traceparent() -> None:
-    assert telemetry.current_traceparent() == ""
+    assert traces.current_traceparent() == ""
 
 
 def test_an_absent_collector_holds_the_exit_up_for_no_longer_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "_stops", [lambda: time.sleep(30)] * 3)
+    monkeypatch.setattr(export, "_shutdowns", [lambda: time.sleep(30)] * 3)
     started = time.monotonic()
-    telemetry.stop(0.2)
+    export.stop(0.2)
     assert time.monotonic() - started < 1.0
