@@ -1,7 +1,6 @@
 # The edge: Traefik on the one documented port, before every gateway instance that Consul and Traefik itself find well.
 
 variable "python" { type = string }
-variable "run_logged" { type = string }
 variable "traefik_bin" { type = string }
 variable "gateway_port" { type = number }
 variable "consul_url" { type = string }
@@ -62,15 +61,16 @@ job "edge" {
       }
 
       config {
-        command = "/bin/sh"
+        command = var.python
         args = [
-          "-c", var.run_logged, "sh", var.python, "-I", "-S", "local/sidecar",
+          "-I", "-S", "local/sidecar",
           "../alloc/tmp/consul.sock", var.consul_url, "${NOMAD_SECRETS_DIR}/nomad_consul.jwt", "${NOMAD_ADDR_error_pages}",
         ]
       }
 
       logs {
-        disabled = true # it writes its log itself, where Nomad looks for it: see nomad/README.md
+        max_files     = 3
+        max_file_size = 10
       }
 
       dynamic "template" {
@@ -103,19 +103,20 @@ job "edge" {
       kill_timeout = "20s"
 
       config {
-        command = "/bin/sh"
-        args    = ["-c", var.run_logged, "sh", var.traefik_bin, "--configFile=local/traefik.yml"]
+        command = var.traefik_bin
+        args    = ["--configFile=local/traefik.yml"]
       }
 
       logs {
-        disabled = true # as above; Traefik keeps it short
+        max_files     = 3
+        max_file_size = 10
       }
 
       template {
         destination = "local/traefik.yml"
         data        = <<-YAML
           global: { checkNewVersion: false, sendAnonymousUsage: false }
-          log: { level: WARN, format: json, filePath: ../alloc/logs/edge.stdout.0, maxSize: 10, maxBackups: 1 }
+          log: { level: WARN, format: json }
 
           # Nothing but these two: no dashboard, no API. What callers say of earlier hops is not believed, but replaced.
           entryPoints:

@@ -1,7 +1,6 @@
 # Postgres for all services: a database, an owner and a schema each. Its files survive the job.
 # Nobody has a password to it but the database engine of Vault, which hands out short-lived logins.
 
-variable "run_logged" { type = string }
 variable "postgres_bin" { type = string }
 variable "postgres_dir" { type = string }
 variable "postgres_port" { type = number }
@@ -60,6 +59,11 @@ job "postgres" {
         PG_BIN  = var.postgres_bin
         PG_DIR  = var.postgres_dir
         PG_PORT = "${NOMAD_PORT_postgres}"
+      }
+
+      logs {
+        max_files     = 3
+        max_file_size = 10
       }
 
       # Postgres refuses to run as root: root hands over to `nobody`, and shows it the two folders it needs
@@ -127,11 +131,12 @@ job "postgres" {
 
       config {
         command = "/bin/sh"
-        args    = ["-c", var.run_logged, "sh", "/bin/sh", "local/databases.sh"]
+        args    = ["local/databases.sh"]
       }
 
       logs {
-        disabled = true # it writes its log itself, where Nomad looks for it: see nomad/README.md
+        max_files     = 3
+        max_file_size = 10
       }
 
       env {

@@ -1,7 +1,6 @@
-# Receives OTLP traces, metrics and logs and shows them; bounded, so it can run for ever.
+# Receives OTLP traces, metrics and logs and shows them; its store is bounded.
 
 variable "telemetry_bin" { type = string }
-variable "run_logged" { type = string }
 variable "telemetry_port" { type = number }
 variable "otlp_grpc_port" { type = number }
 variable "otlp_http_port" { type = number }
@@ -45,10 +44,9 @@ job "telemetry" {
       driver = "raw_exec"
 
       config {
-        command = "/bin/sh"
+        command = var.telemetry_bin
         args = [
-          "-c", var.run_logged, "sh",
-          var.telemetry_bin, "--host", "127.0.0.1", "--open-browser=false",
+          "--host", "127.0.0.1", "--open-browser=false",
           "--browser-port", "${NOMAD_PORT_ui}",
           "--grpc", "${NOMAD_PORT_otlp_grpc}",
           "--http", "${NOMAD_PORT_otlp_http}",
@@ -58,12 +56,12 @@ job "telemetry" {
       }
 
       logs {
-        disabled = true # it writes its log itself, where Nomad looks for it: see nomad/README.md
+        max_files     = 3
+        max_file_size = 10
       }
 
       env {
-        GOGC       = "25"
-        GOMAXPROCS = "1" # it shall not take the processor from what it looks at, nor memory for more threads
+        GOMAXPROCS = "1" # leaves the other processors to the services it observes
       }
 
       resources {

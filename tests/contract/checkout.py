@@ -13,9 +13,10 @@ import pytest
 
 from chassis.settings import ProcessSettings
 from stack.build.zipapps import SERVICES
+from stack.cluster import nomad
 from stack.config import ROOT
 
-__all__ = ["ROOT", "SERVICES", "blocks", "job_file", "keys", "package", "settings", "tracked"]
+__all__ = ["ROOT", "SERVICES", "blocks", "job_text", "keys", "package", "settings", "tracked"]
 
 
 @cache
@@ -29,8 +30,9 @@ def tracked() -> tuple[Path, ...]:
     return tuple(sorted(path for path in paths if (ROOT / path).is_file()))
 
 
-def job_file(job: str) -> Path:
-    return ROOT / "nomad" / "jobs" / f"{job}.nomad.hcl"
+def job_text(job: str) -> str:
+    """The file of a job; for a service the shared file, followed by the file with its own variables."""
+    return "\n".join(file.read_text() for file in nomad.job_files(job))
 
 
 def package(service: str) -> str:

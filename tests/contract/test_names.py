@@ -11,10 +11,10 @@ import pytest
 
 from stack.cluster import nomad
 
-from .checkout import ROOT, SERVICES, blocks, job_file, package
+from .checkout import ROOT, SERVICES, blocks, job_text, package
 
 PLACES = (
-    "nomad/jobs/{}.nomad.hcl",
+    "nomad/jobs/{}.vars.hcl",
     "consul/kv/config/{}.json",
     "consul/policies/{}.hcl",
     "vault/policies/{}.hcl",
@@ -53,8 +53,10 @@ def test_a_service_calls_itself_by_its_name(service: str) -> None:
 
 @pytest.mark.parametrize("job", nomad.names())
 def test_a_job_and_its_service_in_consul_have_the_name_of_the_file(job: str) -> None:
-    text = job_file(job).read_text()
-    assert [labels for labels, _ in blocks(text, r'job "([^"]+)"')] == [(job,)]
+    text = job_text(job)
+    (labels,) = [labels for labels, _ in blocks(text, r'job "([^"]+)"')]
+    assert re.findall(r'^job\s*=\s*"([^"]+)"', text, re.MULTILINE) == ([job] if job in SERVICES else [])
+    assert labels == (nomad.SHARED if job in SERVICES else job,)
     assert re.search(rf'\b(name|service)\s*=\s*"{job}"', text)
 
 

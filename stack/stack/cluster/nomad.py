@@ -1,4 +1,7 @@
-"""Plans and runs the jobs in `nomad/jobs`: one file a job, its variables filled with what this stack decides."""
+"""Plans and runs the jobs in `nomad/jobs`, and fills their variables with the values of this stack.
+
+A job NAME is described by `NAME.nomad.hcl`, or by `NAME.vars.hcl` and `service.nomad.hcl`, which all services share.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,11 @@ from stack.cluster.clients import Clients
 from stack.cluster.rollout import Rollout
 from stack.config import ROOT, Stack
 from stack.console import StackError
-from stack.daemons import require_free
+from stack.machine.ports import require_free
 
 JOBS = ROOT / "nomad" / "jobs"
+SHARED = "service"
 SIDECARS = ROOT / "nomad" / "sidecars" / "edge"
-# Runs a task whose `logs` Nomad does not collect: what it says goes where Nomad looks for it, which refuses to follow
-# one without a stderr. A file that grew long, as of one that is started over and over, becomes the old one first.
-RUN_LOGGED = """
-logs="$NOMAD_ALLOC_DIR/logs" name="$NOMAD_TASK_NAME.stdout.0"
-find "$logs" -name "$name" -size +10000k -exec mv {} "$logs/old.$name" ";"
-true >> "$logs/$NOMAD_TASK_NAME.stderr.0"
-exec "$@" >> "$logs/$name" 2>&1
-"""
 # What others stand on comes first, and goes last.
 FOUNDATION = ("artifacts", "telemetry", "postgres")
 FRONT = ("gateway", "edge")
@@ -50,9 +46,15 @@ def names() -> list[str]:
 
 def stages() -> list[list[str]]:
     """Every job that has a file: what others stand on, the services, and what stands before them."""
-    found = {file.name.removesuffix(".nomad.hcl") for file in JOBS.glob("*.nomad.hcl")}
+    found = {file.name.partition(".")[0] for file in JOBS.glob("*.hcl")} - {SHARED}
     services = sorted(found - {*FOUNDATION, *FRONT}, reverse=True)
     return [list(FOUNDATION), services, *([name] for name in FRONT)]
+
+
+def job_files(name: str) -> list[Path]:
+    """The file of a job; for a service the shared file, and the file with its own variables."""
+    own = JOBS / f"{name}.vars.hcl"
+    return [JOBS / f"{SHARED}.nomad.hcl", own] if own.exists() else [JOBS / f"{name}.nomad.hcl"]
 
 
 class Nomad:
@@ -99,30 +101,34 @@ class Nomad:
                 require_free(self.stack.port(port), port)
 
     def parse(self, name: str) -> dict[str, Any]:
-        text = (JOBS / f"{name}.nomad.hcl").read_text()
+        """The job as Nomad reads it; raises StackError when its file is wrong or lacks a variable."""
+        files = job_files(name)
+        text, *given = [file.read_text() for file in files]
+        try:
+            payload = {"JobHCL": text, "Variables": self._variable_file(name, text, given), "Canonicalize": True}
+            job: dict[str, Any] = self.api.jobs.request("parse", json=payload, method="post").json()
+        except BadRequestNomadException as error:
+            read = " with ".join(f"nomad/jobs/{file.name}" for file in files)
+            raise StackError(f"{read} is refused", error.nomad_resp.text, "mend the file") from error
+        return job
+
+    def _variable_file(self, name: str, text: str, given: list[str]) -> str:
+        """The values `given` by the job's own file, and those of this stack for what else `text` declares."""
+        values, in_file = self._variables(name), set(re.findall(r"^(\w+)\s*=", "".join(given), re.MULTILINE))
         declared = re.findall(r'^variable "(\w+)"', text, re.MULTILINE)
-        values = self._variables(name)
-        missing = [variable for variable in declared if variable not in values]
+        missing = [variable for variable in declared if variable not in values.keys() | in_file]
         if missing:
             raise StackError(
                 f"job {name} asks for {', '.join(missing)}",
                 "nothing gives that variable",
                 "see stack/stack/cluster/nomad.py",
             )
-        lines = "".join(f"{variable} = {_hcl(values[variable])}\n" for variable in declared)
-        try:
-            payload = {"JobHCL": text, "Variables": lines, "Canonicalize": True}
-            job: dict[str, Any] = self.api.jobs.request("parse", json=payload, method="post").json()
-        except BadRequestNomadException as error:
-            raise StackError(
-                f"nomad/jobs/{name}.nomad.hcl is refused", error.nomad_resp.text, "mend the file"
-            ) from error
-        return job
+        from_stack = [variable for variable in declared if variable not in in_file]
+        return "".join([*(f"{variable} = {_hcl(values[variable])}\n" for variable in from_stack), *given])
 
     def _variables(self, name: str) -> dict[str, str | int]:
         stack, tools = self.stack, self._tools
         values: dict[str, str | int] = {
-            "run_logged": RUN_LOGGED,
             "python": sys.executable if name == "artifacts" else _plain_python(),
             "consul_url": stack.url("consul"),
             "vault_url": stack.url("vault"),

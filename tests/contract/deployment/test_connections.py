@@ -13,7 +13,7 @@ import pytest
 from chassis.postgres.database import Database
 from chassis.postgres.eventstore import EventStore
 
-from ..checkout import ROOT, SERVICES, job_file, package
+from ..checkout import ROOT, SERVICES, job_text, package
 
 # Postgres keeps these for superusers (superuser_reserved_connections).
 RESERVED = 3
@@ -36,7 +36,7 @@ def _of_one_process(service: str) -> int:
 
 def _processes(service: str) -> int:
     """Each instance may be draining while its successor is there already."""
-    counts = re.findall(r"\bcount = (\d+)", job_file(service).read_text())
+    counts = re.findall(r"\bcount = (\d+)", job_text(service))
     assert counts
     return 2 * sum(map(int, counts))
 
@@ -44,7 +44,7 @@ def _processes(service: str) -> int:
 def test_postgres_has_a_connection_for_everybody_who_may_want_one_during_a_deploy() -> None:
     wanted = {service: _processes(service) * _of_one_process(service) for service in SERVICES}
     connection = json.loads((ROOT / "vault/engines/database/config/postgres.json").read_text())
-    found = re.search(r"max_connections=(\d+)", job_file("postgres").read_text())
+    found = re.search(r"max_connections=(\d+)", job_text("postgres"))
     assert found
     assert wanted["order-service"] > wanted["user-service"] > 0
     assert sum(wanted.values()) + connection["max_open_connections"] <= int(found[1]) - RESERVED, wanted

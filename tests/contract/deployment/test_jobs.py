@@ -1,10 +1,10 @@
-"""A job file and the program it starts agree: on the environment, on variables, on how identity comes in."""
+"""A job file and the program that it starts agree on variables, environment and identities."""
 
 from __future__ import annotations
 
 import json
 import re
-import runpy
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,31 +13,30 @@ import pytest
 
 from chassis.process import FLUSH_SECONDS
 from chassis.settings import Environment
-from gateway.http.problems import KINDS
-from stack.build.tools import Tools
+from stack.build import tools
 from stack.build.zipapps import Artifact
 from stack.cluster import nomad
 from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError
 
-from ..checkout import ROOT, SERVICES, blocks, job_file, keys
+from ..checkout import ROOT, SERVICES, blocks, job_text, keys
 
 ENVIRONMENT = {name.upper() for name in Environment.model_fields}
-# Where the zipapp unpacks itself, and how malloc gives back: both are read before any code of ours runs.
-BEFORE_OUR_CODE = {"SHIV_ROOT", "MALLOC_MMAP_THRESHOLD_"}
-FILES = sorted(path.name.removesuffix(".nomad.hcl") for path in nomad.JOBS.glob("*.nomad.hcl"))
+# The zipapp unpacks itself into this folder before any code of ours runs.
+READ_BY_SHIV = {"SHIV_ROOT"}
+JOBS = nomad.names()
 
 
 @pytest.fixture
 def sent() -> list[str]:
-    """What was sent to Nomad as variables."""
+    """The variables that were sent to Nomad."""
     return []
 
 
 @pytest.fixture
 def server(sent: list[str]) -> nomad.Nomad:
-    """The part of the stack that fills the variables of a job, before a Nomad that takes everything."""
+    """The code of the stack that fills the variables of a job, with a Nomad that accepts everything."""
 
     def request(_path: str, json: Any, **_: Any) -> Any:
         sent.append(json["Variables"])
@@ -46,43 +45,67 @@ def server(sent: list[str]) -> nomad.Nomad:
     api = SimpleNamespace(jobs=SimpleNamespace(request=request))
     clients = cast(Clients, SimpleNamespace(nomad=api))
     tool = Path("/tool")
-    tools = Tools(tool, tool, tool, tool, tool, tool, tool, tool, exec_driver=True)
+    found = tools.Tools(tool, tool, tool, tool, tool, tool, tool, tool, exec_driver=True)
     artifacts = {name: Artifact(name, Path("/built.pyz"), "0" * 64) for name in SERVICES}
-    return nomad.Nomad(Stack("dev", 0), clients, tools, artifacts)
+    return nomad.Nomad(Stack("dev", 0), clients, found, artifacts)
 
 
-def test_every_job_file_is_deployed_and_every_deployed_job_has_a_file() -> None:
-    assert sorted(nomad.names()) == FILES
+def test_every_job_file_is_deployed() -> None:
+    used = {file for job in JOBS for file in nomad.job_files(job)}
+    assert used == {file for file in nomad.JOBS.iterdir() if file.is_file()}
+
+
+def test_the_services_share_one_job_file() -> None:
+    assert {nomad.job_files(service)[0].name for service in SERVICES} == {f"{nomad.SHARED}.nomad.hcl"}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_nomad_reads_a_job_under_the_name_of_its_file(
+    job: str, server: nomad.Nomad, sent: list[str], tmp_path: Path
+) -> None:
+    program = tools.find("nomad")
+    if program is None:
+        pytest.skip("nomad is not built yet")
+    server.parse(job)
+    values = tmp_path / "values.hcl"
+    values.write_text(sent[0])
+    command = [program, "job", "run", "-output", f"-var-file={values}", nomad.job_files(job)[0]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    read = json.loads(done.stdout)["Job"]
+    assert (read["ID"], read["Name"]) == (job, job)
+    assert job in [service["Name"] for group in read["TaskGroups"] for service in group["Services"]]
+    assert job in [task["Name"] for group in read["TaskGroups"] for task in group["Tasks"]]
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_job_sets_exactly_the_environment_that_its_service_reads(service: str) -> None:
-    found = [keys(body) for _, body in blocks(job_file(service).read_text(), "env")]
-    assert found
-    for names in found:
-        assert names == ENVIRONMENT | BEFORE_OUR_CODE
+    found = [keys(body) for _, body in blocks(job_text(service), "env")]
+    assert found == [ENVIRONMENT | READ_BY_SHIV]
 
 
 def test_no_variable_of_the_environment_has_a_default() -> None:
     assert [name for name, field in Environment.model_fields.items() if not field.is_required()] == []
 
 
-@pytest.mark.parametrize("job", FILES)
-def test_every_variable_of_a_job_is_supplied(job: str, server: nomad.Nomad, sent: list[str]) -> None:
-    declared = [labels[0] for labels, _ in blocks(job_file(job).read_text(), r'variable "(\w+)"')]
+def declared(job: str) -> set[str]:
+    return {labels[0] for labels, _ in blocks(job_text(job), r'variable "(\w+)"')}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_variable_of_a_job_gets_one_value(job: str, server: nomad.Nomad, sent: list[str]) -> None:
     server.parse(job)
-    assert declared
-    assert set(declared) == keys(sent[0])
+    given = re.findall(r"^(\w+)\s*=", sent[0], re.MULTILINE)
+    assert given
+    assert sorted(given) == sorted(declared(job))
 
 
-@pytest.mark.parametrize("job", FILES)
-def test_a_job_uses_the_variables_it_declares_and_no_other(job: str) -> None:
-    text = job_file(job).read_text()
-    declared = {labels[0] for labels, _ in blocks(text, r'variable "(\w+)"')}
-    assert declared == set(re.findall(r"\bvar\.(\w+)", text))
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_uses_each_variable_that_it_declares(job: str) -> None:
+    assert declared(job) == set(re.findall(r"\bvar\.(\w+)", job_text(job)))
 
 
-def test_a_variable_that_nothing_supplies_is_refused_by_name(
+def test_a_variable_without_a_value_is_refused_by_name(
     server: nomad.Nomad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "odd.nomad.hcl").write_text('variable "surprise" { type = string }\n')
@@ -91,17 +114,9 @@ def test_a_variable_that_nothing_supplies_is_refused_by_name(
         server.parse("odd")
 
 
-def test_the_edge_gets_its_identity_as_a_file_and_no_token_from_nomad() -> None:
-    text = job_file("edge").read_text()
-    assert [
-        re.search(r"^\s*file\s*=\s*true", body, re.MULTILINE) is not None for _, body in blocks(text, "identity")
-    ] == [True]
-    assert [head for head in ("consul", "vault", "env") for _ in blocks(text, head)] == []
-
-
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_gets_its_identities_as_files_and_never_as_variables(service: str) -> None:
-    found = [body for _, body in blocks(job_file(service).read_text(), "identity")]
+    found = [body for _, body in blocks(job_text(service), "identity")]
     assert len(found) == 2
     for body in found:
         assert re.search(r"^\s*file\s*=\s*true", body, re.MULTILINE)
@@ -109,96 +124,37 @@ def test_a_service_gets_its_identities_as_files_and_never_as_variables(service: 
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_no_token_of_a_service_is_fetched_by_nomad_which_would_put_it_into_the_environment(service: str) -> None:
-    text = job_file(service).read_text()
+def test_nomad_fetches_no_token_for_a_service_because_it_would_put_it_into_the_environment(service: str) -> None:
+    text = job_text(service)
     assert [head for head in ("consul", "vault", "template") for _ in blocks(text, head)] == []
 
 
-@pytest.mark.parametrize("job", FILES)
+@pytest.mark.parametrize("job", JOBS)
 def test_a_vault_token_that_nomad_fetches_stays_out_of_the_environment(job: str) -> None:
-    for _, body in blocks(job_file(job).read_text(), "vault"):
+    for _, body in blocks(job_text(job), "vault"):
         assert re.search(r"^\s*env\s*=\s*false", body, re.MULTILINE)
 
 
-@pytest.mark.parametrize("job", FILES)
-def test_a_task_whose_logs_nomad_does_not_collect_writes_them_itself(job: str) -> None:
-    found = [body for _, body in blocks(job_file(job).read_text(), r'task "([\w-]+)"')]
-    assert found
-    for body in found:
-        uncollected = any("disabled = true" in logs for _, logs in blocks(body, "logs"))
-        assert uncollected == ("var.run_logged" in body)
+@pytest.mark.parametrize("job", JOBS)
+def test_nomad_collects_and_rotates_the_log_of_every_task(job: str) -> None:
+    tasks = [body for _, body in blocks(job_text(job), r'(?:task "[\w-]+"|dynamic "task")')]
+    assert tasks
+    for body in tasks:
+        assert [keys(logs) for _, logs in blocks(body, "logs")] == [{"max_files", "max_file_size"}]
 
 
-@pytest.mark.parametrize("job", FILES)
+@pytest.mark.parametrize("job", JOBS)
 def test_every_service_of_a_job_has_a_check_in_consul(job: str) -> None:
-    found = [body for _, body in blocks(job_file(job).read_text(), "service")]
+    found = [body for _, body in blocks(job_text(job), "service")]
     assert found
     for body in found:
         assert list(blocks(body, "check"))
         assert re.search(r'^\s*provider\s*=\s*"consul"', body, re.MULTILINE)
 
 
-def written(job: str, setting: str) -> str:
-    found = set(re.findall(rf'\b{setting}\s*[=:]\s*"?(\w+)"?', job_file(job).read_text()))
-    assert len(found) == 1, f"{setting} of {job}: {found}"
-    return found.pop()
-
-
-def seconds(text: str) -> float:
-    return float(text.removesuffix("s"))
-
-
-def setting(service: str, name: str) -> float:
-    return float(json.loads((ROOT / "consul" / "kv" / "config" / f"{service}.json").read_text())[name])
-
-
-@pytest.mark.parametrize("head", ["update", "migrate", "reschedule", "restart", "check_restart"])
-def test_what_is_explained_once_is_set_the_same_in_every_service(head: str) -> None:
-    found = {service: list(blocks(job_file(service).read_text(), head)) for service in SERVICES}
-    assert all(found.values())
-    assert len({re.sub(r"\s+", " ", body) for bodies in found.values() for _, body in bodies}) == 1
-
-
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_that_drains_as_long_as_it_may_is_not_killed(service: str) -> None:
-    longest = setting(service, "drain_seconds") + setting(service, "grace_seconds") + 3 * FLUSH_SECONDS
-    assert seconds(written(service, "kill_timeout")) > longest
-
-
-def test_the_edge_gives_up_an_idle_connection_before_the_gateway_does() -> None:
-    assert seconds(written("edge", "idleConnTimeout")) < setting("gateway", "keep_alive_seconds") / 1.5
-
-
-def test_the_edge_refuses_in_the_words_of_the_gateway() -> None:
-    said = runpy.run_path(str(ROOT / "nomad" / "sidecars" / "edge" / "error_pages.py"))["KINDS"]
-    known = {(kind.status, kind.name, kind.title, kind.meaning) for kind in KINDS.values()}
-    assert set(said) == {502, 503}
-    assert {(status, *words) for status, words in said.items()} <= known
-
-
-def test_the_edge_replaces_no_answer_of_a_gateway() -> None:
-    (middlewares,) = re.findall(r"middlewares=([^\"]+)", job_file("gateway").read_text())
-    text = job_file("edge").read_text()
-    replaced = {
-        status
-        for name in middlewares.replace("@file", "").split(",")
-        for found in re.findall(rf"^ *{name}:\n *errors: {{ status: \[([^]]*)\]", text, re.MULTILINE)
-        for status in re.findall(r"\d+", found)
-    }
-    assert replaced == {"502"}
-    # A kind of this status is there for the edge: nothing a service or the gateway itself does ends with it.
-    assert [kind.reason for kind in KINDS.values() if str(kind.status) in replaced] == ["ANSWER_LOST"]
-
-
-def test_the_edge_waits_for_an_answer_longer_than_the_gateway_may_take() -> None:
-    assert seconds(written("edge", "responseHeaderTimeout")) > setting("gateway", "response_seconds")
-
-
-def test_the_edge_shows_what_is_marked_for_it_and_only_the_gateway_is() -> None:
-    assert written("edge", "exposedByDefault") == "false"
-    assert [job for job in FILES if "traefik.enable=true" in job_file(job).read_text()] == ["gateway"]
-
-
-def test_the_edge_believes_no_caller_about_earlier_hops_and_has_no_dashboard() -> None:
-    text = job_file("edge").read_text()
-    assert not re.search(r"trustedIPs|insecure|dashboard:|^\s*api:", text, re.MULTILINE)
+    seed = json.loads((ROOT / "consul" / "kv" / "config" / f"{service}.json").read_text())
+    longest = seed["drain_seconds"] + seed["grace_seconds"] + 3 * FLUSH_SECONDS
+    (kill_timeout,) = re.findall(r'\bkill_timeout\s*=\s*"(\d+)s"', job_text(service))
+    assert int(kill_timeout) > longest

@@ -70,7 +70,7 @@ def test_two_checkouts_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.M
 def test_a_zipapp_starts_on_a_python_without_packages(here: Path) -> None:
     artifact = zipapps.build(here / "state")["user-service"]
     env = {"SHIV_ROOT": str(here / "unpacked"), "PATH": "/usr/bin:/bin"}
-    command = [sys.executable, "-OO", "-I", "-S", str(artifact.path)]
+    command = [sys.executable, "-I", "-S", str(artifact.path)]
     for _ in range(2):
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         assert done.stdout == "hello from user-service 42\n"

@@ -1,0 +1,16 @@
+# The Order Service: `api` answers calls; `worker` updates read tables and drives each order through its steps.
+
+job      = "order-service"
+protocol = "grpc"
+tags     = []
+
+groups = {
+  api    = { count = 2, service = "order-service", args = [] }
+  worker = { count = 2, service = "order-service-worker", args = ["worker"] }
+}
+
+actions = {
+  audit           = ["audit"]
+  rebuild-orders  = ["rebuild", "orders"]
+  rebuild-errands = ["rebuild", "errands"]
+}

@@ -1,0 +1,192 @@
+# The job of a service of ours: REST or gRPC, from one zipapp, in one or more groups.
+# NAME.vars.hcl fills in what differs for the job NAME. The settings are explained in nomad/README.md.
+
+# From NAME.vars.hcl.
+variable "job" { type = string }
+variable "protocol" { type = string } # http or grpc: the name of its port, and the kind of its checks
+variable "groups" { type = map(object({ count = number, service = string, args = list(string) })) }
+variable "tags" { type = list(string) }          # in Consul, besides protocol and version
+variable "actions" { type = map(list(string)) } # name, and the arguments of the zipapp
+
+# From the stack.
+variable "python" { type = string }
+variable "artifact_url" { type = string }
+variable "artifact_sha256" { type = string }
+variable "version" { type = string }
+variable "zipapp_cache" { type = string }
+variable "consul_url" { type = string }
+variable "vault_url" { type = string }
+variable "otlp_grpc_url" { type = string }
+
+locals {
+  zipapp = ["-I", "-S", "local/${var.job}.pyz"]
+  checks = {
+    http = {
+      readiness = { name = "readiness", path = "/readyz", grpc_service = "" }
+      liveness  = { name = "liveness", path = "/livez", grpc_service = "" }
+    }
+    grpc = {
+      readiness = { name = "grpc health", path = "", grpc_service = "" }
+      liveness  = { name = "liveness", path = "", grpc_service = "liveness" }
+    }
+  }
+  readiness = local.checks[var.protocol].readiness
+  liveness  = local.checks[var.protocol].liveness
+}
+
+job "service" {
+  id   = var.job
+  name = var.job
+  type = "service"
+
+  update {
+    canary            = 1
+    auto_promote      = true
+    auto_revert       = true
+    max_parallel      = 1
+    min_healthy_time  = "2s"
+    healthy_deadline  = "60s"
+    progress_deadline = "0s"
+  }
+
+  migrate {
+    max_parallel     = 1
+    min_healthy_time = "2s"
+    healthy_deadline = "60s"
+  }
+
+  reschedule {
+    delay          = "5s"
+    delay_function = "exponential"
+    max_delay      = "1m"
+    unlimited      = true
+  }
+
+  dynamic "group" {
+    for_each = var.groups
+    labels   = [group.key]
+
+    content {
+      count = group.value.count
+
+      network {
+        dynamic "port" {
+          for_each = [var.protocol]
+          labels   = [port.value]
+          content {}
+        }
+      }
+
+      restart {
+        interval = "1m"
+        attempts = 60
+        delay    = "1s"
+        mode     = "delay"
+      }
+
+      shutdown_delay = "2s"
+
+      service {
+        name     = group.value.service
+        port     = var.protocol
+        provider = "consul"
+        tags     = concat([var.protocol, "version=${var.version}"], var.tags)
+
+        check {
+          name     = local.readiness.name
+          type     = var.protocol
+          path     = local.readiness.path
+          interval = "1s"
+          timeout  = "5s"
+        }
+
+        check {
+          name         = local.liveness.name
+          type         = var.protocol
+          path         = local.liveness.path
+          grpc_service = local.liveness.grpc_service
+          interval     = "1s"
+          timeout      = "5s"
+
+          check_restart {
+            limit = 46
+            grace = "30s"
+          }
+        }
+      }
+
+      dynamic "task" {
+        for_each = [var.job]
+        labels   = [task.value]
+
+        content {
+          driver       = "raw_exec"
+          kill_timeout = "20s"
+
+          artifact {
+            source      = var.artifact_url
+            destination = "local/${var.job}.pyz"
+            mode        = "file"
+
+            options {
+              checksum = "sha256:${var.artifact_sha256}"
+            }
+          }
+
+          config {
+            command = var.python
+            args    = concat(local.zipapp, group.value.args)
+          }
+
+          # An operator runs these with the identity of the job: ./justw audit-orders, projection-rebuild.
+          dynamic "action" {
+            for_each = var.actions
+            labels   = [action.key]
+
+            content {
+              command = var.python
+              args    = concat(local.zipapp, action.value)
+            }
+          }
+
+          env {
+            BIND_ADDRESS                = "$${NOMAD_ADDR_${var.protocol}}"
+            CONSUL_HTTP_ADDR            = var.consul_url
+            IDENTITY_DIR                = "${NOMAD_SECRETS_DIR}"
+            INSTANCE_ID                 = "${NOMAD_ALLOC_ID}"
+            OTEL_EXPORTER_OTLP_ENDPOINT = var.otlp_grpc_url
+            SHIV_ROOT                   = var.zipapp_cache
+            VAULT_ADDR                  = var.vault_url
+            VERSION                     = var.version
+          }
+
+          identity {
+            name        = "consul"
+            aud         = ["consul.io"]
+            file        = true
+            ttl         = "1h"
+            change_mode = "noop"
+          }
+
+          identity {
+            name        = "vault"
+            aud         = ["vault.io"]
+            file        = true
+            ttl         = "1h"
+            change_mode = "noop"
+          }
+
+          logs {
+            max_files     = 3
+            max_file_size = 10
+          }
+
+          resources {
+            cpu    = 200
+            memory = 256 # enforced when Nomad runs as root; at rest a process takes about 90
+          }
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,13 @@
+# The User Service: two instances, and the caller picks one of them for each call.
+
+job      = "user-service"
+protocol = "grpc"
+tags     = []
+
+groups = {
+  api = { count = 2, service = "user-service", args = [] }
+}
+
+actions = {
+  audit = ["audit"]
+}
