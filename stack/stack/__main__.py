@@ -7,8 +7,9 @@ import signal
 import sys
 from collections.abc import Callable
 
-from stack import config, os_errors
+from stack import config
 from stack.console import StackError
+from stack.machine import os_errors
 
 
 def main() -> int:
@@ -111,7 +112,7 @@ def _logs(arguments: list[str]) -> None:
 def _trace(arguments: list[str]) -> None:
     from stack.commands.trace import trace
 
-    trace(config.current(), arguments)
+    trace(config.current(), *arguments)
 
 
 def _chaos(arguments: list[str]) -> None:

@@ -16,11 +16,11 @@ from support.chaos_command import Chaos, quickest, timed
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import Person
 
-from stack import daemons
 from stack.chaos import traffic_redirect
 from stack.cluster import agents
 from stack.config import ROOT
 from stack.console import StackError
+from stack.machine import processes
 
 REFUSED = {httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT}
 # Deadline of a call about orders, and what a slow machine adds.
@@ -138,7 +138,7 @@ def test_a_killed_instance_is_started_again(chaos: Chaos, running: RunningStack,
     wanted = len(running.instances(service))
     said = chaos.order(f"kill {service}")
     victim = int(re.findall(r"process (\d+) is killed", said)[0])
-    eventually("it is dead", lambda: daemons.start_time(victim) is None)
+    eventually("it is dead", lambda: processes.start_time(victim) is None)
     eventually("all instances pass their checks", lambda: len(running.instances(service)) == wanted, 30)
 
 
@@ -154,7 +154,7 @@ def test_a_database_that_is_there_and_silent_fails_its_check(chaos: Chaos, runni
 def test_a_killed_database_is_started_again(chaos: Chaos, person: Person, read: Read) -> None:
     said = chaos.order("database kill")
     victim = int(re.findall(r"process (\d+) is killed", said)[0])
-    eventually("it is dead", lambda: daemons.start_time(victim) is None)
+    eventually("it is dead", lambda: processes.start_time(victim) is None)
     _works(read)
     _works(person.place, httpx.codes.CREATED)
 
@@ -218,7 +218,7 @@ def test_what_a_killed_keeper_has_left_is_undone_by_off(
     chaos.order(words, 600)
     keeper = chaos.keeper()
     os.kill(keeper, signal.SIGKILL)
-    eventually("the keeper is dead", lambda: daemons.start_time(keeper) is None)
+    eventually("the keeper is dead", lambda: processes.start_time(keeper) is None)
     assert "its keeper is gone" in chaos.active()[0]
     assert chaos.off() == [f"{words}: undone"]
     assert _traces(running) == []

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from support.stack_under_test import RunningStack, eventually
 
-from stack import daemons
 from stack.cluster import agents
+from stack.machine import processes
 
 AGENTS = ("nomad", "consul", "vault")
 
@@ -123,7 +123,7 @@ def test_the_audit_log_can_be_put_aside_while_vault_runs(running: RunningStack) 
     log, pid = running.stack.state / "vault" / "audit.log", agents.daemon(running.stack, "vault").pid()
     assert pid is not None
     log.replace(log.with_suffix(".log.1"))
-    daemons.send(pid, signal.SIGHUP)
+    processes.send(pid, signal.SIGHUP)
     eventually("a new one is there", log.exists)
     running.clients.vault.sys.list_policies()
     eventually("it goes on there", lambda: "sys/policy" in log.read_text())

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from support.stack_under_test import RunningStack, environment
 
-from stack import daemons
+from stack.machine import processes
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_only_its_owner_may_open_the_door_to_consul(folder: Path) -> None:
 
 def test_traefik_is_given_no_token(running: RunningStack, folder: Path) -> None:
     written = [file.read_text() for file in (folder / "edge" / "local").iterdir()]
-    started = [text for pid in daemons.below(folder / "edge") if (text := environment(pid))]
+    started = [text for pid in processes.below(folder / "edge") if (text := environment(pid))]
     assert written
     assert started
     assert [text for text in written + started if "token" in text.lower() or "eyJ" in text] == []

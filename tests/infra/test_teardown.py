@@ -13,16 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from support.operator_commands import run
 from support.stack_under_test import RunningStack
 from support.traffic.api_user import Person, register
 
-from stack import daemons
 from stack.cluster import agents
 from stack.cluster.clients import Clients
 from stack.config import LAST_SLOT, Stack
 from stack.console import StackError
+from stack.machine import processes
+from stack.machine.ports import listening
 
 NAME = "gone"
 CGROUPS = Path("/sys/fs/cgroup")
@@ -91,7 +93,7 @@ class Remains:
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
-        found = {pid: daemons.start_time(pid) for pid in _naming(stack.state)}
+        found = {pid: processes.start_time(pid) for pid in _naming(stack.state)}
         self.processes = {pid: started for pid, started in found.items() if started}  # the others have ended meanwhile
         self.memory = {Path(file) for pid in self.processes for file in _shared_memory(pid)}
         self.allocations = {folder.name for folder in (stack.state / "nomad" / "data" / "alloc").iterdir()}
@@ -101,7 +103,7 @@ class Remains:
         assert self.ports()
 
     def require_none(self) -> None:
-        alive = [pid for pid, started in self.processes.items() if daemons.start_time(pid) == started]
+        alive = [pid for pid, started in self.processes.items() if processes.start_time(pid) == started]
         assert (alive, _naming(self.stack.state)) == ([], [])
         assert self.ports() == []
         assert f"{self.stack.state}/" not in Path("/proc/mounts").read_text()
@@ -114,13 +116,13 @@ class Remains:
     def ports(self) -> list[int]:
         first, last = self.stack.dynamic_ports
         own = {*self.stack.ports().values(), *range(first, last + 1)}
-        return sorted(port for port, _ in daemons._listening() if port in own)
+        return sorted(listening() & own)
 
 
 def _naming(folder: Path) -> list[int]:
     """Every process that names the folder in its arguments or environment, and all that descend from one."""
-    named = [pid for pid in daemons._pids() if f"{folder}/" in _read(pid, "cmdline") + _read(pid, "environ")]
-    return sorted(daemons.family(named))
+    named = [pid for pid in psutil.pids() if f"{folder}/" in _read(pid, "cmdline") + _read(pid, "environ")]
+    return sorted(processes.family(named))
 
 
 def _shared_memory(pid: int) -> set[str]:

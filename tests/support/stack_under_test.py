@@ -17,10 +17,11 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from nomad.api.exceptions import BadRequestNomadException
 
-from stack import config, daemons
+from stack import config
 from stack.cluster import nomad
 from stack.cluster.clients import Clients
 from stack.config import Stack
+from stack.machine import processes
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ class RunningStack:
 
     def working_in(self, folder: Path) -> list[int]:
         """The processes of the task that has this folder."""
-        return [pid for pid in daemons.below(folder) if _works_in(pid, folder)]
+        return [pid for pid in processes.below(folder) if _works_in(pid, folder)]
 
     def logged(self, job: str, since: float, *words: str) -> list[list[float]]:
         """When each instance of a job has written a line with all these words, of time.time(), after `since`."""
@@ -185,13 +186,13 @@ def _serves(service: dict[str, Any]) -> bool:
 def environment(pid: int) -> str:
     """What a process was started with; nothing of one that has ended."""
     try:
-        return (daemons.PROC / str(pid) / "environ").read_text()
+        return (processes.PROC / str(pid) / "environ").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return ""
 
 
 def _works_in(pid: int, folder: Path) -> bool:
     try:
-        return (daemons.PROC / str(pid) / "cwd").readlink() == folder
+        return (processes.PROC / str(pid) / "cwd").readlink() == folder
     except OSError:
         return False

@@ -23,7 +23,7 @@ from stack.build import toolchain
 from stack.build.go_build_errors import explain
 from stack.config import ROOT, cache
 from stack.console import StackError, Step, say, step
-from stack.lock import exclusive
+from stack.machine.lock import exclusive
 
 MODULES = ROOT / "stack" / "tools"
 GB = 1_000_000_000

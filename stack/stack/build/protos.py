@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stack.config import ROOT
 from stack.console import StackError
-from stack.lock import exclusive
+from stack.machine.lock import exclusive
 
 PROTOS = ROOT / "protos"
 _GENERATORS = ("grpcio-tools", "mypy-protobuf", "protobuf", "googleapis-common-protos")

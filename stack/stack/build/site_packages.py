@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stack.build.toolchain import run_uv
 from stack.config import cache
-from stack.lock import exclusive
+from stack.machine.lock import exclusive
 
 # Installers write these, each in its own words; the rest is never read by a running service.
 _DROPPED_FILES = (

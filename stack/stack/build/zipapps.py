@@ -22,7 +22,7 @@ from pathlib import Path
 from stack.build import protos, reproducible_zip, site_packages
 from stack.config import ROOT
 from stack.console import StackError
-from stack.lock import exclusive
+from stack.machine.lock import exclusive
 
 SERVICES = {
     "user-service": "services/user/user_service",

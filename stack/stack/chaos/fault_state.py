@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stack.config import Stack
-from stack.daemons import Daemon
+from stack.machine.daemons import Daemon
 
 
 @dataclass

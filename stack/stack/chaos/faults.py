@@ -14,10 +14,9 @@ from typing import Any
 
 import httpx
 
-from stack import daemons
 from stack.build import tools
 from stack.chaos import disk
-from stack.chaos.instances import processes
+from stack.chaos.instances import process_ids
 from stack.chaos.proxy import HEALTHY, Toxic
 from stack.chaos.proxy_pool import Proxies
 from stack.chaos.traffic_redirect import Diversion, lift, require_divertible
@@ -25,6 +24,7 @@ from stack.cluster import agents
 from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError
+from stack.machine import processes
 
 Facts = dict[str, Any]
 # Callers follow Consul within this time: none goes around a fault that has begun, none is cut off when it ends.
@@ -68,21 +68,21 @@ class Paused(Fault):
         self._service, self._whole = service, whole
 
     def require(self) -> None:
-        processes(self.scene.stack, self.scene.clients, self._service)
+        process_ids(self.scene.stack, self.scene.clients, self._service)
 
     def begin(self) -> str:
-        found = chosen(processes(self.scene.stack, self.scene.clients, self._service), self._whole)
-        family = sorted(daemons.family(found))
-        self.scene.facts["paused"] = [[pid, daemons.start_time(pid)] for pid in family]
+        found = chosen(process_ids(self.scene.stack, self.scene.clients, self._service), self._whole)
+        family = sorted(processes.family(found))
+        self.scene.facts["paused"] = [[pid, processes.start_time(pid)] for pid in family]
         self.scene.save()
         for pid in family:
-            daemons.send(pid, signal.SIGSTOP)
+            processes.send(pid, signal.SIGSTOP)
         return f"{self._service}: process {_listed(found)} is stopped, its connections stay"
 
     def end(self) -> None:
         for pid, started in self.scene.facts.get("paused", []):
-            if daemons.start_time(pid) == started:
-                daemons.send(pid, signal.SIGCONT)
+            if processes.start_time(pid) == started:
+                processes.send(pid, signal.SIGCONT)
 
 
 class Network(Fault):
@@ -130,7 +130,7 @@ class AgentDown(Fault):
 
     def begin(self) -> str:
         pid = agents.daemon(self.scene.stack, self._name).pid() or 0
-        daemons.end([pid], timeout=0)
+        processes.end([pid], timeout=0)
         return f"{self._name}: process {pid} is killed and stays away"
 
     def end(self) -> None:
@@ -168,9 +168,9 @@ class DiskFull(Fault):
 
 def kill(stack: Stack, clients: Clients, service: str, whole: str = "") -> str:
     """Ends one instance, or all of them, as the kernel does when memory is short."""
-    found = chosen(processes(stack, clients, service), whole)
+    found = chosen(process_ids(stack, clients, service), whole)
     for pid in found:
-        daemons.send(pid, signal.SIGKILL)
+        processes.send(pid, signal.SIGKILL)
     return f"{service}: process {_listed(found)} is killed; Nomad starts it again"
 
 

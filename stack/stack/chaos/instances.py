@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from stack import daemons
 from stack.cluster import nomad
 from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError
+from stack.machine import processes
 
 
-def processes(stack: Stack, clients: Clients, service: str) -> list[int]:
+def process_ids(stack: Stack, clients: Clients, service: str) -> list[int]:
     """The process ids of the running instances of a service, one an instance; refuses an unknown service by name."""
     if service == "postgres":
         return _postmaster(stack)
-    found = [pid for folder in _folders(stack, clients, service) for pid in daemons.below(folder) if _at(pid, folder)]
+    found = [pid for folder in _folders(stack, clients, service) for pid in processes.below(folder) if _at(pid, folder)]
     if not found:
         raise StackError(f"no instance of {service} runs", "there is nothing to act on", "./justw status")
     return sorted(found)
@@ -53,7 +53,7 @@ def _folders(stack: Stack, clients: Clients, service: str) -> Iterator[Any]:
 def _at(pid: int, folder: Any) -> bool:
     """Whether a process is the task itself: the helper that Nomad keeps for it works elsewhere."""
     try:
-        return bool((daemons.PROC / str(pid) / "cwd").readlink() == folder)
+        return bool((processes.PROC / str(pid) / "cwd").readlink() == folder)
     except OSError:
         return False
 

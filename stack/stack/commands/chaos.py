@@ -15,7 +15,7 @@ from stack.cluster import agents
 from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError, say
-from stack.lock import exclusive
+from stack.machine.lock import exclusive
 
 _BEGIN_SECONDS = 60.0
 _UNDO_SECONDS = 90.0
@@ -71,7 +71,7 @@ def _started(stack: Stack, record: Record) -> Record:
         if found and found.phase == "active":
             return found
         time.sleep(0.05)
-    why = daemon.last_words() or f"it did not act within {_BEGIN_SECONDS:g} s"
+    why = daemon.log_tail() or f"it did not act within {_BEGIN_SECONDS:g} s"
     off(stack, [record.id])
     raise StackError(f"{' '.join(record.words)} did not begin", why, "./justw status")
 

@@ -26,7 +26,7 @@ from stack.cluster.vault import Vault
 from stack.commands import chaos
 from stack.config import Stack
 from stack.console import StackError, say, step
-from stack.lock import WAITING, exclusive
+from stack.machine.lock import WAITING, exclusive
 
 # A Unix socket's path may have 107 bytes; the longest one of a stack adds 47 to its folder.
 LONGEST_FOLDER = 60

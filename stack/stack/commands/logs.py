@@ -24,7 +24,7 @@ def logs(stack: Stack, arguments: Sequence[str]) -> None:
             "whose logs?", f"got {' '.join(arguments) or 'nothing'!r}", f"./justw logs NAME, one of: {known}"
         )
     if arguments[0] in AGENTS:
-        say(daemon(stack, arguments[0]).last_words(LINES))
+        say(daemon(stack, arguments[0]).log_tail(LINES))
         return
     require_running(stack)
     clients = Clients(stack)
@@ -35,7 +35,7 @@ def logs(stack: Stack, arguments: Sequence[str]) -> None:
 
 
 def _task(clients: Clients, alloc: str, task: str, state: str) -> None:
-    """Both streams; a task that writes its own log says all in the first."""
+    """Prints the last lines of both streams."""
     title, said = f"{task} {alloc[:8]} ({state})", False
     for stream in ("stdout", "stderr"):
         try:

@@ -7,13 +7,14 @@ from typing import Any
 
 import httpx
 
-from stack import daemons, metrics_query
+from stack import telemetry_viewer
 from stack.build import tools
 from stack.cluster import nomad
 from stack.cluster.agents import daemon, require_running
 from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import say
+from stack.machine import processes
 
 
 def status(stack: Stack) -> None:
@@ -26,7 +27,7 @@ def status(stack: Stack) -> None:
         say()
         for line in section:
             say(line)
-    mebibytes, count = daemons.memory(stack.state)
+    mebibytes, count = processes.memory(stack.state)
     say(f"\nmemory {mebibytes} MiB in {count} processes (proportional set size)")
 
 
@@ -83,7 +84,7 @@ def _work(stack: Stack) -> Iterator[str]:
     """What the workers told telemetry last; without telemetry there is nothing to tell."""
 
     def last(name: str) -> dict[str, float]:
-        return metrics_query.last_values(stack, name, "order-service")
+        return telemetry_viewer.last_values(stack, name, "order-service")
 
     for worker, active in sorted(last("worker.active").items()):
         yield f"worker {worker.partition('=')[2]:<15} {'active' if active else 'stands by'}"

@@ -14,13 +14,13 @@ import httpx
 import requests
 from nomad.api.exceptions import BaseNomadException
 
-from stack import cgroups, daemons
 from stack.cluster import agents, nomad
 from stack.cluster.clients import Clients
 from stack.commands.chaos import end_before_teardown
 from stack.config import Stack
 from stack.console import StackError, say, step
-from stack.lock import WAITING, exclusive
+from stack.machine import cgroups, processes
+from stack.machine.lock import WAITING, exclusive
 
 
 def down(stack: Stack) -> None:
@@ -87,11 +87,11 @@ def _stop_job(clients: Clients, name: str) -> Exception | None:
 
 def _end_leftovers(stack: Stack) -> None:
     """Refuses where a process does not end: nobody's data is removed under it."""
-    left = daemons.belonging(stack.state)
+    left = processes.belonging(stack.state)
     if left:
         with step(f"{len(left)} processes left over"):
-            daemons.end(sorted(left), timeout=15)
-    still = sorted(daemons.belonging(stack.state))
+            processes.end(sorted(left), timeout=15)
+    still = sorted(processes.belonging(stack.state))
     if still:
         raise StackError(
             f"stack {stack.name!r} does not end",

@@ -1,92 +1,39 @@
-"""`trace TRACE_ID`: one trace as a waterfall in the terminal, read from the telemetry UI's own API."""
+"""`trace TRACE_ID`: one trace as a waterfall in the terminal."""
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import httpx
+from collections.abc import Iterator
 
 from stack.config import Stack
 from stack.console import StackError, say
+from stack.telemetry_viewer import Span, spans
+from stack.waiting import wait_until
 
 BAR = 40
-PATIENCE = 10.0
+ARRIVAL_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class Span:
-    """One row of the waterfall; times in nanoseconds since the epoch."""
-
-    id: str
-    parent: str | None
-    name: str
-    service: str
-    start: int
-    end: int
-    failed: bool
-    attributes: dict[str, Any]
-    events: tuple[str, ...]
-
-
-def trace(stack: Stack, arguments: Sequence[str]) -> None:
-    """Prints the trace; waits some seconds for one that is still on its way."""
-    if len(arguments) != 1 or not re.fullmatch(r"[0-9a-f]{32}", arguments[0]):
-        raise StackError(
-            "no trace id",
-            f"got {' '.join(arguments) or 'nothing'!r}",
-            "./justw trace <32 hex digits, from traceresponse>",
-        )
-    until = time.monotonic() + PATIENCE
-    found = spans(stack, arguments[0])
-    while not found and time.monotonic() < until:
-        time.sleep(0.5)
-        found = spans(stack, arguments[0])
-    if not found:
-        raise StackError(
-            f"trace {arguments[0]} is not there",
-            "it never arrived or was pruned",
-            f"look at {stack.url('telemetry')}",
-        )
+def trace(stack: Stack, trace_id: str) -> None:
+    """Prints the trace; waits some seconds for one that has not arrived yet."""
+    if not re.fullmatch(r"[0-9a-f]{32}", trace_id):
+        raise StackError("no trace id", f"got {trace_id!r}", "./justw trace <32 hex digits, from traceresponse>")
+    found = wait_until(
+        lambda: spans(stack, trace_id),
+        ARRIVAL_SECONDS,
+        lambda: StackError(
+            f"trace {trace_id} was not found",
+            "it never arrived, or the viewer has removed it",
+            f"search in {stack.url('telemetry')}",
+        ),
+        interval=0.5,
+    )
     for line in waterfall(found):
         say(line)
 
 
-def spans(stack: Stack, trace_id: str) -> list[Span]:
-    """Every span of a trace that has arrived; an empty list for an unknown one."""
-    call = {"jsonrpc": "2.0", "id": 1, "method": "searchSpans", "params": [trace_id]}
-    try:
-        answer = httpx.post(f"{stack.url('telemetry')}/rpc", json=call, timeout=10).json()
-    except httpx.HTTPError as error:
-        raise StackError("the telemetry UI does not answer", str(error), "./justw status") from error
-    rows = (answer.get("result") or {}).get("spans") or []
-    return [_span(row["spanData"]) for row in rows]
-
-
-def _span(data: dict[str, Any]) -> Span:
-    resource = _flat(data["resource"]["attributes"])
-    return Span(
-        data["spanID"],
-        data["parentSpanID"],
-        data["name"],
-        str(resource.get("service.name", "?")),
-        int(data["startTime"]),
-        int(data["endTime"]),
-        data["statusCode"] == "Error",
-        _flat(data["attributes"]),
-        tuple(event["name"] for event in data["events"]),
-    )
-
-
-def _flat(attributes: list[dict[str, Any]]) -> dict[str, Any]:
-    return {attribute["key"]: attribute["value"] for attribute in attributes}
-
-
 def waterfall(found: list[Span]) -> Iterator[str]:
-    """The lines of a trace, children under their parents, bars in proportion to time."""
+    """Yields the lines of a trace, children under their parents, bars in proportion to time."""
     first, last = min(span.start for span in found), max(span.end for span in found)
     total = max(last - first, 1)
     yield f"{len(found)} spans, {len({span.service for span in found})} services, {total / 1e6:.1f} ms"

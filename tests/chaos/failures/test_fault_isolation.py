@@ -23,9 +23,9 @@ from support.traffic.api_user import Person
 from support.traffic.load import Answer, Load, Request
 from support.traffic.targets import Form, forms
 
-from stack import daemons
 from stack.chaos import instances
 from stack.cluster.clients import Clients
+from stack.machine import processes
 
 LATER = {httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT}
 DEADLINE_SECONDS = 3.0
@@ -202,7 +202,7 @@ def _hasty_commits(running: RunningStack) -> Iterator[None]:
 def test_a_full_disk_refuses_orders_answers_reads_and_heals_without_a_restart(
     running: RunningStack, chaos: Chaos, person: Person, placing: Callable[[int], Request], form: Form
 ) -> None:
-    before = instances.processes(running.stack, Clients(running.stack), "postgres"), running.pids("order-service")
+    before = instances.process_ids(running.stack, Clients(running.stack), "postgres"), running.pids("order-service")
     with Load(running.url("gateway"), RATE, placing) as load:
         chaos.order("disk full", 60 + form.much)
         full = time.time()
@@ -215,7 +215,7 @@ def test_a_full_disk_refuses_orders_answers_reads_and_heals_without_a_restart(
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in during if answer.status == 503)
     reads = _sent(load, "GET")
     assert {answer.status for answer in reads if answer.failed} <= LATER
-    after = instances.processes(running.stack, Clients(running.stack), "postgres"), running.pids("order-service")
+    after = instances.process_ids(running.stack, Clients(running.stack), "postgres"), running.pids("order-service")
     assert after == before
     _none_is_lost(person, _sent(load, "POST"))
     print(f"disk full for {form.much:g} s: {len(during)} orders refused, writes back in {back:.1f} s; {load.report()}")
@@ -278,7 +278,7 @@ def _seconds_to_end(pid: int) -> float:
     """Of a process that is told to; more than `kill_timeout` are a failure."""
     os.kill(pid, signal.SIGTERM)
     told = time.monotonic()
-    eventually("it has ended", lambda: daemons.start_time(pid) is None, KILL_TIMEOUT_SECONDS)
+    eventually("it has ended", lambda: processes.start_time(pid) is None, KILL_TIMEOUT_SECONDS)
     return time.monotonic() - told
 
 

@@ -17,7 +17,7 @@ from support.traffic.api_user import Person
 
 from shop.order.v1.order_pb2 import WatchOrderRequest
 from shop.order.v1.order_pb2_grpc import OrderServiceStub
-from stack import daemons
+from stack.machine import processes
 
 Event = tuple[int, str]
 PLACED, CONFIRMED, CANCELLED = (1, "OrderPlaced"), (2, "OrderConfirmed"), (3, "OrderCancelled")
@@ -92,7 +92,7 @@ def one_of(running: RunningStack, job: str) -> tuple[str, int]:
     alloc = running.allocations(job, "api")[0]
     folder = running.folder(alloc, job)
     (found,) = [each["Service"] for each in running.instances(job) if alloc["ID"] in each["Service"]["ID"]]
-    (pid,) = [pid for pid in running.pids(job, "api") if pid in daemons.below(folder)]
+    (pid,) = [pid for pid in running.pids(job, "api") if pid in processes.below(folder)]
     return f"{found['Address']}:{found['Port']}", pid
 
 
@@ -133,5 +133,5 @@ def test_a_gateway_that_ends_closes_its_streams_and_the_client_goes_on_at_the_ne
         assert person.cancel(order_id).status_code == httpx.codes.OK
         # The edge may have asked the one that ends before Consul told it so: that one tells what it knows, and closes.
         assert to_the_end(person, order_id, events) == [CANCELLED]
-    eventually("the gateway has ended", lambda: daemons.start_time(pid) is None, 20)
+    eventually("the gateway has ended", lambda: processes.start_time(pid) is None, 20)
     running.steady()

@@ -16,9 +16,9 @@ import pytest
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import Person
 
-from stack import daemons
 from stack.build import tools
 from stack.cluster import agents
+from stack.machine import processes
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -169,7 +169,7 @@ def killed_agent(running: RunningStack, request: pytest.FixtureRequest) -> Itera
     pid = agents.daemon(running.stack, request.param).pid()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    eventually(f"{request.param} is dead", lambda: daemons.start_time(pid) is None)
+    eventually(f"{request.param} is dead", lambda: processes.start_time(pid) is None)
     yield request.param
     _start_agents(running)
 

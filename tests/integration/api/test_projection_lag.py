@@ -9,7 +9,7 @@ from support.traffic.api_user import Person
 from support.traffic.projection_lag import GOAL_RATE, GOAL_SECONDS, measure
 from support.traffic.targets import Form, forms
 
-from stack import metrics_query
+from stack import telemetry_viewer
 
 BOUND_SECONDS = 10.0
 
@@ -36,7 +36,7 @@ def telemetry(running: RunningStack) -> None:
 @pytest.mark.usefixtures("telemetry")
 def test_telemetry_knows_which_worker_is_active_and_how_far_it_is_behind(running: RunningStack) -> None:
     def last(name: str) -> dict[str, float]:
-        return metrics_query.last_values(running.stack, name, "order-service")
+        return telemetry_viewer.last_values(running.stack, name, "order-service")
 
     eventually("one of two workers is active", lambda: sorted(last("worker.active").values()) == [0, 1], 60, every=1)
     wanted = {"projection=errands", "projection=orders"}

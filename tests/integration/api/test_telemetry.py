@@ -9,7 +9,8 @@ import pytest
 from support.stack_under_test import RunningStack
 from support.traffic.api_user import Person, register
 
-from stack.commands.trace import Span, spans, waterfall
+from stack.commands.trace import waterfall
+from stack.telemetry_viewer import Span, spans
 
 # Which service emits which span of a placed order, by the beginning of its name.
 EMITTED = [

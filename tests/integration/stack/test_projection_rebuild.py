@@ -16,8 +16,8 @@ from support.operator_commands import run, words
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import Person
 
-from stack import daemons
 from stack.config import ROOT
+from stack.machine import processes
 
 HOLD = "SELECT pg_advisory_xact_lock(hashtext('order_service'), hashtext('orders'))"
 WAITS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
@@ -122,12 +122,12 @@ def kill(running: RunningStack) -> None:
 
 def rebuilding(running: RunningStack) -> list[int]:
     folders = [running.folder(alloc, "order-service") for alloc in running.allocations("order-service", "worker")]
-    return [pid for folder in folders for pid in daemons.below(folder) if b"rebuild" in _command(pid)]
+    return [pid for folder in folders for pid in processes.below(folder) if b"rebuild" in _command(pid)]
 
 
 def _command(pid: int) -> bytes:
     try:
-        return (daemons.PROC / str(pid) / "cmdline").read_bytes()
+        return (processes.PROC / str(pid) / "cmdline").read_bytes()
     except OSError:
         return b""
 

@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 from support.stack_under_test import eventually
 
-from stack import daemons
+from stack.machine import processes
 
 NOBODY = 65534
 
@@ -72,13 +72,13 @@ class Postgres:
 
     def stop(self, *, kill: bool = False) -> None:
         if self.process is not None:
-            backends = daemons.family([self.process.pid]) - {self.process.pid}
+            backends = processes.family([self.process.pid]) - {self.process.pid}
             # SIGINT is the fast shutdown: sessions are cut, data is safe.
             self.process.send_signal(signal.SIGKILL if kill else signal.SIGINT)
             self.process.wait(20)
             self.process = None
             # A backend answers until it finds that its server is dead.
-            eventually("its backends have ended", lambda: not any(map(daemons.start_time, backends)), 20, every=0.01)
+            eventually("its backends have ended", lambda: not any(map(processes.start_time, backends)), 20, every=0.01)
 
     def execute(self, *statements: str, **changes: str) -> None:
         with psycopg.connect(self.dsn(**changes), autocommit=True) as connection:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from stack import os_errors
 from stack.build import go_build, go_build_errors, toolchain
 from stack.build.go_build import GoTool
 from stack.console import StackError
-from stack.lock import exclusive
+from stack.machine import os_errors
+from stack.machine.lock import exclusive
 
 GO = """#!/bin/sh
 echo "$1 $GOFLAGS $CGO_ENABLED" >>"{folder}/calls"
@@ -178,7 +178,7 @@ def test_a_disk_that_fills_up_during_a_build_is_said_also_when_the_log_meets_it_
 
 def test_a_lock_held_by_a_killed_process_is_free(tmp_path: Path) -> None:
     hold = "with exclusive(Path(sys.argv[1])):\n    print(flush=True)\n    sys.stdin.read()"
-    code = f"import sys\nfrom stack.lock import *\n{hold}"
+    code = f"import sys\nfrom stack.machine.lock import *\n{hold}"
     command = [sys.executable, "-c", code, str(tmp_path / "lock")]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None

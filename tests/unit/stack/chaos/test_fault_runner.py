@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stack import config, daemons
+from stack import config
 from stack.chaos import fault_catalogue, fault_runner, fault_state
 from stack.chaos.fault_catalogue import Kind
 from stack.chaos.fault_state import Record
@@ -20,6 +20,7 @@ from stack.cluster.clients import Clients
 from stack.commands import chaos
 from stack.config import Stack
 from stack.console import StackError
+from stack.machine import processes
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
 
@@ -156,7 +157,7 @@ def test_what_cannot_be_done_here_is_refused_before_anything_is_written(
 def sleeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The only process of every service."""
     child = subprocess.Popen(SLEEPER)
-    monkeypatch.setattr("stack.chaos.faults.processes", lambda *_: [child.pid])
+    monkeypatch.setattr("stack.chaos.faults.process_ids", lambda *_: [child.pid])
     yield child.pid
     child.kill()
     child.wait()
@@ -174,17 +175,17 @@ def test_a_stranger_that_got_the_process_id_of_a_paused_one_is_left_alone(
     stack: Stack, sleeper: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[int] = []
-    monkeypatch.setattr(daemons, "send", lambda pid, _: sent.append(pid))
+    monkeypatch.setattr(processes, "send", lambda pid, _: sent.append(pid))
     clients = Clients(stack)
     Paused(Scene(stack, clients, {"paused": [[sleeper, "1"]]}, lambda: None), "sleeper").end()
     assert sent == []
-    Paused(Scene(stack, clients, {"paused": [[sleeper, daemons.start_time(sleeper)]]}, lambda: None), "sleeper").end()
+    Paused(Scene(stack, clients, {"paused": [[sleeper, processes.start_time(sleeper)]]}, lambda: None), "sleeper").end()
     assert sent == [sleeper]
 
 
 def _wait_for(pid: int, *, stopped: bool) -> None:
     until = time.monotonic() + 10
-    while stopped != ((daemons.PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "T"):
+    while stopped != ((processes.PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "T"):
         assert time.monotonic() < until
         time.sleep(0.01)
 

@@ -8,12 +8,13 @@ import pytest
 import requests
 from nomad.api.exceptions import BaseNomadException
 
-from stack import config, daemons
+from stack import config
 from stack.cluster import nomad
 from stack.commands import teardown
 from stack.commands.teardown import _unescaped
 from stack.config import Stack
 from stack.console import StackError
+from stack.machine import processes
 
 
 @pytest.fixture
@@ -52,8 +53,8 @@ def test_a_nomad_that_refuses_does_not_keep_a_stack_alive(
 
 
 def test_data_stays_while_a_process_of_the_stack_does(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemons, "belonging", lambda _: {4711})
-    monkeypatch.setattr(daemons, "end", lambda pids, timeout: None)
+    monkeypatch.setattr(processes, "belonging", lambda _: {4711})
+    monkeypatch.setattr(processes, "end", lambda pids, timeout: None)
     with pytest.raises(StackError, match="4711"):
         teardown.destroy(stack)
     assert stack.state.exists()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from stack.commands.trace import Span, waterfall
+from stack.commands.trace import waterfall
+from stack.telemetry_viewer import Span
 
 
 def _span(name: str, parent: str | None, start: int, end: int, **more: Any) -> Span:

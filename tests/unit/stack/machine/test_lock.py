@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.lock import exclusive
+from stack.machine.lock import exclusive
 
 
 def test_who_waited_for_a_lock_that_was_removed_takes_the_one_that_others_see(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from stack import __main__ as entry
-from stack import os_errors
 from stack.config import ROOT
+from stack.machine import os_errors
 
 
 def error(code: int, file: str | None = None) -> OSError:

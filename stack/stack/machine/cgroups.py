@@ -1,4 +1,4 @@
-"""The control groups in which Nomad keeps tasks when it runs as root; one that was killed leaves them behind."""
+"""Removes the control groups of tasks that Nomad started as root; a Nomad that was killed leaves them behind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from stack import daemons
+from stack.machine import processes
 
 CGROUPS = Path("/sys/fs/cgroup")
 # Of cgroups v1 and v2. Every Nomad of the machine has its tasks below these.
@@ -18,12 +18,12 @@ def remove(allocations: Sequence[str], root: Path = CGROUPS) -> None:
     """Removes the groups of these allocations, and Nomad's own once no Nomad is left on the machine."""
     for name in allocations:
         _remove(root, (f"{above}/{name}.*" for above in _OF_TASKS))
-    if not daemons.named("nomad"):
+    if not processes.named("nomad"):
         _remove(root, _OF_NOMAD)
 
 
 def _remove(root: Path, patterns: Iterator[str] | Sequence[str]) -> None:
-    """A group that holds a process or another group stays: the kernel refuses."""
+    """Removes what matches; the kernel keeps a group that holds a process or another group."""
     for pattern in patterns:
         for group in root.glob(pattern):
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Turns what the operating system refuses into what a person can do about it."""
+"""Translates errors of the operating system into what failed, why, and what to do next."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def explain(command: str, error: OSError) -> StackError:
-    """The error for a command that met a full disk, a closed folder, or anything else of that kind."""
+    """Returns the error to show for a full disk, a folder without permission, or any other OSError."""
     if error.errno in _FULL:
         free = ", ".join(_free(error.filename))
         advice = f"free some space{_move(error.filename)}, then run it again"
         return StackError(f"{command} found no space on a disk", f"{error.strerror}; free: {free}", advice)
     if error.filename is None:
-        return StackError(f"{command} was refused by the system", str(error), "./justw status")
+        return StackError(f"{command} failed in the operating system", str(error), "./justw status")
     advice = f"make it usable for this user{_move(error.filename)}"
     return StackError(f"{error.filename} cannot be used", str(error.strerror), advice)
 
 
 def _move(file: str | None) -> str:
-    """Advice for what may lie in the cache: nothing else can be moved."""
+    """Returns advice for a file that may be in the cache: nothing else can be moved."""
     inside = file is None or Path(str(file)).is_relative_to(cache())
     return ", or set WAYPOST_CACHE to a folder elsewhere" if inside else ""
 
 
 def _free(file: str | None) -> Iterator[str]:
-    """What the disk of the file has left; a write does not say its file, so then of every disk that may be meant."""
+    """Yields the free space of the file's disk; of every possible disk if the error names no file."""
     for folder in [Path(str(file))] if file else [ROOT, cache(), Path(tempfile.gettempdir())]:
         yield f"{_bytes_free(folder) / GB:.1f} GB for {folder}"
 
 
 def _bytes_free(path: Path) -> int:
-    for there in (path, *path.parents):
+    for existing in (path, *path.parents):
         with contextlib.suppress(OSError):
-            return shutil.disk_usage(there).free
+            return shutil.disk_usage(existing).free
     return 0

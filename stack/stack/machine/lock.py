@@ -1,4 +1,4 @@
-"""One at a time across processes: a lock that the kernel gives back when its holder ends, however it ends."""
+"""A lock across processes; the kernel releases it when its holder ends, for whatever reason."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ WAITING = "another command changes this stack"
 
 @contextmanager
 def exclusive(file: Path, waiting: str = "", patient: bool = True) -> Iterator[int]:
-    """Holds `file` locked and gives its descriptor; while another holds it, says what it is `waiting` for.
+    """Holds `file` locked and yields its descriptor; shows `waiting` while another process holds it.
 
-    Raises BlockingIOError at once, instead of waiting, when not `patient`.
+    Raises BlockingIOError instead of waiting when not `patient`.
     """
     while True:
         with _open(file) as lock:
             _take(lock, waiting, patient)
-            if _is_still_there(file, lock):
+            if _is_current(file, lock):
                 yield lock.fileno()
                 return
 
@@ -43,8 +43,8 @@ def _take(lock: IO[str], waiting: str, patient: bool) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-def _is_still_there(file: Path, lock: IO[str]) -> bool:
-    """A holder may have removed the file (`destroy` does) while this one waited: then the lock is worth nothing."""
+def _is_current(file: Path, lock: IO[str]) -> bool:
+    """Returns False if the file was removed meanwhile, as `destroy` does: such a lock excludes nobody."""
     try:
         return os.path.samestat(file.stat(), os.fstat(lock.fileno()))
     except FileNotFoundError:

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from stack.console import StackError
-from stack.daemons import Daemon, belonging, below, end, memory, require_free, start_time
+from stack.machine.daemons import Daemon
+from stack.machine.ports import require_free
+from stack.machine.processes import belonging, below, end, memory, start_time
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
 STUBBORN = (
@@ -45,7 +47,7 @@ def test_a_process_id_that_was_given_to_somebody_else_is_not_ours(daemon: Daemon
     assert daemon.pid() is None
 
 
-def test_a_daemon_that_ends_while_starting_is_reported_with_its_last_words(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_daemon_that_ends_while_starting_is_reported_with_its_log_tail(daemon: Daemon, tmp_path: Path) -> None:
     daemon.start((sys.executable, "-c", "import sys; sys.exit('no licence found')"), tmp_path, {})
     with pytest.raises(StackError, match="no licence found"):
         daemon.wait(lambda: False, seconds=10)
@@ -58,12 +60,12 @@ def test_a_long_log_is_put_aside_and_its_process_goes_on_in_an_empty_one(
     daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon.start(TALKER, tmp_path, {})
-    daemon.wait(lambda: "on and on" in daemon.last_words(), seconds=10)
+    daemon.wait(lambda: "on and on" in daemon.log_tail(), seconds=10)
     daemon.shorten_log()
     assert daemon.log.read_text().startswith("aaa")
-    monkeypatch.setattr("stack.daemons.LONGEST_LOG", 50)
+    monkeypatch.setattr("stack.machine.daemons.LONGEST_LOG", 50)
     daemon.shorten_log()
-    daemon.wait(lambda: "on and on" in daemon.last_words(), seconds=10)
+    daemon.wait(lambda: "on and on" in daemon.log_tail(), seconds=10)
     assert "a" not in daemon.log.read_text().replace("and", "")
     assert "\0" not in daemon.log.read_text()
     assert daemon.log.with_suffix(".log.old").read_text().startswith("aaa")
@@ -71,7 +73,7 @@ def test_a_long_log_is_put_aside_and_its_process_goes_on_in_an_empty_one(
 
 def test_a_process_that_ignores_sigterm_is_killed(daemon: Daemon, tmp_path: Path) -> None:
     daemon.start(STUBBORN, tmp_path, {})
-    daemon.wait(lambda: "deaf" in daemon.last_words(), seconds=10)
+    daemon.wait(lambda: "deaf" in daemon.log_tail(), seconds=10)
     pid = daemon.pid()
     assert pid is not None
     end([pid], timeout=0.2)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stack import cgroups, daemons
+from stack.machine import cgroups, processes
 
 OURS, THEIRS = "0b89d6c6-5674-894c-87a8-41c07e4cabe6", "ec8a722d-3cdc-f702-7242-bc6d1d3926aa"
 
@@ -34,7 +34,7 @@ def test_the_groups_of_another_stack_stay(tmp_path: Path, group: str) -> None:
 def test_what_all_share_goes_with_the_last_nomad(
     tmp_path: Path, group: str, others: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemons, "named", lambda name: others)
+    monkeypatch.setattr(processes, "named", lambda name: others)
     made(tmp_path, group, OURS)
     (tmp_path / "cpuset/nomad/share").mkdir(parents=True)
     cgroups.remove([OURS], tmp_path)

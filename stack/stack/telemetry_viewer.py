@@ -1,0 +1,88 @@
+"""Client of the telemetry viewer: spans of a trace, and the newest values of a metric.
+
+fragile: viewer-json-rpc. The viewer's page uses this JSON-RPC itself; the viewer documents it nowhere.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from stack.config import Stack
+from stack.console import StackError
+
+# A process sends its metrics every thirty seconds; an older value comes from a process that has ended.
+_FRESH_SECONDS = 45
+
+
+@dataclass(frozen=True)
+class Span:
+    """One operation of a trace; times in nanoseconds since the epoch."""
+
+    id: str
+    parent: str | None
+    name: str
+    service: str
+    start: int
+    end: int
+    failed: bool
+    attributes: dict[str, Any]
+    events: tuple[str, ...]
+
+
+def spans(stack: Stack, trace_id: str) -> list[Span]:
+    """Returns every span of a trace that has arrived; raises StackError if the viewer does not answer."""
+    try:
+        result = _call(stack, "searchSpans", [trace_id])
+    except (httpx.HTTPError, ValueError) as error:
+        raise StackError("the telemetry UI does not answer", str(error), "./justw status") from error
+    return [_span(row["spanData"]) for row in (result or {}).get("spans") or []]
+
+
+def last_values(stack: Stack, name: str, service: str) -> dict[str, float]:
+    """Returns the newest value of each series of a metric by its attributes ("projection=orders").
+
+    Empty without a recent value, and without a viewer: a stack may run without one.
+    """
+    now = time.time_ns()
+    period = [str(now - _FRESH_SECONDS * 10**9), str(now + 10**9)]
+    try:
+        summaries = _call(stack, "searchMetricSummaries", period) or []
+        found = [row["id"] for row in summaries if (row["name"], row["serviceName"]) == (name, service)]
+        metrics = [_call(stack, "getMetric", [metric_id, *period]) or {} for metric_id in found]
+    except (httpx.HTTPError, ValueError):
+        return {}
+    series = [row for metric in metrics for row in metric.get("timeseries", [])]
+    return {row["attributesKey"]: _newest(row["datapoints"]) for row in series if row["datapoints"]}
+
+
+def _call(stack: Stack, method: str, params: list[str]) -> Any:
+    request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    return httpx.post(f"{stack.url('telemetry')}/rpc", json=request, timeout=10).json().get("result")
+
+
+def _span(data: dict[str, Any]) -> Span:
+    resource = _by_key(data["resource"]["attributes"])
+    return Span(
+        data["spanID"],
+        data["parentSpanID"],
+        data["name"],
+        str(resource.get("service.name", "?")),
+        int(data["startTime"]),
+        int(data["endTime"]),
+        data["statusCode"] == "Error",
+        _by_key(data["attributes"]),
+        tuple(event["name"] for event in data["events"]),
+    )
+
+
+def _by_key(attributes: list[dict[str, Any]]) -> dict[str, Any]:
+    return {attribute["key"]: attribute["value"] for attribute in attributes}
+
+
+def _newest(points: list[dict[str, Any]]) -> float:
+    point = max(points, key=lambda point: int(point["timestamp"]))
+    return float(point["intValue"] if point["valueType"] == "Int" else point["doubleValue"])
