@@ -5,7 +5,7 @@ set quiet
 
 stack := "uv run --no-sync --quiet python -m stack"
 
-# What can be done here
+# List the recipes
 [private]
 default:
     just --list --unsorted --justfile {{ quote(justfile()) }}
@@ -16,11 +16,11 @@ default:
 deploy:
     {{ stack }} deploy
 
-# Show on one screen what runs
+# Show on one screen what runs; `--json` for programs
 [group('run')]
 [no-exit-message]
-status:
-    {{ stack }} status
+status *flags:
+    {{ stack }} status "$@"
 
 # Print export lines with addresses and operator credentials
 [group('run')]
@@ -40,13 +40,13 @@ down:
 destroy:
     {{ stack }} destroy
 
-# Show what deploy would change, as a diff (exit 0: nothing, 2: something)
+# Show what deploy would change, as a diff (exit 0: nothing, 2: something); `--json` for programs
 [group('look')]
 [no-exit-message]
-plan:
-    {{ stack }} plan
+plan *flags:
+    {{ stack }} plan "$@"
 
-# Show what a job or an agent said last
+# Show the last log lines of a job or an agent
 [group('look')]
 [no-exit-message]
 logs service:
@@ -58,31 +58,31 @@ logs service:
 trace id:
     {{ stack }} trace {{ quote(id) }}
 
-# Look over the whole store for orders that are lost, placed twice or hold wrong credit (exit 1: findings)
+# Search the whole store for orders that are lost, placed twice or hold wrong credit (exit 1: findings)
 [group('operate')]
 [no-exit-message]
 audit-orders:
     {{ stack }} audit-orders
 
-# Make a read table anew from all events and switch over to it: orders
+# Rebuild a read table from all events and switch over to it: orders
 [group('operate')]
 [no-exit-message]
 projection-rebuild name:
     {{ stack }} projection-rebuild {{ quote(name) }}
 
-# Run the tests, or some tiers of them: unit contract integration infra chaos (and `long`: what takes minutes)
+# Run the tests, or some tiers of them: unit contract integration infra chaos (and `long`: the slow tests)
 [group('work')]
 [no-exit-message]
 test *tiers:
     {{ stack }} test {{ tiers }}
 
-# Measure something; without a name, say what can be measured
+# Run a benchmark; without a name, list all of them
 [group('work')]
 [no-exit-message]
 bench name="":
     uv run --no-sync --quiet python tests/bench {{ quote(name) }}
 
-# Break something for a while: `chaos list` says what; `chaos off` ends it
+# Cause a fault for a limited time: `chaos list` shows all faults, `chaos off` ends them
 [group('work')]
 [no-exit-message]
 chaos *words:
@@ -100,7 +100,7 @@ build: protos
 protos:
     {{ stack }} protos
 
-# Check style, types, import contracts and protos
+# Check style, types, import contracts, dependencies and protos
 [group('work')]
 [no-exit-message]
 lint: protos
@@ -109,8 +109,10 @@ lint: protos
     uv run --no-sync --quiet mypy chassis/chassis gateway/gateway services/user/user_service services/order/order_service stack/stack nomad/sidecars/edge
     uv run --no-sync --quiet lint-imports --no-cache
     uv run --no-sync --quiet buf lint protos
+    for folder in chassis gateway protos services/order services/user stack; do (cd $folder && uv run --no-sync --quiet deptry --no-ansi . 2>&1) || exit 1; done
+    uv run --no-sync --quiet python -m stack.build.dependency_audit
 
-# Put the code into the common form
+# Format the code
 [group('work')]
 [no-exit-message]
 fmt:
