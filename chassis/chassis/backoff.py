@@ -1,14 +1,21 @@
-"""Pauses between attempts: they double up to a longest one, with jitter so that a crowd does not come back at once."""
+"""Exponential backoff with jitter: delays double up to a longest one, and callers do not retry in step."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 
+_MOST_DOUBLINGS = 32
+
+
+def delay(attempt: int, first: float, longest: float) -> float:
+    """Returns the seconds to wait after failed attempt number `attempt` (1, 2, …)."""
+    doubled = first * 2 ** min(attempt - 1, _MOST_DOUBLINGS)
+    return min(doubled, longest) * random.uniform(0.5, 1.0)  # noqa: S311
+
 
 def backoff(first: float, longest: float) -> Iterator[float]:
-    """Seconds to wait before each next attempt, without end."""
-    delay = first
-    while True:
-        yield delay * random.uniform(0.5, 1.0)  # noqa: S311
-        delay = min(delay * 2, longest)
+    """Yields the delay after each failed attempt, without end."""
+    for attempt in itertools.count(1):
+        yield delay(attempt, first, longest)

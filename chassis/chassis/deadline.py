@@ -1,4 +1,4 @@
-"""The time a piece of work may still take; set once at the edge, it travels with the task and with every call it makes.
+"""The deadline of the current task: set where a request arrives, inherited by every task and call made for it.
 
 Invariant: a nested deadline can only shorten the outer one.
 """
@@ -15,29 +15,29 @@ _ends_at: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 @contextmanager
 def deadline(seconds: float | None) -> Iterator[None]:
-    """Give the block at most `seconds` (None adds no limit). Nothing is interrupted: callees ask `remaining()`."""
+    """Gives the block at most `seconds` (None adds no limit). Nothing is interrupted: callees check `remaining()`."""
     outer = _ends_at.get()
-    limit(seconds)
+    shorten(seconds)
     try:
         yield
     finally:
         _ends_at.set(outer)
 
 
-def limit(seconds: float | None) -> None:
-    """Shorten the deadline to `seconds` for the rest of this task: for an edge that gives each request its own."""
+def shorten(seconds: float | None) -> None:
+    """Shortens the deadline to `seconds` for the rest of this task; for a server, which runs a task per request."""
     outer = _ends_at.get()
     inner = None if seconds is None else time.monotonic() + seconds
     _ends_at.set(min((end for end in (outer, inner) if end is not None), default=None))
 
 
 def remaining() -> float | None:
-    """Seconds left, never below 0; None when no deadline is set."""
+    """Returns the seconds left, never below 0; None if no deadline is set."""
     ends_at = _ends_at.get()
     return None if ends_at is None else max(0.0, ends_at - time.monotonic())
 
 
-def within(seconds: float) -> float:
-    """The shorter of `seconds` and what is left of the current deadline."""
+def at_most(seconds: float) -> float:
+    """Returns `seconds`, or the seconds left if they are fewer."""
     left = remaining()
     return seconds if left is None else min(seconds, left)

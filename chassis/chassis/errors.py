@@ -1,6 +1,6 @@
-"""The one error that crosses a process border, and its form on the wire: google.rpc.Status with typed details.
+"""The error that services raise and callers catch, and its form on the wire: google.rpc.Status with typed details.
 
-Invariant: what one service raises, the caller of another catches, with the same code, reason, fields and retry time.
+Invariant: the caller of a service catches the error that the service raised: same code, reason, fields and retry time.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class ConfigurationError(Exception):
-    """A setting is missing, unknown or invalid; the message names where it lives and which field it is."""
+    """A setting is missing, unknown or invalid; the message names the KV key or environment, and the field."""
 
 
 class RpcError(Exception):
-    """A refusal or failure a caller can act on.
+    """A call failed or was rejected, for a reason the caller can act on.
 
-    `reason` is a stable word in capitals (`EMAIL_TAKEN`), `fields` maps a request field to what is wrong with it,
-    `retry_after` is in seconds and set when trying again may help. `pushback` is what the server demands of an
-    automatic retry (gRFC A6): seconds before it, below 0 for none at all.
+    `reason` is a stable word in capitals (`EMAIL_TAKEN`). `fields` maps a request field to its problem. `retry_after`
+    (seconds) is set if a retry may help. `pushback` (gRFC A6) limits automatic retries: the seconds before the next
+    one, below 0 to forbid it.
     """
 
     def __init__(
@@ -55,22 +55,22 @@ class RpcError(Exception):
 
 
 def unavailable(reason: str, message: str, retry_after: float) -> RpcError:
-    """What cannot be done now but may work in `retry_after` seconds."""
+    """Makes the error for a call that may succeed after `retry_after` seconds."""
     return RpcError(grpc.StatusCode.UNAVAILABLE, reason, message, retry_after=retry_after)
 
 
 def deadline_exceeded(message: str = "the deadline passed") -> RpcError:
-    """The work was given up because its time was over; whether it happened is not known."""
+    """Makes the error for a call that ran out of time; it may have taken effect or not."""
     return RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", message)
 
 
-def unwritable() -> RpcError:
-    """A value that no database can keep, like text with a NUL; who sent it is told so, and nothing is broken."""
+def unstorable_value() -> RpcError:
+    """Makes the error for input that Postgres cannot store, such as text with a NUL character."""
     return RpcError(grpc.StatusCode.INVALID_ARGUMENT, "INVALID", "a value has a character that cannot be kept")
 
 
 def to_status(error: RpcError) -> status_pb2.Status:
-    """The error as google.rpc.Status: ErrorInfo always, BadRequest for fields, RetryInfo for a retry time."""
+    """Encodes an error as google.rpc.Status: ErrorInfo always, BadRequest for fields, RetryInfo for a retry time."""
     status = status_pb2.Status(code=error.code.value[0], message=error.message)
     _pack(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
     if error.fields:
@@ -86,7 +86,7 @@ def to_status(error: RpcError) -> status_pb2.Status:
 
 
 def from_status(status: status_pb2.Status) -> RpcError:
-    """The error a google.rpc.Status describes; without ErrorInfo its reason is the name of the code."""
+    """Decodes a google.rpc.Status; without ErrorInfo, the reason is the name of the code."""
     code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
     info, broken = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     retry, retry_after = error_details_pb2.RetryInfo(), None
@@ -100,7 +100,7 @@ def from_status(status: status_pb2.Status) -> RpcError:
 
 
 def from_grpc(error: grpc.aio.AioRpcError) -> RpcError:
-    """The error behind a failed call, from its rich details where the server sent them."""
+    """Converts the error of a failed gRPC call, with its typed details if the server sent them."""
     metadata: Any = error.trailing_metadata() or ()
     trailing = dict(metadata)
     code, details = error.code(), trailing.get(_DETAILS)
@@ -113,7 +113,7 @@ def from_grpc(error: grpc.aio.AioRpcError) -> RpcError:
 
 
 def _pushback(text: Any) -> float | None:
-    """Seconds; a value that is no number forbids the retry, as gRFC A6 says."""
+    """Parses milliseconds to seconds; a value that is not a number forbids the retry (gRFC A6)."""
     if text is None:
         return None
     try:

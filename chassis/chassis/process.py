@@ -1,6 +1,6 @@
-"""The life of a process: configure, observe, serve, drain. The signal handler stands before anything is served.
+"""Life cycle of a process: configure, start telemetry, serve, drain. SIGTERM is handled before anything is served.
 
-Invariant: after SIGTERM readiness fails first, work accepted is finished, and the process ends in bounded time.
+Invariant: after SIGTERM readiness fails first, accepted work is finished, and the process exits in bounded time.
 """
 
 from __future__ import annotations
@@ -32,11 +32,15 @@ K = TypeVar("K", bound=ProcessSettings)
 Probe = Callable[[], "str | Awaitable[str | None] | None"]
 FLUSH_SECONDS = 2.0
 _RESTART_SECONDS = (0.1, 5.0)
-_WORKED_SECONDS = 30.0
+_HEALTHY_SECONDS = 30.0
 
 
 class Process(Generic[K]):
-    """What every part of a process stands on; made by `run`, or by `chassis.testing.process` in a unit test."""
+    """Settings, agents and background work of a process; made by `run`, or by `chassis.testing.process` in unit tests.
+
+    Readiness is the conjunction of the probes added with `add_readiness`; gRPC health and the gateway's /readyz
+    report it.
+    """
 
     def __init__(
         self,
@@ -58,48 +62,48 @@ class Process(Generic[K]):
         self._closers: list[Callable[[], Awaitable[None]]] = []
 
     def supervise(self, name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-        """Run `work()` in the background until the process ends; when it fails, log it and start it again."""
-        # An empty context: the deadline and span of whoever asked do not belong to background work.
+        """Runs `work()` in the background until the process ends; a failure is logged and `work()` starts again."""
+        # An empty context: background work must not inherit the caller's deadline and span.
         task = asyncio.create_task(_restarting(name, work), name=name, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     def add_readiness(self, name: str, probe: Probe) -> None:
-        """Ask `probe` whether the process can work: it returns None or "ok", or says (or raises) why not."""
+        """Adds a readiness probe: it returns None if ready, else the reason. An exception counts as a reason."""
         self._probes[name] = probe
 
     async def readiness(self) -> dict[str, str]:
-        """Each probe's answer, "ok" or the reason; a process that stops is not ready."""
-        answers = {name: await _answer(probe) for name, probe in self._probes.items()}
+        """Returns "ok" or the reason for each probe; a process that is stopping is not ready."""
+        results = {name: await _result(probe) for name, probe in self._probes.items()}
         if self.stopping.is_set():
-            answers["process"] = "stopping"
-        return answers
+            results["process"] = "stopping"
+        return results
 
-    async def until_drained(self) -> None:
-        """Return when the process was told to stop and everyone had `drain_seconds` to see that it is not ready."""
+    async def wait_for_drain(self) -> None:
+        """Waits for SIGTERM, then `drain_seconds` more, in which callers notice that the process is not ready."""
         await self.stopping.wait()
         log.info("draining", seconds=self.settings.value.drain_seconds)
         await asyncio.sleep(self.settings.value.drain_seconds)
 
     def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:
-        """Call `closer` after serving has ended, last one first."""
+        """Calls `closer` after serving has ended; the last one added is called first."""
         self._closers.append(closer)
 
     async def close(self) -> None:
-        """End the background work, then close what it stood on; a failure is logged and the rest goes on."""
-        await self._end_background()
+        """Cancels background work, then calls the closers; logs a failure and continues with the rest."""
+        await self._cancel_background()
         for closer in reversed(self._closers):
             try:
                 await asyncio.wait_for(closer(), FLUSH_SECONDS)
             except Exception:
                 log.exception("close failed")
-        # A closer may have left something to be done in the background.
-        await self._end_background()
+        # A closer may have started background work.
+        await self._cancel_background()
         await self.vault.close()
         await self.consul.close()
 
-    async def _end_background(self) -> None:
+    async def _cancel_background(self) -> None:
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -108,28 +112,28 @@ class Process(Generic[K]):
 
 
 def run(name: str, settings: type[K], compose: Callable[[Process[K]], Awaitable[int | None]]) -> None:
-    """Live one life and exit: with what `compose` returns (None is 0), 1 when configuration is refused or it fails."""
+    """Runs `compose` as a whole process. Exits with its result (None is 0), 1 if it fails or settings are invalid."""
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     code = loop.run_until_complete(live(name, settings, compose))
     export.stop(FLUSH_SECONDS)
     sys.stdout.flush()
-    # Threads stuck in a dead collector or database would hold a normal exit up for minutes.
+    # A normal exit would wait minutes for threads that hang in a dead collector or database.
     os._exit(code)
 
 
 async def live(name: str, settings: type[K], compose: Callable[[Process[K]], Awaitable[int | None]]) -> int:
-    """`run` without the event loop and without the exit: the exit code of one life."""
+    """Runs `compose` like `run`, but in the current event loop; returns the exit code."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     logs.to_stdout(name)
     try:
-        process = await _until(stopping, configure(name, settings, stopping))
+        process = await _unless_stopped(stopping, configure(name, settings, stopping))
         return await _serve(process, compose) if process is not None else 0
-    except ConfigurationError as refusal:
-        log.critical("configuration refused, the process does not start", problem=str(refusal))
+    except ConfigurationError as error:
+        log.critical("invalid configuration, the process does not start", problem=str(error))
         return 1
     except Exception:
         log.exception("process failed")
@@ -137,14 +141,14 @@ async def live(name: str, settings: type[K], compose: Callable[[Process[K]], Awa
 
 
 async def configure(name: str, settings: type[K], stopping: asyncio.Event) -> Process[K]:
-    """Read the environment, log in to Consul, load the settings and start telemetry; retries until Consul answers."""
+    """Reads the environment, connects to Consul (retries until it answers), loads settings and starts telemetry."""
     environment = Environment.load()
     consul = ConsulClient(environment.consul_http_addr, environment.identity_dir / "nomad_consul.jwt")
-    await consul.reachable()
+    await consul.connect()
     values = await load_settings(consul, f"config/{name}", settings)
     export.start(name, environment.version, environment.instance_id, environment.otel_exporter_otlp_endpoint)
     logs.set_level(values.value.log_level)
-    values.on_change(lambda now: logs.set_level(now.log_level))
+    values.on_change(lambda value: logs.set_level(value.log_level))
     process = Process(name, environment, values, consul, stopping)
     process.supervise("settings", lambda: watch_settings(consul, f"config/{name}", values))
     return process
@@ -159,7 +163,7 @@ async def _serve(process: Process[K], compose: Callable[[Process[K]], Awaitable[
         settings = process.settings.value
         return await asyncio.wait_for(serving, settings.drain_seconds + settings.grace_seconds + FLUSH_SECONDS) or 0
     except TimeoutError:
-        log.warning("drain took too long, the rest is abandoned")
+        log.warning("drain exceeded its time limit, remaining work is abandoned")
         return 0
     finally:
         stopped.cancel()
@@ -167,7 +171,8 @@ async def _serve(process: Process[K], compose: Callable[[Process[K]], Awaitable[
         log.info("stopped")
 
 
-async def _until(stopping: asyncio.Event, work: Awaitable[Process[K]]) -> Process[K] | None:
+async def _unless_stopped(stopping: asyncio.Event, work: Awaitable[Process[K]]) -> Process[K] | None:
+    """Returns the result of `work`; None if the process receives SIGTERM first."""
     started = asyncio.ensure_future(work)
     stopped = asyncio.ensure_future(stopping.wait())
     done, _ = await asyncio.wait({started, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -184,17 +189,17 @@ async def _restarting(name: str, work: Callable[[], Awaitable[None]]) -> None:
         try:
             return await work()
         except Exception:
-            log.exception("task failed, starting it again", task=name)
-        if time.monotonic() - started > _WORKED_SECONDS:
+            log.exception("task failed, restarting it", task=name)
+        if time.monotonic() - started > _HEALTHY_SECONDS:
             delays = backoff(*_RESTART_SECONDS)
         await asyncio.sleep(next(delays))
 
 
-async def _answer(probe: Probe) -> str:
+async def _result(probe: Probe) -> str:
     try:
-        answer: Any = probe()
-        if inspect.isawaitable(answer):
-            answer = await asyncio.wait_for(answer, FLUSH_SECONDS)
+        reason: Any = probe()
+        if inspect.isawaitable(reason):
+            reason = await asyncio.wait_for(reason, FLUSH_SECONDS)
     except Exception as error:
         return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return answer or "ok"
+    return reason or "ok"

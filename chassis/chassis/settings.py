@@ -1,6 +1,7 @@
-"""Two of the three doors of configuration: the environment says where a process is, Consul KV how it behaves.
+"""Configuration: the environment locates a process and its agents, Consul KV holds the settings of its behaviour.
 
-Invariant: nothing has a default. What is missing, unknown or invalid is refused by name, and the last good value stays.
+Invariant: no setting has a default. A missing, unknown or invalid field is an error that names it; a running process
+then keeps its last valid settings.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 class Environment(BaseSettings):
-    """Where this process is: set by the Nomad job, field `bind_address` by variable BIND_ADDRESS and so on."""
+    """Addresses and identity of this process, from environment variables of the Nomad job (BIND_ADDRESS and so on)."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", case_sensitive=False, env_ignore_empty=True)
 
@@ -34,7 +35,7 @@ class Environment(BaseSettings):
 
     @classmethod
     def load(cls) -> Environment:
-        """Read it; raises ConfigurationError naming each variable that is missing or invalid."""
+        """Reads the environment; raises ConfigurationError naming each variable that is missing or invalid."""
         try:
             return cls()
         except ValidationError as error:
@@ -42,22 +43,22 @@ class Environment(BaseSettings):
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, strict, no unknown keys and no defaults. Seconds are floats named `..._seconds`."""
+    """Base of all groups of settings: frozen, strict, without unknown keys or defaults. Times are in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        hidden = [name for name, field in cls.model_fields.items() if not field.is_required()]
-        if hidden:
-            raise TypeError(f"{cls.__name__}: a setting has no default, every key stands in KV: {', '.join(hidden)}")
+        defaulted = [name for name, field in cls.model_fields.items() if not field.is_required()]
+        if defaulted:
+            raise TypeError(f"{cls.__name__}: a setting has no default, every key is in KV: {', '.join(defaulted)}")
 
 
 class ProcessSettings(Section):
-    """How a process behaves; each service's `Settings` extends it."""
+    """Settings of every process; each service's `Settings` extends them."""
 
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(description="lowest level that is written")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(description="lowest level that is logged")
     drain_seconds: float = Field(ge=0, le=60, description="wait between failing readiness and refusing new work")
     grace_seconds: float = Field(gt=0, le=60, description="time that work already accepted gets to finish")
 
@@ -67,7 +68,7 @@ L = TypeVar("L", bound=BaseModel)
 
 
 class KeySource(Protocol):
-    """What the settings need from Consul."""
+    """The part of a Consul client that settings need."""
 
     async def read_key(self, key: str) -> bytes | None: ...
 
@@ -75,7 +76,7 @@ class KeySource(Protocol):
 
 
 class Live(Generic[K]):
-    """Holds the current value of settings that change while the process runs."""
+    """Holds the current value of settings that may change while the process runs."""
 
     def __init__(self, value: K) -> None:
         self._value = value
@@ -83,21 +84,21 @@ class Live(Generic[K]):
 
     @property
     def value(self) -> K:
-        """The value now; read it where it is used, do not keep it."""
+        """The current settings; read them at each use, do not keep them."""
         return self._value
 
     def on_change(self, callback: Callable[[K], None]) -> None:
-        """Call `callback` with each new value; its failure is logged and stops nothing."""
+        """Calls `callback` with each new value; an exception in it is logged."""
         self._callbacks.append(callback)
 
     def section(self, select: Callable[[K], L]) -> Live[L]:
-        """Returns a part of this value that follows every change, for code that needs no more than that part."""
+        """Returns a part of these settings, which follows every change."""
         part = Live(select(self._value))
         self.on_change(lambda value: part.replace(select(value)))
         return part
 
     def replace(self, value: K) -> None:
-        """Puts a new, already validated value in place and calls the callbacks."""
+        """Replaces the settings with new, validated ones and calls the callbacks."""
         if value == self._value:
             return
         self._value = value
@@ -105,49 +106,49 @@ class Live(Generic[K]):
             try:
                 callback(value)
             except Exception:
-                log.exception("configuration callback failed")
+                log.exception("settings callback failed")
 
 
 def parse_settings(key: str, raw: bytes | None, model: type[K]) -> K:
-    """The JSON under a KV key as `model`; raises ConfigurationError with key and field, never with the value."""
+    """Parses the JSON of a KV key; raises ConfigurationError, which names key and field and never shows the value."""
     if raw is None:
         raise ConfigurationError(f"{key}: missing")
     try:
         settings = model.model_validate_json(raw)
     except ValidationError as error:
         raise ConfigurationError(_problems(key, error)) from None
-    doubled: list[str] = []
-    json.loads(raw, object_pairs_hook=lambda pairs: _once(pairs, doubled))
-    if doubled:
-        raise ConfigurationError("; ".join(f"{key}: {name}: stands twice" for name in doubled))
+    duplicates: list[str] = []
+    json.loads(raw, object_pairs_hook=lambda pairs: _note_duplicates(pairs, duplicates))
+    if duplicates:
+        raise ConfigurationError("; ".join(f"{key}: {name}: duplicate key" for name in duplicates))
     return settings
 
 
 async def load_settings(consul: KeySource, key: str, model: type[K]) -> Live[K]:
-    """The settings at start; raises ConfigurationError when they are refused."""
+    """Reads and parses the settings at start; raises ConfigurationError."""
     return Live(parse_settings(key, await consul.read_key(key), model))
 
 
 async def watch_settings(consul: KeySource, key: str, live: Live[K]) -> None:
-    """Follow the key for ever; an invalid value is refused in the log and the last good one stays."""
+    """Applies each new value of the key, without end; logs an invalid one and keeps the last valid settings."""
     model = type(live.value)
     async for raw in consul.watch_key(key):
         try:
             live.replace(parse_settings(key, raw, model))
-        except ConfigurationError as refusal:
-            log.error("configuration refused", key=key, problem=str(refusal))  # noqa: TRY400
+        except ConfigurationError as error:
+            log.error("invalid settings, keeping the last valid ones", key=key, problem=str(error))  # noqa: TRY400
 
 
-def _once(pairs: list[tuple[str, Any]], doubled: list[str]) -> None:
+def _note_duplicates(pairs: list[tuple[str, Any]], duplicates: list[str]) -> None:
     names = [name for name, _ in pairs]
-    doubled += sorted({name for name in names if names.count(name) > 1})
+    duplicates += sorted({name for name in names if names.count(name) > 1})
 
 
-def _problems(place: str, error: ValidationError, spell: Callable[[str], str] = str) -> str:
+def _problems(source: str, error: ValidationError, spell: Callable[[str], str] = str) -> str:
     found = []
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
         field = spell(".".join(str(part) for part in problem["loc"]) or "value")
-        found.append(f"{place}: {field}: {_WORDS.get(problem['type'], problem['msg'])}")
+        found.append(f"{source}: {field}: {_WORDS.get(problem['type'], problem['msg'])}")
     return "; ".join(found)
 
 

@@ -1,4 +1,4 @@
-"""Fakes for unit tests, beside the real things: a Process that needs no server around it."""
+"""Fakes for unit tests: a Consul in memory, and a Process that needs no server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ K = TypeVar("K", bound=ProcessSettings)
 
 
 class FakeConsul:
-    """KV and the health of services in memory; change them with `put`, `remove` and `register`."""
+    """Keeps KV and the health of services in memory; change them with `put`, `remove` and `register`."""
 
     def __init__(self) -> None:
         self._keys: dict[str, bytes] = {}
@@ -23,21 +23,21 @@ class FakeConsul:
         self._changed = asyncio.Event()
 
     def put(self, key: str, value: str | bytes) -> None:
-        """Write a KV key."""
+        """Writes a KV key."""
         self._keys[key] = value.encode() if isinstance(value, str) else value
-        self._tell()
+        self._notify()
 
     def remove(self, key: str) -> None:
-        """Delete a KV key."""
+        """Deletes a KV key."""
         self._keys.pop(key, None)
-        self._tell()
+        self._notify()
 
     def register(self, service: str, *addresses: str) -> None:
-        """Make exactly these host:port addresses the healthy instances of a service; its id is its address."""
+        """Replaces the healthy instances of a service by these host:port addresses, which are their ids too."""
         self._services[service] = [_node(address) for address in addresses]
-        self._tell()
+        self._notify()
 
-    async def reachable(self) -> None:
+    async def connect(self) -> None:
         """See ConsulClient."""
 
     async def read_key(self, key: str) -> bytes | None:
@@ -61,22 +61,22 @@ class FakeConsul:
     async def close(self) -> None:
         """See ConsulClient."""
 
-    async def _watch(self, look: Callable[[], Any]) -> AsyncIterator[Any]:
+    async def _watch(self, read: Callable[[], Any]) -> AsyncIterator[Any]:
         last: list[Any] = []
         while True:
-            changed, value = self._changed, look()
+            changed, value = self._changed, read()
             if last != [value]:
                 last = [value]
                 yield value
             await changed.wait()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
 
 def environment(**changes: Any) -> Environment:
-    """An Environment of a process that is nowhere."""
+    """Makes an Environment whose addresses lead to no server."""
     values: dict[str, Any] = {
         "instance_id": "test",
         "version": "test",
@@ -90,7 +90,7 @@ def environment(**changes: Any) -> Environment:
 
 
 def process(name: str, settings: K, consul: FakeConsul | None = None, **changes: Any) -> Process[K]:
-    """A Process on a FakeConsul; `changes` replace fields of its environment. Needs a running loop."""
+    """Makes a Process on a FakeConsul; `changes` replace fields of its environment. Needs a running event loop."""
     return Process(name, environment(**changes), Live(settings), cast(ConsulClient, consul or FakeConsul()))
 
 

@@ -1,4 +1,7 @@
-"""What every event log does: the suite of both, on memory and on Postgres. A key beside the events is `keys_key`."""
+"""Behaviour of every EventLog, run on the memory store and on Postgres.
+
+The `store` fixture writes `key` as a row in the transaction of the events, under the unique constraint `keys_key`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def event(stream: UUID, version: int, kind: str = "OrderPlaced", **data: Any) ->
     return RecordedEvent(stream, version, kind, data, meta)
 
 
-async def test_an_append_on_a_version_that_has_passed_is_a_conflict(store: EventLog) -> None:
+async def test_an_append_on_an_old_version_is_a_conflict(store: EventLog) -> None:
     stream = uuid4()
     first = event(stream, 1)
     await store.append(stream, 0, [first])
@@ -26,7 +29,7 @@ async def test_an_append_on_a_version_that_has_passed_is_a_conflict(store: Event
     assert await store.read(stream) == [first]
 
 
-async def test_an_append_that_conflicts_leaves_nothing_behind(store: EventLog) -> None:
+async def test_a_conflicting_append_writes_nothing(store: EventLog) -> None:
     stream = uuid4()
     await store.append(stream, 0, [event(stream, 1), event(stream, 2)])
     with pytest.raises(VersionConflict):
@@ -36,7 +39,7 @@ async def test_an_append_that_conflicts_leaves_nothing_behind(store: EventLog) -
     await store.append(other, 0, [event(other, 1)], key="k")
 
 
-async def test_events_that_do_not_follow_are_a_programming_error(store: EventLog) -> None:
+async def test_events_with_wrong_versions_are_a_programming_error(store: EventLog) -> None:
     stream = uuid4()
     with pytest.raises(ValueError, match="expected version 1"):
         await store.append(stream, 0, [event(stream, 2)])
@@ -44,12 +47,12 @@ async def test_events_that_do_not_follow_are_a_programming_error(store: EventLog
         await store.append(stream, 0, [event(uuid4(), 1)])
 
 
-async def test_a_key_that_was_used_refuses_the_events_that_come_with_it(store: EventLog) -> None:
+async def test_events_appended_with_a_used_key_are_not_recorded(store: EventLog) -> None:
     first, second = uuid4(), uuid4()
     await store.append(first, 0, [event(first, 1)], key="once")
-    with pytest.raises(AlreadyRecorded) as refusal:
+    with pytest.raises(AlreadyRecorded) as error:
         await store.append(second, 0, [event(second, 1)], key="once")
-    assert refusal.value.constraint == "keys_key"
+    assert error.value.constraint == "keys_key"
     assert await store.read(second) == []
 
 
@@ -65,7 +68,7 @@ async def test_an_unknown_stream_is_empty(store: EventLog) -> None:
     assert await store.head() == 0
 
 
-async def test_events_come_back_as_they_were(store: EventLog) -> None:
+async def test_events_are_read_as_they_were_written(store: EventLog) -> None:
     stream = uuid4()
     events = [event(stream, 1, lines=[{"sku": "ä", "quantity": 2}], total=10**15), event(stream, 2, "OrderConfirmed")]
     await store.append(stream, 0, events)
@@ -73,7 +76,7 @@ async def test_events_come_back_as_they_were(store: EventLog) -> None:
     assert await store.read(stream, after=1) == events[1:]
 
 
-async def test_positions_grow_over_all_streams(store: EventLog) -> None:
+async def test_positions_increase_over_all_streams(store: EventLog) -> None:
     one, two = uuid4(), uuid4()
     await store.append(one, 0, [event(one, 1)])
     await store.append(two, 0, [event(two, 1), event(two, 2)])
@@ -86,7 +89,7 @@ async def test_positions_grow_over_all_streams(store: EventLog) -> None:
     assert await store.head() == positions[-1]
 
 
-async def test_of_many_writers_at_one_version_one_wins(store: EventLog) -> None:
+async def test_one_of_many_writers_at_the_same_version_succeeds(store: EventLog) -> None:
     stream = uuid4()
     attempts = [store.append(stream, 0, [event(stream, 1, f"Try{number}")]) for number in range(20)]
     results = await asyncio.gather(*attempts, return_exceptions=True)
@@ -95,7 +98,7 @@ async def test_of_many_writers_at_one_version_one_wins(store: EventLog) -> None:
     assert len(await store.read(stream)) == 1
 
 
-async def test_a_subscription_gives_what_was_and_what_comes(store: EventLog) -> None:
+async def test_a_subscription_yields_past_and_later_events(store: EventLog) -> None:
     stream = uuid4()
     await store.append(stream, 0, [event(stream, 1)])
     found = store.subscribe(0)
@@ -110,7 +113,7 @@ async def test_a_subscription_gives_what_was_and_what_comes(store: EventLog) -> 
     assert (await asyncio.wait_for(anext(again), 5))[1].version == 3
 
 
-async def test_a_subscription_skips_nothing_while_many_write(store: EventLog) -> None:
+async def test_a_subscription_skips_no_event_of_concurrent_writers(store: EventLog) -> None:
     async def write(count: int) -> None:
         stream = uuid4()
         for version in range(1, count + 1):

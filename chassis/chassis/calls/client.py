@@ -23,7 +23,7 @@ from chassis.calls.bulkhead import Bulkhead, BulkheadSettings
 from chassis.calls.outlier_detection import BalancingSettings
 from chassis.calls.retry import Retries, RetryBudget, RetrySettings
 from chassis.calls.transport import GrpcTransport, Method, Transport, repeatable
-from chassis.deadline import remaining, within
+from chassis.deadline import at_most, remaining
 from chassis.errors import RpcError, deadline_exceeded, unavailable
 from chassis.settings import Section
 from chassis.telemetry.metrics import meter
@@ -116,7 +116,7 @@ class Channel:
 
     async def _unary(self, method: Method, request: Any, limit: float | None, metadata: Metadata) -> Any:
         settings = self._settings()
-        budget = within(settings.deadline_seconds if limit is None else limit)
+        budget = at_most(settings.deadline_seconds if limit is None else limit)
         ends_at = time.monotonic() + budget
         with self._observed(method) as span:
             if budget <= 0:
@@ -160,7 +160,7 @@ class Channel:
     async def _stream(
         self, method: Method, request: Any, limit: float | None, metadata: Metadata
     ) -> AsyncIterator[Any]:
-        seconds = remaining() if limit is None else within(limit)
+        seconds = remaining() if limit is None else at_most(limit)
         with self._observed(method) as span:
             answers = self._answers(method, request, seconds, _traced(metadata, span), span)
             try:
@@ -174,7 +174,7 @@ class Channel:
 
     async def _first(self, answers: AsyncGenerator[Any, None]) -> Any:
         try:
-            async with asyncio.timeout(within(self._settings().deadline_seconds)):
+            async with asyncio.timeout(at_most(self._settings().deadline_seconds)):
                 return await anext(answers, _END)
         except TimeoutError:
             raise deadline_exceeded("the first message did not come in time") from None
@@ -219,7 +219,7 @@ class Channel:
 
     async def _known(self, seconds: float) -> None:
         """Give discovery a moment for its very first answer; without one there is simply nobody to call."""
-        if not self._endpoints.known:
+        if not self._endpoints.loaded:
             with suppress(TimeoutError):
                 await self._endpoints.ready(min(seconds, _FIRST_ANSWER_SECONDS))
 

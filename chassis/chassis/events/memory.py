@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
 
-from chassis.events.port import VersionConflict, Within, check_versions
+from chassis.events.port import VersionConflict, WriteRows, check_versions
 from chassis.events.record import RecordedEvent, from_state, to_state
 
 
 class MemoryEventStore:
-    """The event store of unit tests; passes the same behaviour suite as the one on Postgres."""
+    """Keeps events in a list. `write_rows` gets None instead of a cursor."""
 
-    def __init__(self, within: Within | None = None) -> None:
-        self._within = within
+    def __init__(self, write_rows: WriteRows | None = None) -> None:
+        self._write_rows = write_rows
         self._log: list[RecordedEvent] = []
-        self._grown = asyncio.Event()
+        self._appended = asyncio.Event()
 
     async def append(self, stream: UUID, expected_version: int, events: Sequence[RecordedEvent], **extra: Any) -> None:
         """See EventLog."""
@@ -25,11 +25,11 @@ class MemoryEventStore:
         if events and len(await self.read(stream)) != expected_version:
             raise VersionConflict(stream, expected_version)
         states = [to_state(event) for event in events]
-        if extra and self._within:
-            self._within(None, events, extra)
+        if extra and self._write_rows:
+            self._write_rows(None, events, extra)
         self._log += [from_state(e.stream, e.version, e.type, s) for e, s in zip(events, states, strict=True)]
-        self._grown.set()
-        self._grown = asyncio.Event()
+        self._appended.set()
+        self._appended = asyncio.Event()
 
     async def read(self, stream: UUID, after: int = 0) -> list[RecordedEvent]:
         """See EventLog."""
@@ -46,9 +46,9 @@ class MemoryEventStore:
     async def subscribe(self, position: int) -> AsyncIterator[tuple[int, RecordedEvent]]:
         """See EventLog."""
         while True:
-            grown = self._grown
+            appended = self._appended
             for found in await self.since(position):
                 position = found[0]
                 yield found
             if position >= len(self._log):
-                await grown.wait()
+                await appended.wait()

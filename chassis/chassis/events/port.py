@@ -1,4 +1,4 @@
-"""The event store as services use it: streams of events with optimistic concurrency.
+"""The event store as services see it: streams of events with optimistic concurrency.
 
 Invariant: a stream has versions 1, 2, 3 …; positions are assigned in commit order, so a reader never skips an event.
 """
@@ -14,12 +14,12 @@ from chassis.events.record import RecordedEvent
 if TYPE_CHECKING:
     from psycopg import Cursor
 
-Within = Callable[["Cursor[Any] | None", Sequence["RecordedEvent"], Mapping[str, Any]], None]
-"""Writes rows of its own in the transaction of an append; the cursor is a sync one, None in the memory store."""
+WriteRows = Callable[["Cursor[Any] | None", Sequence["RecordedEvent"], Mapping[str, Any]], None]
+"""Writes further rows in the transaction of an append; the cursor is synchronous, None in the memory store."""
 
 
 class VersionConflict(Exception):  # noqa: N818 - the word of the field
-    """Someone else appended to the stream first: read it again and decide again."""
+    """Another writer appended to the stream first: read it again and decide again."""
 
     def __init__(self, stream: UUID, expected: int) -> None:
         super().__init__(f"stream {stream} is not at version {expected}")
@@ -28,7 +28,7 @@ class VersionConflict(Exception):  # noqa: N818 - the word of the field
 
 
 class AlreadyRecorded(Exception):  # noqa: N818 - an answer, not a defect
-    """A row written beside the events exists already; `constraint` names the unique constraint that says so."""
+    """A row written with the events exists already; `constraint` is the name of the violated unique constraint."""
 
     def __init__(self, constraint: str) -> None:
         super().__init__(constraint)
@@ -36,30 +36,30 @@ class AlreadyRecorded(Exception):  # noqa: N818 - an answer, not a defect
 
 
 class EventLog(Protocol):
-    """What a service uses of an event store; both stores here are one."""
+    """The operations of an event store, in memory or on Postgres."""
 
     async def append(self, stream: UUID, expected_version: int, events: Sequence[RecordedEvent], **extra: Any) -> None:
-        """Add events after `expected_version` (0 for a new stream), with `extra` handed to the `within` callback.
+        """Appends events after `expected_version` (0 for a new stream) and passes `extra` to the store's `WriteRows`.
 
         All or nothing. Raises VersionConflict, AlreadyRecorded (either, when both apply), or RpcError(UNAVAILABLE)
-        when the database is away.
+        when the database is unavailable.
         """
 
     async def read(self, stream: UUID, after: int = 0) -> list[RecordedEvent]:
-        """The events of a stream with a version above `after`, oldest first; empty for an unknown stream."""
+        """Returns the events of a stream with a version above `after`, oldest first; empty for an unknown stream."""
 
     async def since(self, position: int, limit: int = 500) -> list[tuple[int, RecordedEvent]]:
-        """At most `limit` events of all streams after a position, in commit order."""
+        """Returns at most `limit` events of all streams after a position, in commit order."""
 
     async def head(self) -> int:
-        """The last position; 0 when there is no event."""
+        """Returns the position of the last event; 0 when there is none."""
 
     def subscribe(self, position: int) -> AsyncIterator[tuple[int, RecordedEvent]]:
-        """Every event after a position, those to come too; it never ends by itself."""
+        """Yields every event after a position, then waits for later ones; it never ends by itself."""
 
 
 def check_versions(stream: UUID, expected_version: int, events: Sequence[RecordedEvent]) -> None:
-    """Refuse a programming error: events of another stream, or versions that do not follow `expected_version`."""
+    """Raises ValueError for events of another stream, or with versions that do not follow `expected_version`."""
     for version, event in enumerate(events, expected_version + 1):
         if event.stream != stream or event.version != version:
             raise ValueError(f"{event.type}: expected version {version} of {stream}, got {event.version}")

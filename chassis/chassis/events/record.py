@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 
 @dataclass(frozen=True, slots=True)
 class RecordedEvent:
-    """A fact. `data` is JSON; `meta` says when, by whom, by which command and in which trace.
+    """One event of a stream. `data` is JSON; `meta` holds time, user, command and trace of its origin.
 
-    `schema` counts the shapes that events of this type have had.
+    `schema` is the version of the form of `data`, counted per type.
     """
 
     stream: UUID
@@ -25,12 +25,12 @@ class RecordedEvent:
 
 
 def to_state(event: RecordedEvent) -> bytes:
-    """An event as it is stored beside stream, version and type. The id in it is never made twice."""
+    """Encodes data, metadata and schema of an event, with a new unique id."""
     state = {"id": uuid4().hex, "schema": event.schema, "data": event.data, "meta": event.meta}
     return json.dumps(state, separators=(",", ":")).encode()
 
 
 def from_state(stream: UUID, version: int, kind: str, state: bytes) -> RecordedEvent:
-    """The event that was stored; one without a schema is from before schemas were counted."""
+    """Decodes a stored event; one without a schema is older than schema numbers and has schema 1."""
     found = json.loads(state)
     return RecordedEvent(stream, version, kind, found["data"], found["meta"], found.get("schema", 1))

@@ -1,6 +1,7 @@
-"""Whether the database can be connected to, as each attempt of a pool to open a connection tells.
+"""Database connectivity: remembers whether the pools' last attempt to connect found a server.
 
-Invariant: when an attempt fails, who waits for a connection is sent away; for a moment nobody else begins to wait.
+Invariant: as soon as an attempt finds no server, all callers that wait for a connection fail, and for a moment new
+callers fail without waiting. A pool alone would let each of them wait for its whole timeout.
 """
 
 from __future__ import annotations
@@ -16,105 +17,107 @@ from psycopg.rows import DictRow
 
 C = TypeVar("C")
 
-_BELIEVED_SECONDS = 0.3
-_NOBODY = ("connection refused", "starting up", "shutting down")
-_REFUSED = "the database refuses connections"
-_LOGIN_REFUSED = "password authentication failed"  # also where there is no such user; a failed connect has no SQLSTATE
+_FAILURE_VALID_SECONDS = 0.3
+_NO_SERVER = ("connection refused", "starting up", "shutting down")  # fragile: psycopg-error-text
+# Postgres answers the same for an unknown user. A failed attempt to connect has no SQLSTATE, so its text must do.
+_LOGIN_REJECTED = "password authentication failed"  # fragile: psycopg-error-text
+_UNREACHABLE = "the database refuses connections"
 
 
-class Reach:
-    """Shared by the pools of one database; `failed`, `worked` and `check` may come from any thread.
+class Connectivity:
+    """Shared by the pools of one database; all methods but `acquire` are thread-safe.
 
-    `login_refused` is called, in such a thread, with the words in which Postgres refused a login.
+    `login_rejected` is called, in any thread, with the error message when Postgres rejects a login.
     """
 
-    def __init__(self, login_refused: Callable[[str], None]) -> None:
-        self._login_refused = login_refused
-        self._believed_until = 0.0
+    def __init__(self, login_rejected: Callable[[str], None]) -> None:
+        self._login_rejected = login_rejected
+        self._failed_until = 0.0
         self._waiting: set[asyncio.Future[None]] = set()
-        self._returning: set[asyncio.Future[None]] = set()
+        self._releasing: set[asyncio.Future[None]] = set()
 
-    def failed(self, error: psycopg.Error) -> None:
-        """An attempt to connect has failed; only one that found no server sends others away."""
-        words = str(error)
-        if _LOGIN_REFUSED in words:
-            self._login_refused(words)
-        if not any(sign in words.lower() for sign in _NOBODY):
+    def connect_failed(self, error: psycopg.Error) -> None:
+        """Records a failed attempt to connect; if it found no server, fails all callers that wait for a connection."""
+        message = str(error)
+        if _LOGIN_REJECTED in message:
+            self._login_rejected(message)
+        if not any(text in message.lower() for text in _NO_SERVER):
             return
-        self._believed_until = time.monotonic() + _BELIEVED_SECONDS
-        for refused in list(self._waiting):
-            refused.get_loop().call_soon_threadsafe(_send_away, refused)
+        self._failed_until = time.monotonic() + _FAILURE_VALID_SECONDS
+        for failure in list(self._waiting):
+            failure.get_loop().call_soon_threadsafe(_complete, failure)
 
-    def worked(self) -> None:
-        """A connection was opened."""
-        self._believed_until = 0.0
+    def connect_succeeded(self) -> None:
+        """Records that a connection was opened."""
+        self._failed_until = 0.0
 
     def check(self) -> None:
-        """Raise psycopg.OperationalError when an attempt has just failed."""
-        if time.monotonic() < self._believed_until:
-            raise psycopg.OperationalError(_REFUSED)
+        """Raises psycopg.OperationalError if an attempt has just failed."""
+        if time.monotonic() < self._failed_until:
+            raise psycopg.OperationalError(_UNREACHABLE)
 
-    async def waited(self, getting: asyncio.Task[C], give_back: Callable[[C], Awaitable[None]]) -> C:
-        """The connection that `getting` gets; raises psycopg.OperationalError as soon as there is no hope for it.
+    async def acquire(self, getting: asyncio.Task[C], release: Callable[[C], Awaitable[None]]) -> C:
+        """Returns the result of `getting`. Raises psycopg.OperationalError as soon as an attempt to connect fails.
 
-        A pool swallows a cancellation now and then: it is left to end by itself, and what it still gets is given back.
+        `getting` is cancelled but not awaited, because psycopg's pool sometimes swallows a cancellation; a connection
+        that it still obtains is passed to `release`.
         """
-        refused = asyncio.get_running_loop().create_future()
-        self._waiting.add(refused)
-        taken = False
+        failure = asyncio.get_running_loop().create_future()
+        self._waiting.add(failure)
+        obtained = False
         try:
-            await asyncio.wait({getting, refused}, return_when=asyncio.FIRST_COMPLETED)
-            taken = getting.done()
+            await asyncio.wait({getting, failure}, return_when=asyncio.FIRST_COMPLETED)
+            obtained = getting.done()
         finally:
-            self._waiting.discard(refused)
-            if not taken:
+            self._waiting.discard(failure)
+            if not obtained:
                 getting.cancel()
-                getting.add_done_callback(lambda late: self._return(late, give_back))
-        if not taken:
-            raise psycopg.OperationalError(_REFUSED)
+                getting.add_done_callback(lambda task: self._release_late(task, release))
+        if not obtained:
+            raise psycopg.OperationalError(_UNREACHABLE)
         return getting.result()
 
-    def noticed(self) -> type[AsyncConnection[DictRow]]:
-        """A class of connections whose opening is noticed here."""
-        reach = self
+    def async_connection_class(self) -> type[AsyncConnection[DictRow]]:
+        """Returns a connection class for pools that reports each attempt to connect here."""
+        connectivity = self
 
-        class Noticed(AsyncConnection[DictRow]):
+        class ReportingConnection(AsyncConnection[DictRow]):
             @classmethod
             async def connect(cls, *args: Any, **options: Any) -> Any:
                 try:
                     connection = await super().connect(*args, **options)
                 except psycopg.Error as error:
-                    reach.failed(error)
+                    connectivity.connect_failed(error)
                     raise
-                reach.worked()
+                connectivity.connect_succeeded()
                 return connection
 
-        return Noticed
+        return ReportingConnection
 
-    def noticed_sync(self) -> type[Connection[DictRow]]:
-        """The same for sync connections."""
-        reach = self
+    def sync_connection_class(self) -> type[Connection[DictRow]]:
+        """Returns the same for sync connections."""
+        connectivity = self
 
-        class Noticed(Connection[DictRow]):
+        class ReportingConnection(Connection[DictRow]):
             @classmethod
             def connect(cls, *args: Any, **options: Any) -> Any:
                 try:
                     connection = super().connect(*args, **options)
                 except psycopg.Error as error:
-                    reach.failed(error)
+                    connectivity.connect_failed(error)
                     raise
-                reach.worked()
+                connectivity.connect_succeeded()
                 return connection
 
-        return Noticed
+        return ReportingConnection
 
-    def _return(self, late: asyncio.Task[C], give_back: Callable[[C], Awaitable[None]]) -> None:
-        if not late.cancelled() and late.exception() is None:
-            task = asyncio.ensure_future(give_back(late.result()))
-            self._returning.add(task)
-            task.add_done_callback(self._returning.discard)
+    def _release_late(self, getting: asyncio.Task[C], release: Callable[[C], Awaitable[None]]) -> None:
+        if not getting.cancelled() and getting.exception() is None:
+            task = asyncio.ensure_future(release(getting.result()))
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
 
 
-def _send_away(refused: asyncio.Future[None]) -> None:
-    if not refused.done():
-        refused.set_result(None)
+def _complete(failure: asyncio.Future[None]) -> None:
+    if not failure.done():
+        failure.set_result(None)

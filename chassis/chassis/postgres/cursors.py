@@ -1,7 +1,8 @@
-"""Cursors that record each statement as a span and end it at the deadline, and a free check of idle connections.
+"""Cursors that trace each statement and end it at the deadline; also a check of idle connections.
 
-Invariant: a span holds the text of a statement, never its parameters, and an error no row; without a trace around it
-there is no span. The time limit of a transaction goes out with its first statement, so that it costs no round trip.
+Invariant: a span holds the text of a statement, never its parameters, and an error never holds the row. Statements
+outside a trace create no span. The timeout is sent together with the first statement of a transaction, so it costs no
+round trip.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ from chassis.telemetry.traces import tracer
 
 Row = TypeVar("Row")
 
-_GOODBYE = "the server has ended the connection"
+_CLOSED = "the server has closed the connection"
 _tracer = tracer()
-_limited: WeakSet[AsyncConnection[Any] | Connection[Any]] = WeakSet()
-_TOGETHER = SQL("SET LOCAL statement_timeout = {}")
-# A statement in autocommit mode is one transaction with what is sent along, but no block, for which SET LOCAL asks.
-_ALONE = SQL("SELECT set_config('statement_timeout', {}, true)")
+_with_timeout: WeakSet[AsyncConnection[Any] | Connection[Any]] = WeakSet()
+_SET_IN_TRANSACTION = SQL("SET LOCAL statement_timeout = {}")
+# In autocommit mode the pipelined statements form one transaction, but not the block that SET LOCAL needs.
+_SET_IN_AUTOCOMMIT = SQL("SELECT set_config('statement_timeout', {}, true)")
 
 
 class TracedAsyncCursor(AsyncCursor[Row]):
-    """psycopg's cursor with a client span around `execute`."""
+    """psycopg's cursor with a client span and the deadline's timeout around `execute`."""
 
     async def execute(self, query: Any, params: Any = None, **options: Any) -> TracedAsyncCursor[Row]:
         """See psycopg."""
         with _span(query, self.connection.info.dbname):
-            limit = _limit(self.connection)
-            if limit is None:
+            set_timeout = _timeout_statement(self.connection)
+            if set_timeout is None:
                 await super().execute(query, params, **options)
                 return self
             async with self.connection.pipeline():
-                await AsyncCursor(self.connection).execute(limit)
+                await AsyncCursor(self.connection).execute(set_timeout)
                 await super().execute(query, params, **options)
         return self
 
@@ -53,78 +54,80 @@ class TracedCursor(Cursor[Row]):
     def execute(self, query: Any, params: Any = None, **options: Any) -> TracedCursor[Row]:
         """See psycopg."""
         with _span(query, self.connection.info.dbname):
-            limit = _limit(self.connection)
-            if limit is None:
+            set_timeout = _timeout_statement(self.connection)
+            if set_timeout is None:
                 super().execute(query, params, **options)
                 return self
             with self.connection.pipeline():
-                Cursor(self.connection).execute(limit)
+                Cursor(self.connection).execute(set_timeout)
                 super().execute(query, params, **options)
         return self
 
 
-async def alive(connection: AsyncConnection[Any]) -> None:
-    """Raise when an idle connection is lost. The server speaks unasked only to say goodbye, so silence is health.
+async def check_connection(connection: AsyncConnection[Any]) -> None:
+    """Raises OperationalError if the server has closed an idle connection.
 
-    Nothing is asked of it, either: a question to a dead server would swallow the cancellation of who asks.
+    An idle Postgres connection becomes readable only when the server has closed it, so poll() is enough and no query
+    is sent. A query to a dead server would also swallow the cancellation of its caller.
     """
-    if _spoken(connection.fileno()):
+    if _readable(connection.fileno()):
         await connection.close()
-        raise OperationalError(_GOODBYE)
+        raise OperationalError(_CLOSED)
 
 
-def alive_sync(connection: Connection[Any]) -> None:
-    """The same for sync connections."""
-    if _spoken(connection.fileno()):
+def check_connection_sync(connection: Connection[Any]) -> None:
+    """Does the same for a sync connection."""
+    if _readable(connection.fileno()):
         connection.close()
-        raise OperationalError(_GOODBYE)
+        raise OperationalError(_CLOSED)
 
 
-def unlimited(connection: AsyncConnection[Any] | Connection[Any]) -> None:
-    """A transaction begins with the next statement on this connection, which just left its pool."""
-    _limited.discard(connection)
+def reset_timeout(connection: AsyncConnection[Any] | Connection[Any]) -> None:
+    """Notes that the next statement starts a transaction, which has no timeout yet; call it after leaving the pool."""
+    _with_timeout.discard(connection)
 
 
-def _limit(connection: AsyncConnection[Any] | Connection[Any]) -> Composed | None:
-    """What ends the statements of this transaction at the deadline; None without one, or when it was said before."""
+@contextmanager
+def redacted() -> Iterator[None]:
+    """Removes the row from the text of Postgres errors: they are logged and traced, and rows hold secrets."""
+    try:
+        yield
+    except Exception as error:
+        link: BaseException | None = error
+        while link is not None:
+            if isinstance(link, Error) and link.diag.message_primary:
+                link.args = (link.diag.message_primary,)
+            link = link.__cause__ or link.__context__
+        raise
+
+
+def _timeout_statement(connection: AsyncConnection[Any] | Connection[Any]) -> Composed | None:
+    """Returns the statement that limits this transaction to the deadline; None if there is none or it was sent."""
     left = remaining()
-    alone = connection.autocommit and connection.info.transaction_status is TransactionStatus.IDLE
-    if left is None or (connection in _limited and not alone):
+    autocommit = connection.autocommit and connection.info.transaction_status is TransactionStatus.IDLE
+    if left is None or (connection in _with_timeout and not autocommit):
         return None
-    if not alone:
-        _limited.add(connection)
-    return (_ALONE if alone else _TOGETHER).format(str(max(1, round(left * 1000))))
+    if not autocommit:
+        _with_timeout.add(connection)
+    milliseconds = str(max(1, round(left * 1000)))
+    return (_SET_IN_AUTOCOMMIT if autocommit else _SET_IN_TRANSACTION).format(milliseconds)
 
 
-def _spoken(descriptor: int) -> bool:
+def _readable(descriptor: int) -> bool:
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
     return bool(poller.poll(0))
 
 
 @contextmanager
-def discreet() -> Iterator[None]:
-    """Leave the row out of what an error of Postgres says, which ends in logs and traces: there are secrets in rows."""
-    try:
-        yield
-    except Exception as error:
-        found: BaseException | None = error
-        while found is not None:
-            if isinstance(found, Error) and found.diag.message_primary:
-                found.args = (found.diag.message_primary,)
-            found = found.__cause__ or found.__context__
-        raise
-
-
-@contextmanager
 def _span(query: Any, database: str) -> Iterator[None]:
     if not trace.get_current_span().is_recording():
-        with discreet():
+        with redacted():
             yield
         return
     text = query.as_string(None) if isinstance(query, Composable) else str(query)
     text = " ".join(text.split())
     name = f"{text.split(' ', 1)[0].upper()} {database}"
     attributes = {"db.system.name": "postgresql", "db.namespace": database, "db.query.text": text[:1000]}
-    with _tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=attributes), discreet():
+    with _tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=attributes), redacted():
         yield

@@ -1,7 +1,8 @@
-"""The Postgres of a service: a small pool that follows the lease, and migrations applied once.
+"""The Postgres database of a service: a small connection pool with credentials from Vault, and its migrations.
 
-Invariant: a connection is opened with the login that is current then; after a fresh login the old connections are
-finished, not cut. A database that is away is RpcError(UNAVAILABLE), within the deadline.
+Invariant: each connection is opened with the credentials of that moment. After a replacement, old connections finish
+their transaction and are then closed. While the database is unavailable, callers get RpcError(UNAVAILABLE) within
+their deadline.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from chassis.backoff import backoff
-from chassis.deadline import remaining, within
-from chassis.errors import RpcError, deadline_exceeded, unavailable, unwritable
-from chassis.platform.database_credentials import LeasedLogin
-from chassis.postgres.connectivity import Reach
-from chassis.postgres.cursors import TracedAsyncCursor, alive, unlimited
+from chassis.deadline import at_most, remaining
+from chassis.errors import RpcError, deadline_exceeded, unavailable, unstorable_value
+from chassis.platform.database_credentials import DatabaseCredentials
+from chassis.postgres.connectivity import Connectivity
+from chassis.postgres.cursors import TracedAsyncCursor, check_connection, reset_timeout
 from chassis.postgres.migrate import migrate
 
 if TYPE_CHECKING:
@@ -35,22 +36,22 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 Supervise = Callable[[str, Callable[[], Awaitable[None]]], object]
-_WAIT_SECONDS = 3.0
-_RECONNECT_SECONDS = 2.0
+ACQUIRE_SECONDS = 3.0
+RECONNECT_SECONDS = 2.0
+UNAVAILABLE_BACKOFF_SECONDS = (0.2, 2.0)
 _STATEMENT_SECONDS = 10
-# A stopped process keeps its connections, and with them every lock of a transaction that it was in.
+# A stopped (SIGSTOP) process keeps its connections, and with them every lock of an open transaction.
 IDLE_IN_TRANSACTION_SECONDS = 3
-# A pool gives back what it did not need for a while: a connection costs Postgres 2 to 3 MB.
-IDLE_SECONDS = 60.0
 _RETRY_AFTER_SECONDS = 1.0
-SAT_THERE = (psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.TransactionTimeout)
-"""The server has ended a connection whose transaction went on for too long."""
-_LOST = (psycopg.OperationalError, psycopg.InterfaceError, *SAT_THERE)
+_CLOSE_SECONDS = 1.0
+IDLE_IN_TRANSACTION = (psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.TransactionTimeout)
+"""The server has closed a connection whose transaction was open for too long."""
+_CONNECTION_LOST = (psycopg.OperationalError, psycopg.InterfaceError, *IDLE_IN_TRANSACTION)
 
 
 @dataclass(frozen=True)
 class Login:
-    """All it takes to connect, as of now."""
+    """Address and credentials to connect with at this moment."""
 
     host: str
     port: int
@@ -58,8 +59,8 @@ class Login:
     user: str
     password: str = field(repr=False)
 
-    def parameters(self) -> dict[str, Any]:
-        """Keywords for psycopg.connect: fails fast, notices a dead peer, ends what runs or sits there for too long."""
+    def keywords(self) -> dict[str, Any]:
+        """Returns the keywords for psycopg.connect, with limits for connecting, dead peers, statements and idleness."""
         return {
             "host": self.host,
             "port": self.port,
@@ -77,156 +78,151 @@ class Login:
 
 
 class Database:
-    """One database and its schema of the same name, `name`. Made by `open`, closed with the process."""
+    """A database and its schema, both called `name`. Created by `open`, closed with the process."""
 
-    def __init__(self, name: str, login: LeasedLogin, servers: Endpoints, supervise: Supervise, max_size: int) -> None:
+    def __init__(
+        self, name: str, credentials: DatabaseCredentials, servers: Endpoints, supervise: Supervise, max_size: int
+    ) -> None:
         self.name = name
         self.supervise = supervise
-        self._login = login
+        self.connectivity = Connectivity(credentials.login_rejected)
+        self._credentials = credentials
         self._servers = servers
         self._server: Endpoint | None = None
         self._closers: list[Callable[[], Awaitable[None]]] = []
-        self.reach = Reach(login.refused)
         self._pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(
-            connection_class=self.reach.noticed(),
-            kwargs=lambda: {**self.login().parameters(), "cursor_factory": TracedAsyncCursor},
+            connection_class=self.connectivity.async_connection_class(),
+            kwargs=lambda: {**self.login().keywords(), "cursor_factory": TracedAsyncCursor},
             min_size=1,
             max_size=max_size,
-            max_idle=IDLE_SECONDS,
             open=False,
             configure=self._configure,
-            check=alive,
-            timeout=_WAIT_SECONDS,
-            reconnect_timeout=_RECONNECT_SECONDS,
-            num_workers=1,
+            check=check_connection,
+            timeout=ACQUIRE_SECONDS,
+            reconnect_timeout=RECONNECT_SECONDS,
             name=name,
         )
-        self.on_fresh_login(lambda: supervise("database drain", self._pool.drain))
+        self.on_credentials_replaced(lambda: supervise("database drain", self._pool.drain))
 
     @classmethod
     async def open(cls, process: Process[Any], *, name: str, max_size: int = 5) -> Database:
-        """The database `name` with logins of the Vault role named like the process; waits for the first one."""
-        login = LeasedLogin(process.vault, process.name)
+        """Connects to database `name` with the Vault database role named like the process; waits for credentials."""
+        credentials = DatabaseCredentials(process.vault, process.name)
         servers = process.discovery.endpoints("postgres")
-        database = cls(name, login, servers, process.supervise, max_size)
-        process.supervise("database lease", login.keep)
-        await asyncio.gather(login.ready(), servers.ready(None))
+        database = cls(name, credentials, servers, process.supervise, max_size)
+        process.supervise("database credentials", credentials.maintain)
+        await asyncio.gather(credentials.ready(), servers.ready(None))
         await database._pool.open()
         process.on_close(database.close)
         process.add_readiness("postgres", database.check)
         return database
 
     def login(self) -> Login:
-        """What to connect with now; raises psycopg.OperationalError when no server or no login is known."""
-        lease = self._login.lease
-        # A server that fails a health check is still the only one there is.
+        """Returns what to connect with now. Raises psycopg.OperationalError if there is no server or no credentials."""
+        lease = self._credentials.lease
+        # Without a healthy server the last one is used: there is only one, and it may answer again before its check.
         self._server = next(iter(self._servers.current), self._server)
         if lease is None or self._server is None:
-            raise psycopg.OperationalError("no database login" if self._server else "no database server is known")
+            raise psycopg.OperationalError("no database credentials" if self._server else "no database server found")
         host, _, port = self._server.address.rpartition(":")
         return Login(host, int(port), self.name, lease.username, lease.password)
 
-    def is_current(self, connection: psycopg.BaseConnection[Any]) -> None:
-        """Raise psycopg.OperationalError when a fresh login came while this connection was being opened.
+    def check_user(self, connection: psycopg.BaseConnection[Any]) -> None:
+        """Raises psycopg.OperationalError if the credentials were replaced while this connection was being opened.
 
-        A pool that is drained in that moment takes it for a new one, and would keep a login that is about to end.
+        A pool that is drained at that moment would keep the connection, although its user is about to be dropped.
         """
         if connection.info.user != self.login().user:
-            raise psycopg.OperationalError("a fresh login came meanwhile")
+            raise psycopg.OperationalError("the credentials were replaced meanwhile")
 
-    def on_fresh_login(self, callback: Callable[[], object]) -> None:
-        """Call `callback` when connections of the old login should be replaced."""
-        self._login.on_fresh(callback)
+    def on_credentials_replaced(self, callback: Callable[[], object]) -> None:
+        """Calls `callback` when connections of the old user should be replaced."""
+        self._credentials.on_replaced(callback)
 
     def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:
-        """Call `closer` before the pool closes."""
+        """Calls `closer` before the pool closes."""
         self._closers.append(closer)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection[DictRow]]:
-        """A connection for one transaction: committed at the end of the block, rolled back by an exception.
+        """Borrows a connection for one transaction: committed at the end of the block, rolled back by an exception.
 
-        Raises RpcError: UNAVAILABLE when the database is away, DEADLINE_EXCEEDED when the time is over,
-        INVALID_ARGUMENT for a value that cannot be sent to it.
+        Raises RpcError: UNAVAILABLE if the database is unavailable, DEADLINE_EXCEEDED after the deadline,
+        INVALID_ARGUMENT for a value that Postgres cannot store.
         """
         try:
             async with self._borrowed() as connection:
                 yield connection
-        except _LOST as error:
-            raise away(error) from error
+        except _CONNECTION_LOST as error:
+            raise to_rpc_error(error) from error
         except psycopg.DataError as error:
             if error.sqlstate:
                 raise
-            raise unwritable() from error
-
-    async def _configure(self, connection: AsyncConnection[DictRow]) -> None:
-        self.is_current(connection)
-
-    @asynccontextmanager
-    async def _borrowed(self) -> AsyncIterator[AsyncConnection[DictRow]]:
-        """A pooled connection; who waits for one is sent away as soon as the server refuses to be connected to."""
-        if not self._pool.get_stats()["pool_available"]:
-            self.reach.check()
-        getting = asyncio.create_task(self._pool.getconn(within(_WAIT_SECONDS)))
-        connection = await self.reach.waited(getting, self._pool.putconn)
-        try:
-            unlimited(connection)
-            async with connection:
-                yield connection
-        finally:
-            await self._pool.putconn(connection)
+            raise unstorable_value() from error
 
     async def read(self, work: Callable[[AsyncConnection[DictRow]], Awaitable[T]]) -> T:
-        """The result of `work(connection)`, which only reads: it is done once more when the connection was lost."""
+        """Returns the result of `work(connection)`, which must only read: it is repeated if the connection is lost."""
         try:
             async with self.connection() as connection:
                 return await work(connection)
         except RpcError as error:
-            if not isinstance(error.__cause__, _LOST) or isinstance(error.__cause__, PoolTimeout):
+            if not isinstance(error.__cause__, _CONNECTION_LOST) or isinstance(error.__cause__, PoolTimeout):
                 raise
         async with self.connection() as connection:
             return await work(connection)
 
     async def migrate(self, package: str) -> None:
-        """Apply `<package>/migrations/NNN_name.sql`, each once, whoever starts first; waits for the database.
+        """Applies the SQL files in `<package>/migrations/`; retries until the database is available.
 
-        Raises ConfigurationError naming a migration that was edited after it had been applied.
+        Raises ConfigurationError with the name of a migration that was edited after it had been applied.
         """
-        for delay in backoff(0.2, 2.0):
-            if await self._migrated(package):
-                return
+        for delay in backoff(*UNAVAILABLE_BACKOFF_SECONDS):
+            try:
+                async with self.connection() as connection:
+                    await migrate(connection, package)
+                break
+            except RpcError as error:
+                log.warning("database unavailable, migrations wait", package=package, error=str(error))
             await asyncio.sleep(delay)
 
     async def check(self) -> None:
-        """Raise unless the database answers."""
+        """Raises unless the database answers."""
         async with self.connection() as connection:
             await connection.execute("SELECT 1")
 
-    async def _migrated(self, package: str) -> bool:
-        try:
-            async with self.connection() as connection:
-                await migrate(connection, package)
-        except RpcError as error:
-            log.warning("database is away, migrations wait", package=package, error=str(error))
-            return False
-        return True
-
     async def close(self) -> None:
-        """Close what stands on this database, then its connections."""
+        """Closes everything that uses this database, then its connections."""
         for closer in reversed(self._closers):
             await closer()
-        await self._pool.close(timeout=1.0)
+        await self._pool.close(timeout=_CLOSE_SECONDS)
+
+    async def _configure(self, connection: AsyncConnection[DictRow]) -> None:
+        self.check_user(connection)
+
+    @asynccontextmanager
+    async def _borrowed(self) -> AsyncIterator[AsyncConnection[DictRow]]:
+        """Borrows a pooled connection; fails as soon as the server refuses connections."""
+        if not self._pool.get_stats()["pool_available"]:
+            self.connectivity.check()
+        getting = asyncio.create_task(self._pool.getconn(at_most(ACQUIRE_SECONDS)))
+        connection = await self.connectivity.acquire(getting, self._pool.putconn)
+        try:
+            reset_timeout(connection)
+            async with connection:
+                yield connection
+        finally:
+            await self._pool.putconn(connection)
 
 
-def away(error: BaseException) -> RpcError:
-    """What a lost or missing connection, or a database without room, means to the caller."""
+def to_rpc_error(error: BaseException) -> RpcError:
+    """Returns the error for the caller when a connection is lost or missing, or when the disk is full."""
     cause = error.__cause__ or error
-    # A statement is cancelled by its time limit, which is the deadline; the server's clock may be a moment ahead.
-    cancelled = isinstance(cause, psycopg.errors.QueryCanceled) and remaining() is not None
-    if cancelled or remaining() == 0:
+    # The timeout of a statement is the deadline, but the server's timer may fire slightly before ours.
+    timed_out = isinstance(cause, psycopg.errors.QueryCanceled) and remaining() is not None
+    if timed_out or remaining() == 0:
         return deadline_exceeded()
     if isinstance(cause, psycopg.errors.DiskFull):
-        # It is alive: a breaker that opened for this would refuse the reads too, which it still answers.
+        # Not UNAVAILABLE: that would open the callers' breakers, and reads still work.
         full = "no room to store anything new"
         return RpcError(StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL", full, retry_after=_RETRY_AFTER_SECONDS)
     return unavailable("DATABASE_UNAVAILABLE", f"database: {type(error).__name__}", _RETRY_AFTER_SECONDS)

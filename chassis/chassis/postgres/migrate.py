@@ -1,6 +1,8 @@
-"""Schema changes as numbered SQL files of a package, applied once each and never edited afterwards.
+"""Schema migrations: applies the numbered SQL files in a package's `migrations/` folder, each once, in order.
 
-Invariant: all pending files of a package happen in one transaction under one lock, so instances may start together.
+To add a table or a column, add the next `<package>/migrations/NNN_what.sql`; never edit a file that was applied.
+Invariant: all pending files of a package are applied in one transaction under one lock, so instances may start
+together.
 """
 
 from __future__ import annotations
@@ -27,28 +29,31 @@ _TABLE = """
 
 
 async def migrate(connection: AsyncConnection[DictRow], package: str) -> None:
-    """Apply `<package>/migrations/*.sql` in the order of their names, recorded as "package/name"."""
+    """Applies the pending `<package>/migrations/*.sql` and records each as "package/name".
+
+    Raises ConfigurationError with the name of a migration that was edited after it had been applied.
+    """
     await connection.execute("SET LOCAL statement_timeout = 0")
     await connection.execute(_LOCK)
     await connection.execute(_TABLE)
     rows = await (await connection.execute("SELECT name, checksum FROM schema_migrations")).fetchall()
     applied = {row["name"]: row["checksum"] for row in rows}
-    for name, text in read_migrations(package):
-        checksum = hashlib.sha256(text.encode()).hexdigest()
+    for name, sql in read_migrations(package):
+        checksum = hashlib.sha256(sql.encode()).hexdigest()
         if applied.get(name, checksum) != checksum:
             raise ConfigurationError(f"migration {name}: edited after it was applied")
         if name not in applied:
-            await _apply(connection, name, text, checksum)
+            await _apply(connection, name, sql, checksum)
 
 
 def read_migrations(package: str) -> list[tuple[str, str]]:
-    """Name and SQL of each migration of a package, in order."""
+    """Returns name and SQL of each migration of a package, in order."""
     folder = resources.files(package) / "migrations"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
     return [(f"{package}/{file.name.removesuffix('.sql')}", file.read_text(encoding="utf-8")) for file in files]
 
 
-async def _apply(connection: AsyncConnection[DictRow], name: str, text: str, checksum: str) -> None:
-    await connection.execute(text, prepare=False)
+async def _apply(connection: AsyncConnection[DictRow], name: str, sql: str, checksum: str) -> None:
+    await connection.execute(sql, prepare=False)
     await connection.execute("INSERT INTO schema_migrations (name, checksum) VALUES (%s, %s)", (name, checksum))
     log.info("migration applied", migration=name)

@@ -1,4 +1,4 @@
-"""LISTEN on a Postgres channel, so that a reader wakes at once; while it cannot, readers poll."""
+"""Postgres notifications: LISTEN on a channel wakes readers immediately; without a connection they only poll."""
 
 from __future__ import annotations
 
@@ -9,74 +9,90 @@ import structlog
 from psycopg import AsyncConnection, OperationalError
 from psycopg.sql import SQL, Identifier
 
+from chassis.backoff import backoff
+
 if TYPE_CHECKING:
     from chassis.postgres.database import Database
 
 log = structlog.get_logger(__name__)
 
-_RECONNECT_SECONDS = 1.0
+_BACKOFF_SECONDS = (0.5, 2.0)
 
 
-class Bell:
-    """Rings once, for whoever took it before the news."""
+class Wakeup:
+    """One-shot event that a notification sets."""
 
     def __init__(self) -> None:
-        self._rung = asyncio.Event()
+        self._event = asyncio.Event()
 
-    def ring(self) -> None:
-        """Wake everyone who waits."""
-        self._rung.set()
+    def set(self) -> None:
+        """Wakes all waiting readers."""
+        self._event.set()
 
-    async def wait(self, longest: float) -> None:
-        """Until it rings, at most `longest` seconds."""
+    async def wait(self, timeout: float) -> None:  # noqa: ASYNC109 - returns, never raises
+        """Waits until it is set, at most `timeout` seconds."""
         try:
-            await asyncio.wait_for(self._rung.wait(), longest)
+            await asyncio.wait_for(self._event.wait(), timeout)
         except TimeoutError:
             return
 
 
-class Listener:
-    """One connection of its own for each process that follows a channel."""
+class Notifications:
+    """Listens on one channel with a connection of its own, shared by all readers of the process."""
 
     def __init__(self, database: Database, channel: str) -> None:
         self._database = database
         self._channel = channel
-        self._bell = Bell()
-        self._task: object = None
+        self._wakeup = Wakeup()
+        self._started = False
         self._connection: AsyncConnection[object] | None = None
-        self._renewing = False
+        self._listening = False
+        self._replacing = False
 
     def start(self) -> None:
-        """Begin to listen, once."""
-        if self._task is None:
-            self._task = self._database.supervise(f"listen {self._channel}", self._listen)
-            self._database.on_fresh_login(self._renew)
+        """Starts to listen; only the first call has an effect."""
+        if not self._started:
+            self._started = True
+            self._database.supervise(f"listen {self._channel}", self._listen)
+            self._database.on_credentials_replaced(self._reconnect)
 
-    def bell(self) -> Bell:
-        """Take it before looking for news: what arrives while you look will ring it."""
-        return self._bell
+    @property
+    def listening(self) -> bool:
+        """True while notifications arrive."""
+        return self._listening
+
+    def wakeup(self) -> Wakeup:
+        """Returns the next wake-up. Obtain it before you query, so that a row that arrives meanwhile is not missed."""
+        return self._wakeup
 
     async def _listen(self) -> None:
+        delays = backoff(*_BACKOFF_SECONDS)
         while True:
+            self._listening = self._replacing = False
             try:
                 await self._follow()
             except OperationalError as error:
-                if not self._renewing:
-                    log.debug("not listening, readers poll", channel=self._channel, error=type(error).__name__)
-                    await asyncio.sleep(_RECONNECT_SECONDS)
+                if self._replacing:
+                    continue
+                log.debug("not listening, readers poll", channel=self._channel, error=type(error).__name__)
+                if self._listening:
+                    delays = backoff(*_BACKOFF_SECONDS)
+                self._listening = False
+                await asyncio.sleep(next(delays))
 
     async def _follow(self) -> None:
-        self._renewing = False
-        parameters = self._database.login().parameters()
-        async with await AsyncConnection.connect(**parameters, autocommit=True) as connection:
+        keywords = self._database.login().keywords()
+        async with await AsyncConnection.connect(**keywords, autocommit=True) as connection:
             self._connection = connection
             await connection.execute(SQL("LISTEN {}").format(Identifier(self._channel)))
+            self._listening = True
             async for _ in connection.notifies():
-                self._bell.ring()
-                self._bell = Bell()
+                self._wakeup.set()
+                self._wakeup = Wakeup()
 
-    def _renew(self) -> None:
+    def _reconnect(self) -> None:
+        """Closes the connection of the old login, which makes `_listen` open a new one."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._renewing = True
-            self._database.supervise(f"listen {self._channel} anew", connection.close)
+            self._replacing = True
+            self._database.supervise(f"close listen {self._channel}", connection.close)

@@ -1,111 +1,99 @@
-"""How much a server takes on at once: a limit that grows while answers are quick and shrinks when they are not (AIMD).
+"""Adaptive concurrency limit of a server (AIMD): it grows while answers are quick and shrinks while they are slow.
 
-Invariant: what is beyond the limit is refused before any work is done for it; the limit stays between its settings.
+Invariant: a call beyond the limit is rejected before any work is done for it; the limit stays between its settings.
 """
 
 from __future__ import annotations
 
 import time
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
 from opentelemetry import trace
-from opentelemetry.metrics import CallbackOptions, Observation
 from pydantic import Field
 
 from chassis.errors import RpcError
-from chassis.settings import Section
-from chassis.telemetry.metrics import meter
+from chassis.settings import Live, Section
+from chassis.telemetry.metrics import LiveGauges
 
-_FIRST = 4
-_all: weakref.WeakSet[Limiter] = weakref.WeakSet()
+_INITIAL_FACTOR = 4
 
 
 class LimiterSettings(Section):
-    """How far the limit of calls at once may move, and what moves it."""
+    """The bounds of the concurrency limit, and how it moves between them."""
 
-    calls_at_least: int = Field(ge=1, le=100_000, description="the limit never gets lower")
-    calls_at_most: int = Field(ge=1, le=100_000, description="the limit never gets higher")
-    target_seconds: float = Field(gt=0, le=60, description="an answer that takes longer says: too much at once")
-    shrink: float = Field(gt=0, lt=1, description="what is left of the limit after such an answer")
-    retry_after_seconds: float = Field(gt=0, le=60, description="when one that was refused may come again")
+    calls_at_least: int = Field(ge=1, le=100_000, description="lower bound of the limit")
+    calls_at_most: int = Field(ge=1, le=100_000, description="upper bound of the limit")
+    target_seconds: float = Field(gt=0, le=60, description="a slower answer shows that the limit is too high")
+    shrink: float = Field(gt=0, lt=1, description="factor on the limit after a slow answer")
+    retry_after_seconds: float = Field(gt=0, le=60, description="retry time in the error of a rejected call")
 
 
 @dataclass(slots=True, eq=False)
-class Place:
-    """One call that was taken on, since when, and beside how many others."""
+class Permit:
+    """The right to work on one call: its start, and the number of calls in progress at that time."""
 
-    began: float
-    beside: int
-    given_back: bool = False
+    started: float
+    concurrency: int
+    released: bool = False
 
 
 class Limiter:
-    """`place = admit()`, and `release(place)` once the answer is on its way."""
+    """Issues permits up to the limit: `permit = acquire()` before the work, `release(permit)` after the answer."""
 
-    def __init__(
-        self, name: str, settings: Callable[[], LimiterSettings], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, name: str, settings: Live[LimiterSettings], clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
-        self.limit = float(min(settings().calls_at_most, _FIRST * settings().calls_at_least))
-        self.taken = 0
-        self.refused = 0
+        self.limit = float(min(settings.value.calls_at_most, _INITIAL_FACTOR * settings.value.calls_at_least))
+        self.in_use = 0
+        self.rejected = 0
         self._settings = settings
         self._clock = clock
         self._shrunk_at = float("-inf")
-        _all.add(self)
+        _gauges.add(self)
 
-    def admit(self) -> Place:
-        """Take a call on; raises RpcError(RESOURCE_EXHAUSTED, OVERLOADED), whose push-back forbids a retry."""
-        settings = self._settings()
+    def acquire(self) -> Permit:
+        """Returns a permit; raises RpcError(RESOURCE_EXHAUSTED, OVERLOADED), which forbids automatic retries."""
+        settings = self._settings.value
         self.limit = max(float(settings.calls_at_least), min(self.limit, float(settings.calls_at_most)))
-        if self.taken >= int(self.limit):
-            self.refused += 1
-            trace.get_current_span().add_event("limiter.refused", {"limiter.name": self.name, "limit": self.limit})
+        if self.in_use >= int(self.limit):
+            self.rejected += 1
+            trace.get_current_span().add_event("limiter.rejected", {"limiter.name": self.name, "limit": self.limit})
             raise _overloaded(settings.retry_after_seconds)
-        self.taken += 1
-        return Place(self._clock(), self.taken)
+        self.in_use += 1
+        return Permit(self._clock(), self.in_use)
 
-    def release(self, place: Place, *, measured: bool = True) -> None:
-        """Give the place back, once; `measured` unless the time it took says nothing about the load."""
-        if place.given_back:
+    def release(self, permit: Permit, *, measured: bool = True) -> None:
+        """Takes a permit back, once; pass `measured=False` if its duration says nothing about the load."""
+        if permit.released:
             return
-        place.given_back = True
-        self.taken -= 1
+        permit.released = True
+        self.in_use -= 1
         if measured:
-            self._learn(place, self._clock())
+            self._adjust(permit, self._clock())
 
-    def _learn(self, place: Place, now: float) -> None:
-        settings = self._settings()
-        if now - place.began <= settings.target_seconds:
-            # Answers of a server that is half empty say nothing about how much more it could do.
-            if place.beside * 2 >= self.limit:
+    def _adjust(self, permit: Permit, now: float) -> None:
+        settings = self._settings.value
+        if now - permit.started <= settings.target_seconds:
+            # A quick answer at less than half of the limit does not show that a higher limit would do.
+            if permit.concurrency * 2 >= self.limit:
                 self.limit = min(settings.calls_at_most, self.limit + 1 / self.limit)
-        elif place.began >= self._shrunk_at:
-            # Calls that began before the limit last shrank tell of the same crowd again.
+        elif permit.started >= self._shrunk_at:
+            # A call that started before the limit last shrank is part of the overload already acted on.
             self._shrunk_at = now
-            self.limit = max(
-                float(settings.calls_at_least), min(self.limit, max(place.beside, self.taken + 1)) * settings.shrink
-            )
+            highest = min(self.limit, max(permit.concurrency, self.in_use + 1))
+            self.limit = max(float(settings.calls_at_least), highest * settings.shrink)
 
 
 def _overloaded(seconds: float) -> RpcError:
-    # A retry would be one more call for a server that has too many; whoever asked first decides when to come again.
+    # A retry would add load; the negative push-back leaves the decision to the first caller in the chain.
     return RpcError(
-        grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "there is more to do than can be done now",
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "the server is at its concurrency limit",
         retry_after=seconds, pushback=-1.0,
     )  # fmt: skip
 
 
-def _gauge(name: str, read: Callable[[Limiter], float], description: str) -> None:
-    def observe(_options: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(read(limiter), {"limiter.name": limiter.name}) for limiter in list(_all)]
-
-    meter().create_observable_gauge(name, [observe], "1", description)
-
-
-_gauge("limiter.limit", lambda limiter: limiter.limit, "calls that may be under way at once")
-_gauge("limiter.taken", lambda limiter: limiter.taken, "calls under way")
-_gauge("limiter.refused", lambda limiter: limiter.refused, "calls refused since the start")
+_gauges: LiveGauges[Limiter] = LiveGauges("limiter.name", lambda limiter: limiter.name)
+_gauges.gauge("limiter.limit", lambda limiter: limiter.limit, "the current concurrency limit")
+_gauges.gauge("limiter.in_use", lambda limiter: limiter.in_use, "calls in progress")
+_gauges.gauge("limiter.rejected", lambda limiter: limiter.rejected, "calls rejected since the start")

@@ -1,6 +1,6 @@
-"""The Order Service put together: without an argument it serves gRPC, with `worker` it does the work after that.
+"""Entry point of the Order Service: serves gRPC without an argument, runs the worker with `worker`.
 
-`audit` and `rebuild NAME` are an operator's: they do one thing and end.
+`audit` and `rebuild NAME` are operator's commands: they do one thing and exit.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from chassis.process import Process
 from chassis.serving import server
 from order_service.commands import Commands
 from order_service.operations import consistency_check, rebuild
-from order_service.order_watches import Watchers
-from order_service.queries import PostgresTable, Queries
+from order_service.order_watches import OrderWatches
+from order_service.queries import PostgresReadTable, Queries
 from order_service.rpc import SERVICE, OrderRpc
 from order_service.settings import Settings
 from order_service.storage.databases import open_storage
-from order_service.storage.idempotency_keys import PostgresKeys
+from order_service.storage.idempotency_keys import PostgresIdempotencyKeys
 from order_service.worker import composition
 from shop.order.v1.order_pb2_grpc import add_OrderServiceServicer_to_server
 
-# What gives something back makes room.
+# Never limited: a cancellation gives credit back and so reduces the load.
 _EXEMPT = ("CancelOrder",)
 
 
 async def compose(process: Process[Settings]) -> None:
     database, store = await open_storage(process)
-    commands = Commands(store, PostgresKeys(database), lambda: process.settings.value)
-    queries = Queries(store, PostgresTable(database))
-    rpc = OrderRpc(commands, queries, Watchers(process, store, queries))
+    commands = Commands(store, PostgresIdempotencyKeys(database), process.settings)
+    queries = Queries(store, PostgresReadTable(database))
+    rpc = OrderRpc(commands, queries, OrderWatches(process, store, queries))
 
     def register(grpc_server: grpc.aio.Server) -> None:
         add_OrderServiceServicer_to_server(rpc, grpc_server)
 
     exempt = [f"/{SERVICE}/{method}" for method in _EXEMPT]
-    await server.serve(process, register, [SERVICE], limits=lambda: process.settings.value.limiter, exempt=exempt)
+    await server.serve(process, register, [SERVICE], limiter_settings=process.settings.section(lambda s: s.limiter), exempt=exempt)
 
 
 def main() -> None:

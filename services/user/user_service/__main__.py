@@ -37,7 +37,7 @@ async def compose(process: Process[Settings]) -> None:
         add_UserServiceServicer_to_server(rpc, grpc_server)
 
     exempt = [f"/{SERVICE}/{method}" for method in _EXEMPT]
-    await server.serve(process, register, [SERVICE], limits=lambda: process.settings.value.limiter, exempt=exempt)
+    await server.serve(process, register, [SERVICE], limiter_settings=process.settings.section(lambda s: s.limiter), exempt=exempt)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 from psycopg.errors import UniqueViolation
 from psycopg.rows import DictRow
 
-from chassis.errors import unwritable
+from chassis.errors import unstorable_value
 from user_service.domain import Credit, EmailTaken, Reservation, State, User, UserUnknown, email_key
 
 if TYPE_CHECKING:
@@ -174,4 +174,4 @@ class MemoryAccounts:
 def _writable(*texts: str) -> None:
     """Refuse what Postgres refuses."""
     if any("\x00" in text for text in texts):
-        raise unwritable()
+        raise unstorable_value()

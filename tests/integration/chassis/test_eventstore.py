@@ -1,4 +1,4 @@
-"""The event log on Postgres passes the suite of event logs."""
+"""The event store on Postgres passes the behaviour suite that both event stores share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 from behaviour.event_log import *  # noqa: F403
-from support.postgres.leased_database import World, started
+from support.postgres.database_under_test import DatabaseUnderTest, database_under_test
 from support.postgres.private_postgres import Postgres
 
 from chassis.events.record import RecordedEvent
@@ -17,19 +17,19 @@ from chassis.postgres.eventstore import EventStore
 KEYS = "CREATE TABLE keys (key text CONSTRAINT keys_key PRIMARY KEY, stream uuid NOT NULL)"
 
 
-def postgres_keys(cursor: Any, events: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
+def insert_key(cursor: Any, events: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
     stream = events[0].stream if events else uuid4()
     cursor.execute("INSERT INTO keys (key, stream) VALUES (%s, %s)", (extra["key"], stream))
 
 
-async def prepare(world: World) -> None:
-    await world.database.migrate("chassis")
-    async with world.database.connection() as connection:
+async def create_tables(under_test: DatabaseUnderTest) -> None:
+    await under_test.database.migrate("chassis")
+    async with under_test.database.connection() as connection:
         await connection.execute(KEYS)
 
 
 @pytest.fixture
 async def store(postgres: Postgres, schema: str) -> AsyncIterator[EventStore]:
-    async with started(postgres, schema) as world:
-        await prepare(world)
-        yield await EventStore.open(world.database, within=postgres_keys)
+    async with database_under_test(postgres, schema) as under_test:
+        await create_tables(under_test)
+        yield await EventStore.open(under_test.database, write_rows=insert_key)

@@ -1,4 +1,4 @@
-"""What only the event store on Postgres can get wrong: lost answers, lost connections, leases that end."""
+"""Failures that only the event store on Postgres can have: lost results, lost connections, expiring credentials."""
 
 from __future__ import annotations
 
@@ -13,48 +13,50 @@ import grpc
 import psycopg
 import pytest
 from behaviour.event_log import event
-from eventsourcing.persistence import OperationalError
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
-from support.postgres.leased_database import World, started
+from support.postgres.database_under_test import DatabaseUnderTest, database_under_test
 from support.postgres.private_postgres import Postgres
+from support.waiting import until
 
 from chassis.deadline import deadline
 from chassis.errors import ConfigurationError, RpcError
 from chassis.events.port import AlreadyRecorded, VersionConflict
+from chassis.postgres.event_recorder import ConnectionLost
 from chassis.postgres.eventstore import EventStore
 
-from .test_eventstore import postgres_keys, prepare
-from .waiting import until
+from .test_eventstore import create_tables, insert_key
 
 
 @pytest.fixture
-async def store(world: World) -> EventStore:
-    await prepare(world)
-    return await EventStore.open(world.database, within=postgres_keys)
+async def store(under_test: DatabaseUnderTest) -> EventStore:
+    await create_tables(under_test)
+    return await EventStore.open(under_test.database, write_rows=insert_key)
 
 
-def lose_the_answer(store: EventStore, times: int) -> None:
-    """Let the next appends commit and then fail as if the connection had broken."""
-    insert: Callable[..., None] = store._recorder.insert_once
+def lose_results(store: EventStore, times: int) -> None:
+    """Make the next appends commit and then fail as if the connection had been lost."""
+    insert: Callable[..., None] = store._recorder.insert
     left = iter(range(times))
 
     def lossy(*arguments: Any) -> None:
         insert(*arguments)
         if next(left, None) is not None:
-            raise OperationalError("server closed the connection unexpectedly")
+            raise ConnectionLost("server closed the connection unexpectedly")
 
-    store._recorder.insert_once = lossy  # type: ignore[method-assign, assignment]
+    store._recorder.insert = lossy  # type: ignore[method-assign, assignment]
 
 
-async def test_while_appends_wait_for_the_table_reads_do_not(store: EventStore, world: World) -> None:
+async def test_reads_do_not_wait_while_appends_wait_for_the_table_lock(
+    store: EventStore, under_test: DatabaseUnderTest
+) -> None:
     stream = uuid4()
     await store.append(stream, 0, [event(stream, 1)], key="k")
-    async with world.database.connection() as connection:
+    async with under_test.database.connection() as connection:
         await connection.execute("LOCK TABLE events IN EXCLUSIVE MODE")
         waiting = [asyncio.create_task(store.append(each, 0, [event(each, 1)], key=each.hex))
                    for each in (uuid4() for _ in range(8))]  # fmt: skip
         blocked = "SELECT 1 FROM pg_locks WHERE NOT granted"
-        await until("they wait", lambda: bool(world.vault.postgres.rows(blocked)))
+        await until("they wait", lambda: bool(under_test.vault.postgres.rows(blocked)))
         began = time.monotonic()
         assert len(await store.read(stream)) == 1
         assert await store.head() == 1
@@ -63,8 +65,10 @@ async def test_while_appends_wait_for_the_table_reads_do_not(store: EventStore, 
     await asyncio.gather(*waiting)
 
 
-async def test_an_append_that_never_gets_its_turn_ends_at_its_deadline(store: EventStore, world: World) -> None:
-    async with world.database.connection() as connection:
+async def test_an_append_that_waits_for_other_appends_fails_at_its_deadline(
+    store: EventStore, under_test: DatabaseUnderTest
+) -> None:
+    async with under_test.database.connection() as connection:
         await connection.execute("LOCK TABLE events IN EXCLUSIVE MODE")
         streams = [uuid4() for _ in range(6)]
         with deadline(0.5):
@@ -77,39 +81,39 @@ async def test_an_append_that_never_gets_its_turn_ends_at_its_deadline(store: Ev
     await store.append(streams[0], 0, [event(streams[0], 1)], key="after")
 
 
-async def test_without_its_tables_it_is_refused(world: World) -> None:
+async def test_a_store_without_its_tables_does_not_open(under_test: DatabaseUnderTest) -> None:
     with pytest.raises(ConfigurationError, match="migrate"):
-        await EventStore.open(world.database)
+        await EventStore.open(under_test.database)
 
 
-async def test_an_append_whose_answer_was_lost_is_done_once_and_is_no_conflict(store: EventStore) -> None:
+async def test_an_append_whose_result_was_lost_happens_once_and_is_no_conflict(store: EventStore) -> None:
     stream, first = uuid4(), uuid4()
-    lose_the_answer(store, 1)
+    lose_results(store, 1)
     await store.append(stream, 0, [event(stream, 1), event(stream, 2)], key="k")
     assert [e.version for e in await store.read(stream)] == [1, 2]
     with pytest.raises(AlreadyRecorded):
         await store.append(first, 0, [event(first, 1)], key="k")
 
 
-async def test_a_lost_answer_does_not_hide_a_real_conflict(store: EventStore) -> None:
+async def test_a_lost_result_does_not_hide_a_real_conflict(store: EventStore) -> None:
     stream = uuid4()
     await store.append(stream, 0, [event(stream, 1)])
-    lose_the_answer(store, 1)
+    lose_results(store, 1)
     with pytest.raises(VersionConflict):
         await store.append(stream, 0, [event(stream, 1)])
 
 
-async def test_a_refusal_does_not_repeat_the_row(store: EventStore) -> None:
+async def test_an_error_does_not_contain_the_row(store: EventStore) -> None:
     key = uuid4().hex
     await store.append(uuid4(), 0, [], key=key)
-    with pytest.raises(AlreadyRecorded) as refusal:
+    with pytest.raises(AlreadyRecorded) as raised:
         await store.append(uuid4(), 0, [], key=key)
-    told = "".join(traceback.format_exception(refusal.value))
-    assert 'violates unique constraint "keys_key"' in told
-    assert key not in told
+    text = "".join(traceback.format_exception(raised.value))
+    assert 'violates unique constraint "keys_key"' in text
+    assert key not in text
 
 
-async def test_each_read_under_a_deadline_is_limited_and_the_server_has_nothing_to_complain_of(
+async def test_each_statement_ends_at_the_deadline_and_the_server_logs_no_warning(
     store: EventStore, postgres: Postgres
 ) -> None:
     stream = uuid4()
@@ -130,7 +134,7 @@ async def test_each_read_under_a_deadline_is_limited_and_the_server_has_nothing_
     assert "WARNING" not in (postgres.folder / "log").read_text()
 
 
-async def test_a_restart_of_the_server_is_survived(store: EventStore, postgres: Postgres) -> None:
+async def test_the_store_works_after_a_restart_of_the_server(store: EventStore, postgres: Postgres) -> None:
     stream = uuid4()
     await store.append(stream, 0, [event(stream, 1)])
     postgres.stop()
@@ -139,60 +143,60 @@ async def test_a_restart_of_the_server_is_survived(store: EventStore, postgres: 
     assert [e.version for e in await store.read(stream)] == [1, 2]
 
 
-async def test_a_server_that_is_away_is_unavailable_within_the_deadline_and_heals(
-    store: EventStore, world: World, postgres: Postgres
+async def test_an_unavailable_server_is_reported_within_the_deadline_and_works_after_its_restart(
+    store: EventStore, under_test: DatabaseUnderTest, postgres: Postgres
 ) -> None:
     stream = uuid4()
     postgres.stop(kill=True)
-    for ask in (lambda: store.read(stream), world.database.check):
+    for call in (lambda: store.read(stream), under_test.database.check):
         started_at = time.monotonic()
-        with deadline(1.0), pytest.raises(RpcError) as refusal:
-            await ask()
-        assert refusal.value.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        with deadline(1.0), pytest.raises(RpcError) as raised:
+            await call()
+        assert raised.value.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
         assert time.monotonic() - started_at < 4.0
     await asyncio.to_thread(postgres.start)
-    back = time.monotonic()
+    restarted_at = time.monotonic()
 
-    async def both_answer() -> bool:
+    async def both_work() -> bool:
         try:
             await store.read(stream)
-            await world.database.check()
+            await under_test.database.check()
         except RpcError:
             return False
         return True
 
-    await until("store and pool work again", both_answer)
-    assert time.monotonic() - back < 5.0
+    await until("store and pool work again", both_work)
+    assert time.monotonic() - restarted_at < 5.0
 
 
-async def test_a_subscription_outlives_a_restart(store: EventStore, postgres: Postgres) -> None:
+async def test_a_subscription_continues_after_a_restart_of_the_server(store: EventStore, postgres: Postgres) -> None:
     stream, found = uuid4(), store.subscribe(0)
     following = asyncio.ensure_future(anext(found))
-    await until("it listens", lambda: store._listener._connection is not None)
+    await until("it listens", lambda: store._notifications.listening)
     postgres.stop()
     await asyncio.to_thread(postgres.start)
     await store.append(stream, 0, [event(stream, 1)])
     assert (await asyncio.wait_for(following, 10))[1].version == 1
 
 
-async def test_a_subscription_wakes_by_notification(store: EventStore) -> None:
+async def test_a_notification_wakes_a_subscription(store: EventStore) -> None:
     stream, found = uuid4(), store.subscribe(0)
     following = asyncio.ensure_future(anext(found))
-    await until("it listens", lambda: store._listener._connection is not None)
+    await until("it listens", lambda: store._notifications.listening)
     for _ in range(3):
         await asyncio.sleep(0)
     started_at = time.monotonic()
     await store.append(stream, 0, [event(stream, 1)])
     await following
-    assert time.monotonic() - started_at < 0.9, "it looks by itself once a second"
+    assert time.monotonic() - started_at < 0.9, "it polls only once a second"
 
 
-async def test_logins_change_under_load_and_no_request_is_lost(postgres: Postgres, schema: str) -> None:
-    """Leases of 2 s that Vault does not renew: every second another user, while readers and writers go on."""
-    async with started(postgres, schema, seconds=2.0) as world:
-        world.vault.renewable = False
-        await prepare(world)
-        store = await EventStore.open(world.database, within=postgres_keys)
+async def test_credentials_are_replaced_under_load_and_no_request_fails(postgres: Postgres, schema: str) -> None:
+    """Leases of 2 s that Vault does not renew: a new user each second while readers and writers work."""
+    async with database_under_test(postgres, schema, seconds=2.0) as under_test:
+        under_test.vault.renewable = False
+        await create_tables(under_test)
+        store = await EventStore.open(under_test.database, write_rows=insert_key)
         stop, done = asyncio.Event(), [0, 0]
 
         async def write() -> None:
@@ -203,55 +207,55 @@ async def test_logins_change_under_load_and_no_request_is_lost(postgres: Postgre
 
         async def read() -> None:
             while not stop.is_set():
-                async with world.database.connection() as connection:
+                async with under_test.database.connection() as connection:
                     await connection.execute("SELECT count(*) FROM events")
                 done[1] += 1
 
         async def follow() -> None:
             async for position, _ in store.subscribe(0):
-                seen.append(position)
+                received.append(position)
 
-        seen: list[int] = []
+        received: list[int] = []
         following = asyncio.create_task(follow())
         work = [asyncio.create_task(kind()) for kind in (write, write, read, read)]
-        await until("five logins", lambda: len(world.vault.issued) >= 5, 20)
+        await until("five logins", lambda: len(under_test.vault.issued) >= 5, 20)
         stop.set()
-        world.vault.renewable = True
+        under_test.vault.renewable = True
         await asyncio.gather(*work)
         assert min(done) > 50
-        await until("the reader has seen all", lambda: len(seen) == done[0])
+        await until("the subscriber has received all", lambda: len(received) == done[0])
         following.cancel()
-        # A replacement that was under way may still issue one more login: the newest is looked up each time.
+        # A replacement in progress may still issue another login, so the newest one is looked up each time.
         await until(
             "only the newest login is connected",
-            lambda: _users(postgres, schema) == {world.vault.issued[-1].username},
+            lambda: _users(postgres, schema) == {under_test.vault.issued[-1].username},
         )
 
 
-async def test_the_tables_are_what_the_library_would_make(world: World) -> None:
-    await prepare(world)
-    datastore = PostgresDatastore(world.database.name, **_superuser(world), schema="reference")
-    async with world.database.connection() as connection:
+async def test_the_tables_are_those_that_the_library_would_create(under_test: DatabaseUnderTest) -> None:
+    await create_tables(under_test)
+    datastore = PostgresDatastore(under_test.database.name, **_superuser(under_test), schema="reference")
+    async with under_test.database.connection() as connection:
         await connection.execute("RESET role")
-    world.vault.postgres.execute("CREATE SCHEMA reference", dbname=world.database.name)
+    under_test.vault.postgres.execute("CREATE SCHEMA reference", dbname=under_test.database.name)
     recorder = PostgresApplicationRecorder(datastore, events_table_name="events")
     await asyncio.to_thread(recorder.create_table)
     await asyncio.to_thread(datastore.close)
-    ours, theirs = _columns(world, world.database.name), _columns(world, "reference")
+    ours, theirs = _columns(under_test, under_test.database.name), _columns(under_test, "reference")
     assert ours == theirs
     assert ours
 
 
-def _superuser(world: World) -> dict[str, Any]:
-    return {"host": "127.0.0.1", "port": world.vault.postgres.port, "user": "postgres", "password": ""}
+def _superuser(under_test: DatabaseUnderTest) -> dict[str, Any]:
+    return {"host": "127.0.0.1", "port": under_test.vault.postgres.port, "user": "postgres", "password": ""}
 
 
-def _columns(world: World, schema: str) -> list[tuple[Any, ...]]:
-    return world.vault.postgres.rows(
+def _columns(under_test: DatabaseUnderTest, schema: str) -> list[tuple[Any, ...]]:
+    return under_test.vault.postgres.rows(
         "SELECT c.relname, c.relkind::text, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull"
         " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0"
         f" WHERE c.relnamespace = '{schema}'::regnamespace AND c.relname ~ '^(events|stored)' ORDER BY 1, a.attnum",
-        dbname=world.database.name,
+        dbname=under_test.database.name,
     )
 
 

@@ -57,7 +57,7 @@ def event(stream: UUID, version: int, kind: str) -> RecordedEvent:
 
 async def test_each_race_for_a_version_of_one_stream_has_one_winner(storage: PostgresStorage) -> None:
     races, stream = 50, uuid4()
-    logs = [storage.store, await EventStore.open(storage.world.database, within=idempotency_keys.keep, max_size=8)]
+    logs = [storage.store, await EventStore.open(storage.world.database, write_rows=idempotency_keys.keep, max_size=8)]
     for version in range(races):
         tries = [event(stream, version + 1, f"By{writer}") for writer in range(WRITERS)]
         appends = (logs[number % 2].append(stream, version, [each]) for number, each in enumerate(tries))
@@ -144,7 +144,7 @@ def projector(storage: PostgresStorage, number: int) -> Projector:
         await connection.execute("INSERT INTO seen (position, projector) VALUES (%s, %s)", (position, number))
 
     projection = Projection("seen", onto_seen)
-    return Projector(projection, storage.store, storage.world.database, lambda: shipped(poll_seconds=0.05))
+    return Projector(projection, storage.store, storage.world.database, lambda: shipped(worker_poll_seconds=0.05))
 
 
 async def crowd(storage: PostgresStorage, events: int, seconds: float) -> None:

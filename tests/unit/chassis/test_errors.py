@@ -1,4 +1,4 @@
-"""What one service raises, the caller of another catches."""
+"""Errors keep code, reason, fields and retry time on the wire."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_an_error_without_details_is_named_after_its_code() -> None:
     assert (error.reason, error.message, error.retry_after) == ("UNAVAILABLE", "gone", None)
 
 
-def test_a_code_nobody_knows_is_unknown() -> None:
+def test_an_undefined_code_becomes_unknown() -> None:
     assert from_status(status_pb2.Status(code=77, message="?")).code is grpc.StatusCode.UNKNOWN
 
 

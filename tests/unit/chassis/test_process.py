@@ -1,4 +1,4 @@
-"""The life of a process: refused starts, the drain in its order, background work that fails."""
+"""The life cycle of a process: starts that fail, the order of the drain, background work that fails."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ async def alive() -> AsyncIterator[Process[ProcessSettings]]:
     await made.close()
 
 
-async def test_readiness_is_every_probes_answer(alive: Process[ProcessSettings]) -> None:
+async def test_readiness_has_the_result_of_every_probe(alive: Process[ProcessSettings]) -> None:
     async def asleep() -> str:
         return "no login yet"
 
     alive.add_readiness("postgres", lambda: None)
     alive.add_readiness("vault", asleep)
     alive.add_readiness("disk", lambda: 1 / 0)  # type: ignore[arg-type, return-value]
-    answers = await alive.readiness()
-    assert answers == {"postgres": "ok", "vault": "no login yet", "disk": "ZeroDivisionError: division by zero"}
+    results = await alive.readiness()
+    assert results == {"postgres": "ok", "vault": "no login yet", "disk": "ZeroDivisionError: division by zero"}
 
 
 async def test_a_process_that_stops_is_not_ready(alive: Process[ProcessSettings]) -> None:
@@ -83,7 +83,7 @@ async def test_background_work_does_not_inherit_a_deadline(alive: Process[Proces
     assert found == [None]
 
 
-async def test_closing_goes_backwards_and_over_failures(alive: Process[ProcessSettings]) -> None:
+async def test_closers_run_in_reverse_order_and_continue_after_a_failure(alive: Process[ProcessSettings]) -> None:
     closed: list[str] = []
 
     def closer(name: str, fault: bool = False) -> Callable[[], Awaitable[None]]:
@@ -100,7 +100,9 @@ async def test_closing_goes_backwards_and_over_failures(alive: Process[ProcessSe
     assert closed == ["second", "first"]
 
 
-async def test_an_accepted_call_is_finished_and_health_fails_first(alive: Process[ProcessSettings]) -> None:
+async def test_after_sigterm_health_fails_first_and_accepted_calls_finish(
+    alive: Process[ProcessSettings],
+) -> None:
     gate = asyncio.Event()
 
     async def slow(text: str, _context: Any) -> str:
@@ -124,7 +126,7 @@ async def test_an_accepted_call_is_finished_and_health_fails_first(alive: Proces
         while await status() == health_pb2.HealthCheckResponse.SERVING:
             await asyncio.sleep(0.01)
         late = asyncio.create_task(stub.say("late"))
-        await until("a call that came during the drain is accepted", lambda: "late" in echo.seen)
+        await until("a call during the drain is accepted", lambda: "late" in echo.seen)
         gate.set()
         assert (await accepted, await late) == ("kept", "late")
     async with asyncio.timeout(3):
@@ -133,21 +135,21 @@ async def test_an_accepted_call_is_finished_and_health_fails_first(alive: Proces
 
 async def test_health_follows_readiness(alive: Process[ProcessSettings], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_PROBE_SECONDS", 0.02)
-    state = {"postgres": "away"}
+    state: dict[str, str | None] = {"postgres": "unavailable"}
     alive.add_readiness("postgres", lambda: state["postgres"])
     serving = asyncio.create_task(server.serve(alive, lambda _: None, []))
     async with grpc.aio.insecure_channel(alive.environment.bind_address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=5)
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        state["postgres"] = "ok"
+        state["postgres"] = None
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         watch.cancel()
     alive.stopping.set()
     await serving
 
 
-async def test_an_address_that_is_taken_is_an_error_not_a_silent_share(alive: Process[ProcessSettings]) -> None:
+async def test_an_address_in_use_is_an_error_and_is_not_shared(alive: Process[ProcessSettings]) -> None:
     taken = await Echo(lambda text, _: asyncio.sleep(0, text)).start(alive.environment.bind_address)
     with pytest.raises(RuntimeError, match=alive.environment.bind_address):
         await server.serve(alive, lambda _: None, [])
@@ -156,7 +158,7 @@ async def test_an_address_that_is_taken_is_an_error_not_a_silent_share(alive: Pr
 
 @pytest.fixture
 def placed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeConsul:
-    """An environment and a Consul that a whole life can be lived in."""
+    """An environment and a Consul with settings, sufficient to run a whole process."""
     place(monkeypatch)
     consul = FakeConsul()
     consul.put("config/gateway", json.dumps(SETTINGS.model_dump()))
@@ -166,7 +168,7 @@ def placed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeConsul:
     return consul
 
 
-async def test_a_missing_variable_ends_the_start_with_one_clear_line(
+async def test_a_missing_variable_stops_the_start_and_is_named_in_one_log_line(
     placed: FakeConsul, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VAULT_ADDR")
@@ -175,19 +177,19 @@ async def test_a_missing_variable_ends_the_start_with_one_clear_line(
     assert [line["problem"] for line in logs] == ["environment: VAULT_ADDR: missing"]
 
 
-async def test_a_refused_setting_ends_the_start(placed: FakeConsul) -> None:
+async def test_an_invalid_setting_stops_the_start(placed: FakeConsul) -> None:
     placed.put("config/gateway", "{}")
     with structlog.testing.capture_logs() as logs:
         assert await process_module.live("gateway", ProcessSettings, _never) == 1
     assert "config/gateway: log_level: missing" in logs[-1]["problem"]
 
 
-async def test_sigterm_ends_a_life_with_zero(placed: FakeConsul) -> None:
+async def test_the_exit_code_after_sigterm_is_zero(placed: FakeConsul) -> None:
     done: list[str] = []
 
     async def compose(started: Process[ProcessSettings]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        await started.until_drained()
+        await started.wait_for_drain()
         done.append("drained")
 
     began = time.monotonic()
@@ -196,19 +198,19 @@ async def test_sigterm_ends_a_life_with_zero(placed: FakeConsul) -> None:
     assert time.monotonic() - began >= 0.3
 
 
-async def test_sigterm_before_consul_answers_ends_the_start(
+async def test_sigterm_while_consul_is_unavailable_stops_the_start(
     placed: FakeConsul, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def endless() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(placed, "reachable", endless)
+    monkeypatch.setattr(placed, "connect", endless)
     async with asyncio.timeout(2):
         assert await process_module.live("gateway", ProcessSettings, _never) == 0
 
 
-async def test_a_part_that_does_not_end_cannot_hold_the_process_up(
+async def test_the_process_exits_in_time_while_its_work_does_not_end(
     placed: FakeConsul, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process_module, "FLUSH_SECONDS", 0.1)
@@ -222,7 +224,7 @@ async def test_a_part_that_does_not_end_cannot_hold_the_process_up(
         assert await process_module.live("gateway", ProcessSettings, stuck) == 0
 
 
-async def test_a_composition_that_fails_is_exit_code_one(placed: FakeConsul) -> None:
+async def test_the_exit_code_after_a_failed_composition_is_one(placed: FakeConsul) -> None:
     async def broken(_started: Process[ProcessSettings]) -> None:
         raise RuntimeError("no port")
 
@@ -232,4 +234,4 @@ async def test_a_composition_that_fails_is_exit_code_one(placed: FakeConsul) -> 
 
 
 async def _never(_started: Process[ProcessSettings]) -> None:
-    raise AssertionError("it must not get so far")
+    raise AssertionError("composed although the start failed")

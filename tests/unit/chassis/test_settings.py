@@ -1,4 +1,4 @@
-"""Configuration: what is refused and by which name, then what is taken over while the process runs."""
+"""Configuration: the errors of invalid settings, then changes while the process runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def raw(**changes: Any) -> str:
     return json.dumps({key: value for key, value in (GOOD | changes).items() if value is not ...})
 
 
-REFUSED = [
+INVALID = [
     (raw(deadline_seconds=...), "config/gateway: deadline_seconds: missing"),
     (raw(deadline_second=1), "config/gateway: deadline_second: unknown key"),
     (raw(deadline_seconds=0), "config/gateway: deadline_seconds: Input should be greater than 0"),
@@ -47,32 +47,32 @@ REFUSED = [
     (raw(log_level="LOUD"), "config/gateway: log_level: "),
     (raw(users={"fail_max": 0}), "config/gateway: users.fail_max: "),
     (raw(users={}), "config/gateway: users.fail_max: missing"),
-    (raw()[:-1] + ', "grace_seconds": 5}', "config/gateway: grace_seconds: stands twice"),
-    (raw().replace('{"fail_max": 5', '{"fail_max": 5, "fail\\u005fmax": 6'), "config/gateway: fail_max: stands twice"),
+    (raw()[:-1] + ', "grace_seconds": 5}', "config/gateway: grace_seconds: duplicate key"),
+    (raw().replace('{"fail_max": 5', '{"fail_max": 5, "fail\\u005fmax": 6'), "config/gateway: fail_max: duplicate key"),
     ("{", "config/gateway: value: Invalid JSON"),
     ("[]", "config/gateway: value: "),
 ]
 
 
-@pytest.mark.parametrize(("text", "refusal"), REFUSED, ids=[refusal for _, refusal in REFUSED])
-def test_an_invalid_setting_is_refused_by_key_and_field(text: str, refusal: str) -> None:
+@pytest.mark.parametrize(("text", "problem"), INVALID, ids=[problem for _, problem in INVALID])
+def test_the_error_of_an_invalid_setting_names_key_and_field(text: str, problem: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         parse_settings(KEY, text.encode(), Settings)
-    assert str(caught.value).startswith(refusal)
+    assert str(caught.value).startswith(problem)
 
 
-def test_every_refused_field_is_named() -> None:
+def test_the_error_names_every_invalid_field() -> None:
     with pytest.raises(ConfigurationError, match=r"drain_seconds: .*grace_seconds: "):
         parse_settings(KEY, raw(drain_seconds=-1, grace_seconds=-1).encode(), Settings)
 
 
-def test_a_refusal_does_not_repeat_the_value() -> None:
+def test_the_error_does_not_show_the_value() -> None:
     with pytest.raises(ConfigurationError) as caught:
         parse_settings(KEY, raw(log_level="hunter2").encode(), Settings)
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_setting_with_a_default_is_refused_when_the_class_is_made() -> None:
+def test_a_class_of_settings_with_a_default_cannot_be_defined() -> None:
     with pytest.raises(TypeError, match=r"hidden: a setting has no default.*seconds"):
 
         class hidden(Section):  # noqa: N801
@@ -85,7 +85,7 @@ def test_settings_cannot_be_changed_in_place() -> None:
         settings.deadline_seconds = 9.0  # type: ignore[misc]
 
 
-async def test_a_key_that_is_missing_stops_the_start() -> None:
+async def test_loading_a_missing_key_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match="config/gateway: missing"):
         await load_settings(FakeConsul(), KEY, Settings)
 
@@ -100,18 +100,18 @@ async def followed() -> AsyncIterator[tuple[FakeConsul, Live[Settings]]]:
     task.cancel()
 
 
-async def test_a_change_is_taken_over_and_told(followed: tuple[FakeConsul, Live[Settings]]) -> None:
+async def test_a_change_is_applied_and_passed_to_all_callbacks(followed: tuple[FakeConsul, Live[Settings]]) -> None:
     consul, live = followed
-    told: list[float] = []
+    received: list[float] = []
     live.on_change(lambda _: 1 / 0)  # type: ignore[arg-type]
-    live.on_change(lambda now: told.append(now.deadline_seconds))
+    live.on_change(lambda value: received.append(value.deadline_seconds))
     consul.put(KEY, raw(deadline_seconds=9))
     await until("the new value is live", lambda: live.value.deadline_seconds == 9)
-    assert told == [9.0]
+    assert received == [9.0]
 
 
 @pytest.mark.parametrize("bad", [raw(deadline_seconds=-1), raw(extra=1), "{", None])
-async def test_at_run_time_the_last_good_value_stays(
+async def test_an_invalid_change_is_logged_and_the_last_valid_settings_stay(
     followed: tuple[FakeConsul, Live[Settings]], bad: str | None
 ) -> None:
     consul, live = followed
@@ -120,14 +120,14 @@ async def test_at_run_time_the_last_good_value_stays(
             consul.remove(KEY)
         else:
             consul.put(KEY, bad)
-        await until("it is refused in the log", lambda: any(line["event"] == "configuration refused" for line in logs))
+        await until("the error is logged", lambda: any(line["event"].startswith("invalid settings") for line in logs))
     assert live.value.deadline_seconds == 1.5
     assert logs[0]["problem"].startswith("config/gateway: ")
     consul.put(KEY, raw(deadline_seconds=3))
-    await until("the next good value is live", lambda: live.value.deadline_seconds == 3)
+    await until("the next valid value is live", lambda: live.value.deadline_seconds == 3)
 
 
-def test_a_missing_variable_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_missing_and_invalid_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     place(monkeypatch)
     monkeypatch.delenv("VAULT_ADDR")
     monkeypatch.setenv("BIND_ADDRESS", "8080")

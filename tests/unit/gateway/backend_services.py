@@ -21,9 +21,9 @@ from chassis.testing import FakeConsul, process
 from order_service import commands as order_commands
 from order_service import queries as order_queries
 from order_service import settings as order_settings
-from order_service.order_watches import Watchers
+from order_service.order_watches import OrderWatches
 from order_service.rpc import OrderRpc
-from order_service.storage.idempotency_keys import MemoryKeys
+from order_service.storage.idempotency_keys import MemoryIdempotencyKeys
 from shop.order.v1.order_pb2_grpc import add_OrderServiceServicer_to_server
 from user_service import access_tokens as user_tokens
 from user_service import commands as user_commands
@@ -136,9 +136,9 @@ class Orders:
     """One Order Service and as many instances of it as one asks for, all on the same store."""
 
     def __init__(self) -> None:
-        self._settings, keys = make_settings("order-service", order_settings.Settings), MemoryKeys()
-        self._store = MemoryEventStore(within=keys.keep)
-        self._queries = order_queries.Queries(self._store, order_queries.MemoryTable(self._store))
+        self._settings, keys = make_settings("order-service", order_settings.Settings), MemoryIdempotencyKeys()
+        self._store = MemoryEventStore(write_rows=keys.insert_key)
+        self._queries = order_queries.Queries(self._store, order_queries.MemoryReadTable(self._store))
         self.commands = order_commands.Commands(self._store, keys, lambda: self._settings)
         self.worker = Worker(self.commands)
         self.instances: list[OrderInstance] = []
@@ -146,7 +146,7 @@ class Orders:
     async def start(self, servers: Servers) -> None:
         """One more instance."""
         here = process("order-service", self._settings)
-        watchers = Watchers(here, self._store, self._queries)
+        watchers = OrderWatches(here, self._store, self._queries)
         rpc = OrderRpc(self.commands, self._queries, watchers)
         address = await servers.start("order-service", lambda server: add_OrderServiceServicer_to_server(rpc, server))
         self.instances.append(OrderInstance(address, here, watchers))
@@ -170,4 +170,4 @@ class OrderInstance:
 
     address: str
     process: Process[order_settings.Settings]
-    watchers: Watchers
+    watchers: OrderWatches

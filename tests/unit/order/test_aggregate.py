@@ -15,7 +15,7 @@ from behaviour.state_machines import drive, must_fail
 
 from chassis.events.memory import MemoryEventStore
 from chassis.events.record import RecordedEvent
-from order_service.storage.idempotency_keys import Key, MemoryKeys
+from order_service.storage.idempotency_keys import IdempotencyKey, MemoryIdempotencyKeys
 
 
 def test_orders_do_what_the_model_says() -> None:
@@ -31,12 +31,12 @@ class NoVersions(MemoryEventStore):
         await super().append(stream, at, moved, **extra)
 
 
-class NoKeys(MemoryKeys):
+class NoKeys(MemoryIdempotencyKeys):
     """Keeps keys but never finds one in use."""
 
     def keep(self, _: object, __: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
         if "key" in extra:
-            key: Key = extra["key"]
+            key: IdempotencyKey = extra["key"]
             self._keys[key.user_id, key.key] = key
 
 
@@ -48,7 +48,7 @@ class Without(MemoryStorage):
         if defence == "keys":
             self.keys = NoKeys()
         kind = NoVersions if defence == "versions" else MemoryEventStore
-        self.store = kind(within=self.keys.keep)
+        self.store = kind(write_rows=self.keys.keep)
         self.table._store = self.store
 
 

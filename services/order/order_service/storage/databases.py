@@ -1,4 +1,4 @@
-"""The database and the event store in it, opened the same way by both entries."""
+"""Opens the database and its event store, in the same way for the service, the worker and the operations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from order_service.storage import idempotency_keys
 
 
 async def open_storage(process: Process[Settings]) -> tuple[Database, EventStore]:
-    """Both, with every table in place."""
+    """Returns both after all migrations are applied."""
     database = await Database.open(process, name="order_service")
     await database.migrate("chassis")
     await database.migrate("order_service")
-    return database, await EventStore.open(database, within=idempotency_keys.keep)
+    return database, await EventStore.open(database, write_rows=idempotency_keys.insert_key)

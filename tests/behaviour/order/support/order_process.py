@@ -10,13 +10,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from behaviour.order.support.service import ADA, TEA, shipped
-from support.postgres.leased_database import started
+from support.postgres.database_under_test import database_under_test
 from support.postgres.private_postgres import Postgres
 
 from chassis.postgres.eventstore import EventStore
 from order_service.commands import Commands
 from order_service.storage import idempotency_keys
-from order_service.storage.idempotency_keys import PostgresKeys
+from order_service.storage.idempotency_keys import PostgresIdempotencyKeys
 
 
 @contextmanager
@@ -33,9 +33,9 @@ def placing(postgres: Postgres, schema: str, key: str) -> Iterator[BaseProcess]:
 
 def _place(port: int, schema: str, key: str) -> None:
     async def place() -> None:
-        async with started(Postgres(Path(), port), schema) as world:
-            store = await EventStore.open(world.database, within=idempotency_keys.keep)
-            commands = Commands(store, PostgresKeys(world.database), shipped)
+        async with database_under_test(Postgres(Path(), port), schema) as world:
+            store = await EventStore.open(world.database, write_rows=idempotency_keys.keep)
+            commands = Commands(store, PostgresIdempotencyKeys(world.database), shipped)
             await commands.place_order(ADA, key, "EUR", [TEA])
 
     asyncio.run(place())

@@ -9,17 +9,17 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from support.postgres.leased_database import World, started
+from support.postgres.database_under_test import DatabaseUnderTest, database_under_test
 from support.postgres.private_postgres import Postgres
 
 from chassis.events.memory import MemoryEventStore
 from chassis.postgres.eventstore import EventStore
-from order_service.queries import MemoryTable, PostgresTable
+from order_service.queries import MemoryReadTable, PostgresReadTable
 from order_service.settings import Settings
 from order_service.storage import idempotency_keys
-from order_service.storage.idempotency_keys import MemoryKeys, PostgresKeys
-from order_service.worker.outbox import KINDS, Kind, MemoryErrands, PostgresErrands
-from order_service.worker.projections import ERRANDS, ORDERS, Projector
+from order_service.storage.idempotency_keys import MemoryIdempotencyKeys, PostgresIdempotencyKeys
+from order_service.worker.outbox import ENTRY_KINDS, Kind, MemoryOutbox, PostgresOutbox
+from order_service.worker.projections import OUTBOX, ORDERS, Projector
 
 TABLES = "events, orders, projections, errands, idempotency_keys"
 
@@ -27,13 +27,13 @@ TABLES = "events, orders, projections, errands, idempotency_keys"
 class MemoryStorage:
     """The fakes of the unit tests; `project` does what the projection of errands does."""
 
-    kinds: Mapping[str, Kind] = KINDS
+    kinds: Mapping[str, Kind] = ENTRY_KINDS
 
     def __init__(self) -> None:
-        self.keys = MemoryKeys()
-        self.store = MemoryEventStore(within=self.keys.keep)
-        self.table = MemoryTable(self.store)
-        self.errands = MemoryErrands()
+        self.keys = MemoryIdempotencyKeys()
+        self.store = MemoryEventStore(write_rows=self.keys.keep)
+        self.table = MemoryReadTable(self.store)
+        self.errands = MemoryOutbox()
         self._position = 0
 
     async def project(self) -> None:
@@ -45,7 +45,7 @@ class MemoryStorage:
     async def owe(self, order_id: UUID, kind: Kind) -> None:
         self.errands.add(order_id, kind)
 
-    async def open_errands(self) -> int:
+    async def pending_entries(self) -> int:
         return self.errands.open
 
     async def pass_time(self) -> None:
@@ -59,11 +59,11 @@ class MemoryStorage:
 class PostgresStorage:
     """The real ports on a real server; `settings` are those of the projectors."""
 
-    def __init__(self, world: World, store: EventStore, settings: Callable[[], Settings]) -> None:
+    def __init__(self, world: DatabaseUnderTest, store: EventStore, settings: Callable[[], Settings]) -> None:
         database = world.database
         self.world, self.store = world, store
-        self.keys, self.errands, self.table = PostgresKeys(database), PostgresErrands(database), PostgresTable(database)
-        self.projectors = [Projector(each, store, database, settings) for each in (ORDERS, ERRANDS)]
+        self.keys, self.errands, self.table = PostgresIdempotencyKeys(database), PostgresOutbox(database), PostgresReadTable(database)
+        self.projectors = [Projector(each, store, database, settings) for each in (ORDERS, OUTBOX)]
 
     async def project(self) -> None:
         for projector in self.projectors:
@@ -76,7 +76,7 @@ class PostgresStorage:
             "INSERT INTO errands (position, order_id, kind, traceparent)"
             " SELECT least(0, min(position)) - 1, %s, %s, '' FROM errands", order_id, kind)  # fmt: skip
 
-    async def open_errands(self) -> int:
+    async def pending_entries(self) -> int:
         async with self.world.database.connection() as connection:
             row = await (await connection.execute("SELECT count(*) AS open FROM errands")).fetchone()
         assert row is not None
@@ -101,7 +101,7 @@ def make_tables(postgres: Postgres, schema: str) -> None:
     """Run the migrations of the Order Service."""
 
     async def migrate() -> None:
-        async with started(postgres, schema) as world:
+        async with database_under_test(postgres, schema) as world:
             await world.database.migrate("chassis")
             await world.database.migrate("order_service")
 
@@ -113,8 +113,8 @@ async def on_postgres(
     postgres: Postgres, schema: str, settings: Callable[[], Settings], connections: int = 5
 ) -> AsyncIterator[PostgresStorage]:
     """Empty storage in tables that `make_tables` has made, until the block ends."""
-    async with started(postgres, schema, connections=connections) as world:
-        store = await EventStore.open(world.database, within=idempotency_keys.keep, max_size=connections)
+    async with database_under_test(postgres, schema, connections=connections) as world:
+        store = await EventStore.open(world.database, write_rows=idempotency_keys.keep, max_size=connections)
         storage = PostgresStorage(world, store, settings)
         await storage.empty()
         yield storage

@@ -1,4 +1,4 @@
-"""The event log in memory passes the suite of event logs."""
+"""Runs the behaviour suite of event logs on the memory store."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from chassis.events.record import RecordedEvent
 
 
 class MemoryKeys:
-    """Idempotency keys as the memory store's `within` callback."""
+    """Idempotency keys as the `write_rows` callback of the memory store."""
 
     def __init__(self) -> None:
-        self.known: set[str] = set()
+        self.used: set[str] = set()
 
     def __call__(self, _cursor: Any, _events: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
-        if extra["key"] in self.known:
+        if extra["key"] in self.used:
             raise AlreadyRecorded("keys_key")
-        self.known.add(extra["key"])
+        self.used.add(extra["key"])
 
 
 @pytest.fixture
 def store() -> MemoryEventStore:
-    return MemoryEventStore(within=MemoryKeys())
+    return MemoryEventStore(write_rows=MemoryKeys())

@@ -1,4 +1,4 @@
-"""The limit of a server: refusals on the wire first, then how the limit moves on a clock the test turns."""
+"""The concurrency limit of a server: first over real gRPC, then its movement on a manual clock."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from support.waiting import until
 from chassis.errors import RpcError
 from chassis.serving.interceptors import limited
 from chassis.serving.limiter import Limiter, LimiterSettings
+from chassis.settings import Live
 
 from ..backends import World, refusal, settings
-from ..echo_service import READ, SAY, Echo
+from ..echo_service import SAY, Echo
 
 
 def limits(**changes: Any) -> LimiterSettings:
-    shipped = {"calls_at_least": 3, "calls_at_most": 10, "target_seconds": 0.1, "shrink": 0.5}
-    return LimiterSettings(**({"retry_after_seconds": 2.0} | shipped | changes))
+    values = {"calls_at_least": 3, "calls_at_most": 10, "target_seconds": 0.1, "shrink": 0.5}
+    return LimiterSettings(**({"retry_after_seconds": 2.0} | values | changes))
 
 
 @pytest.fixture
@@ -30,8 +31,8 @@ def world(world: World) -> World:
     return world
 
 
-async def start(world: World, behave: Any, limit: int, *exempt: str) -> tuple[Echo, Limiter]:
-    limiter = Limiter("echo", lambda: limits(calls_at_least=1, calls_at_most=limit))
+async def start(world: World, behave: Any, *exempt: str, least: int = 1, most: int = 1) -> tuple[Echo, Limiter]:
+    limiter = Limiter("echo", Live(limits(calls_at_least=least, calls_at_most=most)))
     server = await Echo(behave, interceptors=limited(limiter, exempt)).start()
     world.servers.append(server)
     world.announce(server)
@@ -46,26 +47,23 @@ def held(gate: asyncio.Event) -> Any:
     return hold
 
 
-async def test_a_call_beyond_the_limit_is_refused_at_once_and_never_retried(world: World) -> None:
+async def test_a_call_beyond_the_limit_is_rejected_immediately_and_never_retried(world: World) -> None:
     gate = asyncio.Event()
-    server, limiter = await start(world, held(gate), 1)
+    server, limiter = await start(world, held(gate))
     first = asyncio.create_task(world.stub.read("held"))
     await until("the call has arrived", lambda: server.seen == ["held"])
     began = time.monotonic()
-    error = await refusal(world.stub.read("shed"))
+    error = await refusal(world.stub.read("rejected"))
     assert (error.code, error.reason, error.retry_after) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", 2.0)
     assert time.monotonic() - began < 1.0
-    assert (server.seen, limiter.refused, world.state()) == (["held"], 1, "closed")
+    assert (server.seen, limiter.rejected, world.state()) == (["held"], 1, "closed")
     gate.set()
     assert await first == "held"
-    assert limiter.taken == 0
+    assert limiter.in_use == 0
 
 
-@pytest.mark.parametrize(("exempt", "answered"), [((SAY,), True), ((), False)])
-async def test_exempt_methods_are_answered_however_much_there_is_to_do(
-    world: World, exempt: tuple[str, ...], answered: bool
-) -> None:
-    """The second case is the control: what is not exempt is refused."""
+@pytest.mark.parametrize("exempt", [(SAY,), ()], ids=["exempt", "control: limited"])
+async def test_exempt_methods_are_answered_at_the_limit(world: World, exempt: tuple[str, ...]) -> None:
     gate = asyncio.Event()
 
     async def hold_reads(text: str, _context: Any) -> str:
@@ -73,36 +71,47 @@ async def test_exempt_methods_are_answered_however_much_there_is_to_do(
             await gate.wait()
         return text
 
-    server, _ = await start(world, hold_reads, 1, *exempt)
+    server, _ = await start(world, hold_reads, *exempt)
     first = asyncio.create_task(world.stub.read("held"))
     await until("the call has arrived", lambda: server.seen == ["held"])
-    results = await asyncio.gather(world.stub.say("cancel"), return_exceptions=True)
-    assert (results == ["cancel"]) == answered
+    if exempt:
+        assert await world.stub.say("cancel") == "cancel"
+    else:
+        assert (await refusal(world.stub.say("cancel"))).reason == "OVERLOADED"
+    assert (await refusal(world.stub.read("not exempt"))).reason == "OVERLOADED"
     gate.set()
     await first
-    assert READ not in exempt
 
 
-async def test_a_stream_holds_its_place_until_its_first_answer_only(world: World) -> None:
+async def test_a_stream_holds_its_permit_until_its_first_response(world: World) -> None:
     gate = asyncio.Event()
-    _, limiter = await start(world, held(gate), 1)
-    answers = world.stub.Count(StringValue(value="3"))
-    assert (await anext(answers)).value == "0"
-    await until("nobody has a place", lambda: limiter.taken == 0)
+    server, limiter = await start(world, held(gate))
+    silent = asyncio.create_task(world.stub.count(0))
+    await until("the stream has arrived", lambda: server.seen == ["0"])
+    assert limiter.in_use == 1
+    assert (await refusal(world.stub.read("rejected"))).reason == "OVERLOADED"
     gate.set()
-    assert [answer.value async for answer in answers] == ["1", "2"]
+    assert await silent == []
+    gate.clear()
+    responses = world.stub.Count(StringValue(value="3"))
+    assert (await anext(responses)).value == "0"
+    await until("the permit is released", lambda: limiter.in_use == 0)
+    gate.set()
+    assert [response.value async for response in responses] == ["1", "2"]
 
 
-async def test_a_caller_that_hangs_up_gives_its_place_back(world: World) -> None:
-    server, limiter = await start(world, held(asyncio.Event()), 1)
-    call = asyncio.create_task(world.stub.read("left"))
-    await until("the call has arrived", lambda: server.seen == ["left"])
+async def test_a_cancelled_call_releases_its_permit_and_does_not_move_the_limit(world: World) -> None:
+    server, limiter = await start(world, held(asyncio.Event()), least=1, most=8)
+    before = limiter.limit
+    call = asyncio.create_task(world.stub.read("cancelled"))
+    await until("the call has arrived", lambda: server.seen == ["cancelled"])
+    await asyncio.sleep(0.2)  # twice the target: as the duration of an answer, this would shrink the limit
     call.cancel()
-    await until("nobody has a place", lambda: limiter.taken == 0)
-    assert limiter.limit == 1
+    await until("the permit is released", lambda: limiter.in_use == 0)
+    assert limiter.limit == before == 4
 
 
-async def test_a_call_past_its_deadline_is_cancelled_at_the_far_end(world: World) -> None:
+async def test_the_handler_of_a_call_past_its_deadline_is_cancelled_and_its_permit_released(world: World) -> None:
     ended: list[str] = []
 
     async def endless(text: str, _context: Any) -> str:
@@ -112,78 +121,79 @@ async def test_a_call_past_its_deadline_is_cancelled_at_the_far_end(world: World
             ended.append(text)
         return text
 
-    await start(world, endless, 5)
+    _, limiter = await start(world, endless)
     assert (await refusal(world.stub.say("late", timeout=0.2))).code is grpc.StatusCode.DEADLINE_EXCEEDED
-    await until("the call has ended", lambda: ended == ["late"])
+    await until("the handler has ended", lambda: ended == ["late"])
+    await until("the permit is released", lambda: limiter.in_use == 0)
 
 
 class Server:
-    """A limiter and what it would see, on a clock."""
+    """A limiter, and the calls of a server around it, on a manual clock."""
 
     def __init__(self, **changes: Any) -> None:
         self.now = 0.0
-        self.settings = limits(**changes)
-        self.limiter = Limiter("server", lambda: self.settings, lambda: self.now)
+        self.settings = Live(limits(**changes))
+        self.limiter = Limiter("server", self.settings, lambda: self.now)
 
-    def crowd(self, size: int, lasting: float) -> int:
-        """So many come at once and take so long; how many were taken on."""
-        places = []
+    def burst(self, size: int, seconds: float) -> int:
+        """Starts `size` calls together, which take `seconds`; returns the number of accepted calls."""
+        permits = []
         for _ in range(size):
             try:
-                places.append(self.limiter.admit())
+                permits.append(self.limiter.acquire())
             except RpcError:
                 continue
-        self.now += lasting
-        for place in places:
-            self.limiter.release(place)
-        return len(places)
+        self.now += seconds
+        for permit in permits:
+            self.limiter.release(permit)
+        return len(permits)
 
 
-def test_slow_answers_shrink_the_limit_once_a_crowd_and_never_below_the_least() -> None:
+def test_slow_answers_shrink_the_limit_once_per_burst_down_to_its_lower_bound() -> None:
     server = Server()
-    assert [server.crowd(20, lasting=0.2) for _ in range(4)] == [10, 5, 3, 3]
+    assert [server.burst(20, seconds=0.2) for _ in range(4)] == [10, 5, 3, 3]
 
 
-def test_quick_answers_let_it_grow_again_to_the_most() -> None:
+def test_quick_answers_raise_the_limit_to_its_upper_bound() -> None:
     server = Server()
     for _ in range(4):
-        server.crowd(20, lasting=0.2)
+        server.burst(20, seconds=0.2)
     for _ in range(100):
-        server.crowd(20, lasting=0.01)
-    assert server.crowd(20, lasting=0.01) == 10
+        server.burst(20, seconds=0.01)
+    assert server.burst(20, seconds=0.01) == 10
 
 
-def test_quick_answers_of_a_half_empty_server_prove_nothing() -> None:
+def test_quick_answers_far_below_the_limit_do_not_raise_it() -> None:
     server = Server(calls_at_most=100)
     for _ in range(4):
-        server.crowd(200, lasting=0.2)
+        server.burst(200, seconds=0.2)
     before = server.limiter.limit
     for _ in range(100):
-        server.crowd(1, lasting=0.01)
+        server.burst(1, seconds=0.01)
     assert server.limiter.limit == before
 
 
-def test_a_changed_setting_counts_for_the_next_call() -> None:
+def test_a_changed_setting_applies_to_the_next_call() -> None:
     server = Server()
-    assert server.crowd(20, lasting=0.01) == 10
-    server.settings = limits(calls_at_most=4)
-    assert server.crowd(20, lasting=0.01) == 4
+    assert server.burst(20, seconds=0.01) == 10
+    server.settings.replace(limits(calls_at_most=4))
+    assert server.burst(20, seconds=0.01) == 4
 
 
-@pytest.mark.parametrize(("least", "goodput"), [(3, 0.8), (10_000, 0.0)])
-def test_at_three_times_the_capacity_most_of_the_peak_is_still_answered_in_time(least: int, goodput: float) -> None:
-    """A server that answers 100 a second, each after those before it. The second case is the control: no limit."""
+@pytest.mark.parametrize(("least", "in_time"), [(3, True), (10_000, False)], ids=["limited", "control: no limit"])
+def test_at_three_times_its_capacity_a_server_still_answers_80_percent_of_it_in_time(least: int, in_time: bool) -> None:
+    """The server answers 100 calls per second, in order of arrival, and receives 300."""
     server = Server(calls_at_least=least, calls_at_most=10_000, target_seconds=0.2, shrink=0.9)
     queue: list[tuple[float, Any]] = []
-    in_time = 0
+    answered = 0
     for _ in range(2000):
         server.now += 0.01
         for _ in range(3):
             try:
-                queue.append((server.now, server.limiter.admit()))
+                queue.append((server.now, server.limiter.acquire()))
             except RpcError:
                 continue
-        came, place = queue.pop(0)
-        server.limiter.release(place)
-        in_time += server.now - came < 0.5 and server.now > 10.0
-    assert (in_time >= 800) == (goodput > 0.0), in_time
+        arrived, permit = queue.pop(0)
+        server.limiter.release(permit)
+        answered += server.now - arrived < 0.5 and server.now > 10.0
+    assert (answered >= 800) == in_time, answered
