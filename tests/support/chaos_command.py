@@ -23,7 +23,7 @@ class Chaos:
     def order(self, words: str, seconds: float | None = None) -> str:
         """What the command says about a fault that acts now."""
         with redirect_stdout(io.StringIO()) as said:
-            chaos.chaos(self.stack, [*words.split(), *(["--for", str(seconds)] if seconds else [])])
+            chaos.chaos(self.stack, words.split(), str(seconds) if seconds else None)
         return said.getvalue()
 
     def off(self) -> list[str]:
@@ -34,8 +34,8 @@ class Chaos:
 
     def keeper(self) -> int:
         """The process id of the keeper of the only fault."""
-        (only,) = fault_state.records(self.stack)
-        pid = fault_state.keeper(self.stack, only.id).pid()
+        (only,) = fault_state.states(self.stack)
+        pid = fault_state.runner(self.stack, only.id).pid()
         assert pid is not None
         return pid
 

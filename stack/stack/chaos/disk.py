@@ -1,7 +1,7 @@
-"""A full disk as the clients of Postgres see it: every new row is refused with the error that a full disk gives.
+"""Simulates a full disk for the clients of Postgres: every new row fails with the error of a full disk.
 
-The real thing needs a file system of its own, and with it root; see the decision in `docs/adr/` for what was tried.
-Where the tests run as root, one of them has a disk that is really full, and compares.
+A disk that is really full needs a file system of its own, and root to mount it; `docs/adr/` has the decision. Where the
+tests run as root, one of them fills such a disk and compares the errors.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ DROP FUNCTION IF EXISTS public.chaos_disk_full() CASCADE;
 
 
 def fill(stack: Stack) -> None:
-    """No table of a service takes a new row or another version of one."""
+    """Makes every INSERT and UPDATE in the databases of the services fail."""
     for database in _sql(stack, "postgres", _DATABASES).split():
         _sql(stack, database, FILL)
 
 
 def clear(stack: Stack) -> None:
-    """Every table takes rows again, also one that always did."""
+    """Undoes `fill`; does nothing in a database that was not filled."""
     for database in _sql(stack, "postgres", _DATABASES).split():
         _sql(stack, database, CLEAR)
 
 
 def _sql(stack: Stack, database: str, statements: str) -> str:
-    """What the superuser gets, who comes by the socket that only the owner of the stack can reach."""
+    """Runs statements as superuser, through the socket that only the owner of the stack can open."""
     psql = tools.ensure().postgres_bin / "psql"
     where = ["-h", str(stack.state / "postgres" / "run"), "-p", str(stack.port("postgres")), "-U", "postgres"]
     command = [str(psql), "-XqAt1", "-v", "ON_ERROR_STOP=1", *where, "-d", database, "-f", "-"]

@@ -1,61 +1,62 @@
-"""Every fault that can be ordered: its name, its arguments, and what it will do in one line."""
+"""Lists every fault: its name, its parameters, and its effect in one line."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stack.chaos.faults import AgentDown, DiskFull, Fault, Network, Paused, Scene, Sealed, kill
+from stack.chaos.faults import AgentDown, DiskFull, Fault, FaultContext, Network, Paused, Sealed, kill
 from stack.chaos.proxy import Toxic
 from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError
 
-SHORTEST, USUAL, LONGEST = 1.0, 30.0, 600.0
+MIN_SECONDS, DEFAULT_SECONDS, MAX_SECONDS = 1.0, 30.0, 600.0
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A fault as a person orders it; what acts for a while has `make`, what is over at once has `strike`."""
+class FaultKind:
+    """A fault as it is typed: with `lasting` if it has a duration, with `instant` if it has none, such as a kill."""
 
     name: str
     parameters: tuple[str, ...]
-    does: str
-    subject: str = ""
-    """What it acts on, before the service: two faults cannot act on the same."""
-    make: Callable[[Scene, list[str]], Fault] | None = None
-    strike: Callable[[Stack, Clients, list[str]], str] | None = None
+    description: str
+    target: str = ""
+    """The affected part, together with the service: two faults cannot affect the same part."""
+    lasting: Callable[[FaultContext, list[str]], Fault] | None = None
+    instant: Callable[[Stack, Clients, list[str]], str] | None = None
 
     @property
     def usage(self) -> str:
         return " ".join((self.name, *self.parameters))
 
-    def record_id(self, arguments: Sequence[str]) -> str:
-        return "-".join((self.subject, *arguments[: self.parameters[:1] == ("SERVICE",)]))
+    def state_id(self, arguments: Sequence[str]) -> str:
+        return "-".join((self.target, *arguments[: self.parameters[:1] == ("SERVICE",)]))
 
 
-def _latency(scene: Scene, arguments: list[str]) -> Fault:
+def _latency(context: FaultContext, arguments: list[str]) -> Fault:
     milliseconds = _number(arguments[1], "MS", 1, 60_000)
-    return Network(scene, arguments[0], Toxic(latency_seconds=milliseconds / 1000), f"answers {milliseconds:g} ms late")
+    toxic = Toxic(latency_seconds=milliseconds / 1000)
+    return Network(context, arguments[0], toxic, f"responses arrive {milliseconds:g} ms late")
 
 
-def _errors(scene: Scene, arguments: list[str]) -> Fault:
+def _errors(context: FaultContext, arguments: list[str]) -> Fault:
     percent = _number(arguments[1], "PERCENT", 0.1, 100)
-    does = f"{percent:g} % of what is sent resets its connection"
-    return Network(scene, arguments[0], Toxic(reset_share=percent / 100), does)
+    effect = f"{percent:g} % of the data that callers send resets its connection"
+    return Network(context, arguments[0], Toxic(reset_share=percent / 100), effect)
 
 
-def _slow(scene: Scene, arguments: list[str]) -> Fault:
+def _slow(context: FaultContext, arguments: list[str]) -> Fault:
     rate = _number(arguments[1], "BYTES_PER_SECOND", 1, 1e9)
-    return Network(scene, arguments[0], Toxic(bytes_per_second=rate), f"{rate:g} bytes a second on each connection")
+    return Network(context, arguments[0], Toxic(bytes_per_second=rate), f"{rate:g} bytes a second on each connection")
 
 
-def _drop(scene: Scene, arguments: list[str]) -> Fault:
-    return Network(scene, arguments[0], Toxic(silent=True), "connections are accepted, nothing moves on them")
+def _drop(context: FaultContext, arguments: list[str]) -> Fault:
+    return Network(context, arguments[0], Toxic(silent=True), "connections are accepted and no data moves on them")
 
 
-def _half_open(scene: Scene, arguments: list[str]) -> Fault:
-    return Network(scene, arguments[0], Toxic(half_open=True), "open connections lost their peer, new ones work")
+def _half_open(context: FaultContext, arguments: list[str]) -> Fault:
+    return Network(context, arguments[0], Toxic(half_open=True), "open connections lost their peer, new ones work")
 
 
 def _number(text: str, name: str, least: float, most: float) -> float:
@@ -72,57 +73,61 @@ def _number(text: str, name: str, least: float, most: float) -> float:
     return value
 
 
-def _agent_down(name: str) -> Callable[[Scene, list[str]], Fault]:
-    return lambda scene, _: AgentDown(scene, name)
+def _agent_down(name: str) -> Callable[[FaultContext, list[str]], Fault]:
+    return lambda context, _: AgentDown(context, name)
 
 
 KINDS = (
-    Kind(
+    FaultKind(
         "kill",
         ("SERVICE", "[all]"),
         "SIGKILL for one instance, or all; Nomad starts them again",
-        strike=lambda stack, clients, arguments: kill(stack, clients, *arguments),
+        instant=lambda stack, clients, arguments: kill(stack, clients, *arguments),
     ),
-    Kind(
+    FaultKind(
         "pause",
         ("SERVICE", "[all]"),
-        "SIGSTOP for one instance, or all: connected and silent",
+        "SIGSTOP for one instance, or all: connected, but without a response",
         "pause",
-        lambda scene, arguments: Paused(scene, *arguments),
+        lambda context, arguments: Paused(context, *arguments),
     ),
-    Kind("latency", ("SERVICE", "MS"), "every answer comes that much later", "network", _latency),
-    Kind("errors", ("SERVICE", "PERCENT"), "so much of what is sent resets its connection", "network", _errors),
-    Kind("drop", ("SERVICE",), "connections are accepted, nothing moves on them", "network", _drop),
-    Kind("slow", ("SERVICE", "BYTES_PER_SECOND"), "a thin line, for each connection and direction", "network", _slow),
-    Kind("half-open", ("SERVICE",), "open connections lose their peer and are not told", "network", _half_open),
-    Kind(
+    FaultKind("latency", ("SERVICE", "MS"), "every response arrives MS later", "network", _latency),
+    FaultKind("errors", ("SERVICE", "PERCENT"), "PERCENT of the sent data resets its connection", "network", _errors),
+    FaultKind("drop", ("SERVICE",), "connections are accepted, no data moves on them", "network", _drop),
+    FaultKind("slow", ("SERVICE", "BYTES_PER_SECOND"), "limits each direction of a connection", "network", _slow),
+    FaultKind("half-open", ("SERVICE",), "open connections lose their peer without notice", "network", _half_open),
+    FaultKind(
         "database kill",
         (),
         "SIGKILL for Postgres; Nomad starts it again",
-        strike=lambda stack, clients, _: kill(stack, clients, "postgres"),
+        instant=lambda stack, clients, _: kill(stack, clients, "postgres"),
     ),
-    Kind(
+    FaultKind(
         "disk full",
         (),
-        "Postgres refuses every new row as a full disk does",
+        "Postgres refuses every new row, as with a full disk",
         "disk",
-        lambda scene, _: DiskFull(scene),
+        lambda context, _: DiskFull(context),
     ),
-    Kind("consul down", (), "the agent is killed and stays away", "consul", _agent_down("consul")),
-    Kind("vault sealed", (), "OpenBao answers and refuses everything", "vault", lambda scene, _: Sealed(scene)),
-    Kind(
+    FaultKind("consul down", (), "the agent is killed and stays down", "consul", _agent_down("consul")),
+    FaultKind(
+        "vault sealed", (), "OpenBao responds, and refuses everything", "vault", lambda context, _: Sealed(context)
+    ),
+    FaultKind(
         "telemetry hanging",
         (),
-        "the telemetry backend accepts and never answers",
+        "the telemetry backend accepts connections and never responds",
         "pause-telemetry",
-        lambda scene, _: Paused(scene, "telemetry"),
+        lambda context, _: Paused(context, "telemetry"),
     ),
-    Kind("nomad down", (), "the agent is killed and stays away; its tasks go on", "nomad", _agent_down("nomad")),
+    FaultKind(
+        "nomad down", (), "the agent is killed and stays down; its tasks continue", "nomad", _agent_down("nomad")
+    ),
 )
 
 
-def find(words: Sequence[str]) -> tuple[Kind, list[str]]:
-    """The fault that the words order, and its arguments; refuses what is not in the catalogue."""
+def find(words: Sequence[str]) -> tuple[FaultKind, list[str]]:
+    """Returns the fault that the words name, and its arguments; raises StackError for an unknown fault."""
     for kind in KINDS:
         name = kind.name.split()
         if list(words[: len(name)]) == name:
@@ -132,9 +137,9 @@ def find(words: Sequence[str]) -> tuple[Kind, list[str]]:
     raise StackError(f"no fault {' '.join(words)!r}", "it is not in the catalogue", "./justw chaos list")
 
 
-def _require_arguments(kind: Kind, arguments: Sequence[str]) -> None:
+def _require_arguments(kind: FaultKind, arguments: Sequence[str]) -> None:
     least = sum(not parameter.startswith("[") for parameter in kind.parameters)
     fits = least <= len(arguments) <= len(kind.parameters)
     if not fits or (len(arguments) > least and arguments[-1] != "all"):
         given = " ".join(arguments) or "nothing"
-        raise StackError(f"{kind.name} cannot be ordered like that", f"it got {given}", f"./justw chaos {kind.usage}")
+        raise StackError(f"wrong arguments for {kind.name}", f"it got {given}", f"./justw chaos {kind.usage}")

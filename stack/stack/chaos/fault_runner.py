@@ -1,6 +1,6 @@
-"""The background process that keeps one fault: begins it, waits for its end or SIGTERM, undoes it, forgets it.
+"""Runs one fault in a background process: begins it, waits for its end or SIGTERM, undoes it, removes its state.
 
-Invariant: it never leaves without having undone its fault, unless it is killed or says in the record why it cannot.
+Invariant: the process ends only after it has undone its fault, or has written to the state why it cannot, or is killed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 import httpx
 import requests
@@ -19,15 +18,16 @@ from hvac.exceptions import VaultError
 from nomad.api.exceptions import BaseNomadException
 
 from stack import config
-from stack.chaos import fault_state as records
+from stack.chaos import fault_state
 from stack.chaos.fault_catalogue import find
-from stack.chaos.fault_state import Record
-from stack.chaos.faults import Fault, Scene
+from stack.chaos.fault_state import FaultState
+from stack.chaos.faults import Fault, FaultContext
 from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError
+from stack.waiting import retry
 
-FAILURES = (
+FAULT_ERRORS = (
     StackError,
     OSError,
     httpx.HTTPError,
@@ -38,41 +38,48 @@ FAILURES = (
     subprocess.SubprocessError,
 )
 _TICK_SECONDS = 0.5
-_PATIENCE_SECONDS = 60.0
+_UNDO_SECONDS = 60.0
 
 
-def fault_of(stack: Stack, record: Record) -> Fault:
-    """The fault of a record, ready to begin or to end."""
-    kind, arguments = find(record.words)
-    scene = Scene(stack, Clients(stack), record.facts, lambda: records.write(stack, record))
-    if kind.make is None:
-        raise StackError(f"{kind.name} is over at once", "there is nothing to keep", "./justw chaos list")
-    return kind.make(scene, arguments)
+def fault_of(stack: Stack, state: FaultState) -> Fault:
+    """Returns the fault that a state describes, ready to begin or to be undone."""
+    kind, arguments = find(state.words)
+    context = FaultContext(stack, Clients(stack), state.facts, lambda: fault_state.write(stack, state))
+    if kind.lasting is None:
+        raise StackError(f"{kind.name} is over at once", "nothing has to be undone", "./justw chaos list")
+    return kind.lasting(context, arguments)
 
 
-def keep(stack: Stack, record: Record, fault: Fault, stop: threading.Event) -> None:
-    """Lets a fault act for its time, or until `stop` is set, and undoes it."""
+def run(stack: Stack, state: FaultState, fault: Fault, stop: threading.Event) -> None:
+    """Runs a fault for its duration, or until `stop` is set, and undoes it."""
     try:
-        record.note = fault.begin()
-        record.until, record.phase = time.time() + record.seconds, "active"
-        records.write(stack, record)
-        _stay(fault, record.seconds, stop)
-    except FAILURES as error:
-        record.note = f"it could not begin: {error}"
+        state.note = fault.begin()
+        state.until, state.phase = time.time() + state.seconds, "active"
+        fault_state.write(stack, state)
+        _stay(fault, state.seconds, stop)
+    except FAULT_ERRORS as error:
+        state.note = f"it could not begin: {error}"
         raise
     finally:
-        end(stack, record, fault)
+        undo(stack, state, fault)
 
 
-def end(stack: Stack, record: Record, fault: Fault, patience: float = _PATIENCE_SECONDS) -> None:
-    """Undoes a fault, tries for a while to, and forgets it; says in its record why when it cannot."""
+def undo(stack: Stack, state: FaultState, fault: Fault, seconds: float = _UNDO_SECONDS) -> None:
+    """Undoes a fault and removes its state; after `seconds` without success it writes the error to the state."""
     try:
-        _patiently(fault.end, patience)
-    except FAILURES as error:
-        record.phase, record.note = "stuck", str(error)[:300]
-        records.write(stack, record)
+        retry(fault.undo, seconds, _may_retry, interval=_TICK_SECONDS)
+    except FAULT_ERRORS as error:
+        state.phase, state.note = "stuck", str(error)[:300]
+        fault_state.write(stack, state)
         raise
-    records.remove(stack, record.id)
+    fault_state.remove(stack, state.id)
+
+
+def _may_retry(error: Exception) -> bool:
+    if not isinstance(error, FAULT_ERRORS):
+        return False
+    print(f"not undone yet: {error}", file=sys.stderr, flush=True)
+    return True
 
 
 def _stay(fault: Fault, seconds: float, stop: threading.Event) -> None:
@@ -80,32 +87,20 @@ def _stay(fault: Fault, seconds: float, stop: threading.Event) -> None:
     while not stop.wait(min(_TICK_SECONDS, max(0.0, until - time.monotonic()))) and time.monotonic() < until:
         try:
             fault.tick()
-        except FAILURES as error:
-            print(f"not followed: {error}", file=sys.stderr, flush=True)
-
-
-def _patiently(action: Callable[[], None], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            return action()
-        except FAILURES as error:
-            if time.monotonic() > until:
-                raise
-            print(f"not undone yet: {error}", file=sys.stderr, flush=True)
-        time.sleep(_TICK_SECONDS)
+        except FAULT_ERRORS as error:
+            print(f"tick failed: {error}", file=sys.stderr, flush=True)
 
 
 def main() -> int:
     stack, stop = config.current(), threading.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda *_: stop.set())
-    record = records.read(stack, sys.argv[1])
-    if record is None:
+    state = fault_state.read(stack, sys.argv[1])
+    if state is None:
         return 1
     try:
-        keep(stack, record, fault_of(stack, record), stop)
-    except FAILURES as error:
+        run(stack, state, fault_of(stack, state), stop)
+    except FAULT_ERRORS as error:
         print(f"{error}", file=sys.stderr, flush=True)
         return 1
     return 0

@@ -1,6 +1,6 @@
-"""The faults: how each begins, what it needs every second, and how it is undone.
+"""The faults: how each begins, what it does periodically, and how it is undone.
 
-Invariant: `end` works from the facts alone, in any process, and as often as it is called.
+Invariant: `undo` needs only the saved facts, works in any process, and may be called repeatedly.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from stack.build import tools
 from stack.chaos import disk
 from stack.chaos.instances import process_ids
 from stack.chaos.proxy import HEALTHY, Toxic
-from stack.chaos.proxy_pool import Proxies
-from stack.chaos.traffic_redirect import Diversion, lift, require_divertible
+from stack.chaos.proxy_pool import ProxyPool
+from stack.chaos.traffic_redirect import TrafficRedirect, remove_redirect, require_redirectable
 from stack.cluster import agents
 from stack.cluster.clients import Clients
 from stack.config import Stack
@@ -27,13 +27,13 @@ from stack.console import StackError
 from stack.machine import processes
 
 Facts = dict[str, Any]
-# Callers follow Consul within this time: none goes around a fault that has begun, none is cut off when it ends.
+# Callers see a change in Consul within this time: none bypasses a fault that has begun, none is cut off when it ends.
 _CALLERS_FOLLOW_SECONDS = 1.0
 
 
 @dataclass
-class Scene:
-    """Where a fault acts; `save` keeps the facts before they become true."""
+class FaultContext:
+    """The stack that a fault acts on; `save` stores the facts before they become true."""
 
     stack: Stack
     clients: Clients
@@ -42,148 +42,149 @@ class Scene:
 
 
 class Fault:
-    """What acts for a while. `begin` says in a sentence what it does now."""
+    """A fault that lasts."""
 
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
+    def __init__(self, context: FaultContext) -> None:
+        self.context = context
 
     def require(self) -> None:
-        """Refuses, before anything is done, what cannot be done here."""
+        """Raises StackError, before anything is changed, if the fault is impossible here."""
 
     def begin(self) -> str:
+        """Starts the fault; returns its effect in a sentence."""
         raise NotImplementedError
 
     def tick(self) -> None:
-        """Called twice a second while the fault acts."""
+        """Called twice a second while the fault is active."""
 
-    def end(self) -> None:
+    def undo(self) -> None:
         raise NotImplementedError
 
 
 class Paused(Fault):
-    """Processes are stopped with SIGSTOP, as a machine that swaps or a long pause of a runtime would."""
+    """Stops processes with SIGSTOP: they look like processes on a machine that swaps."""
 
-    def __init__(self, scene: Scene, service: str, whole: str = "") -> None:
-        super().__init__(scene)
-        self._service, self._whole = service, whole
+    def __init__(self, context: FaultContext, service: str, which: str = "") -> None:
+        super().__init__(context)
+        self._service, self._which = service, which
 
     def require(self) -> None:
-        process_ids(self.scene.stack, self.scene.clients, self._service)
+        process_ids(self.context.stack, self.context.clients, self._service)
 
     def begin(self) -> str:
-        found = chosen(process_ids(self.scene.stack, self.scene.clients, self._service), self._whole)
+        found = chosen(process_ids(self.context.stack, self.context.clients, self._service), self._which)
         family = sorted(processes.family(found))
-        self.scene.facts["paused"] = [[pid, processes.start_time(pid)] for pid in family]
-        self.scene.save()
+        self.context.facts["paused"] = [[pid, processes.start_time(pid)] for pid in family]
+        self.context.save()
         for pid in family:
             processes.send(pid, signal.SIGSTOP)
         return f"{self._service}: process {_listed(found)} is stopped, its connections stay"
 
-    def end(self) -> None:
-        for pid, started in self.scene.facts.get("paused", []):
+    def undo(self) -> None:
+        for pid, started in self.context.facts.get("paused", []):
             if processes.start_time(pid) == started:
                 processes.send(pid, signal.SIGCONT)
 
 
 class Network(Fault):
-    """A toxic proxy stands between a service and whoever finds it in Consul."""
+    """Puts a proxy with a toxic between a service and its callers."""
 
-    def __init__(self, scene: Scene, service: str, toxic: Toxic, does: str) -> None:
-        super().__init__(scene)
-        self._service, self._toxic, self._does = service, toxic, does
-        self._proxies: Proxies | None = None
-        self._diversion: Diversion | None = None
+    def __init__(self, context: FaultContext, service: str, toxic: Toxic, effect: str) -> None:
+        super().__init__(context)
+        self._service, self._toxic, self._effect = service, toxic, effect
+        self._proxies: ProxyPool | None = None
+        self._redirect: TrafficRedirect | None = None
 
     def require(self) -> None:
-        require_divertible(self.scene.clients, self._service, set(self.scene.stack.ports().values()))
+        require_redirectable(self.context.clients, self._service, set(self.context.stack.ports().values()))
 
     def begin(self) -> str:
-        self._proxies = Proxies()
-        self._diversion = Diversion(self.scene.clients, self._service, self._proxies)
-        self._diversion.follow()
+        self._proxies = ProxyPool()
+        self._redirect = TrafficRedirect(self.context.clients, self._service, self._proxies)
+        self._redirect.follow()
         time.sleep(_CALLERS_FOLLOW_SECONDS)
-        self._proxies.become(self._toxic)
-        return f"{self._service} ({len(self._diversion)} instances): {self._does}"
+        self._proxies.apply(self._toxic)
+        return f"{self._service} ({len(self._redirect)} instances): {self._effect}"
 
     def tick(self) -> None:
-        if self._diversion:
-            self._diversion.follow()
+        if self._redirect:
+            self._redirect.follow()
 
-    def end(self) -> None:
+    def undo(self) -> None:
         if self._proxies:
-            self._proxies.become(HEALTHY)
-        lift(self.scene.clients, self._service)
+            self._proxies.apply(HEALTHY)
+        remove_redirect(self.context.clients, self._service)
         if self._proxies:
             time.sleep(_CALLERS_FOLLOW_SECONDS)
 
 
 class AgentDown(Fault):
-    """An agent is killed, and started again at the end."""
+    """Kills an agent, and starts it again at the end."""
 
-    def __init__(self, scene: Scene, name: str) -> None:
-        super().__init__(scene)
+    def __init__(self, context: FaultContext, name: str) -> None:
+        super().__init__(context)
         self._name = name
 
     def require(self) -> None:
-        if agents.daemon(self.scene.stack, self._name).pid() is None:
-            raise StackError(f"{self._name} is down already", "its process is not there", "./justw deploy")
+        if agents.daemon(self.context.stack, self._name).pid() is None:
+            raise StackError(f"{self._name} is down already", "its process does not run", "./justw deploy")
 
     def begin(self) -> str:
-        pid = agents.daemon(self.scene.stack, self._name).pid() or 0
+        pid = agents.daemon(self.context.stack, self._name).pid() or 0
         processes.end([pid], timeout=0)
-        return f"{self._name}: process {pid} is killed and stays away"
+        return f"{self._name}: process {pid} is killed and stays down"
 
-    def end(self) -> None:
-        start_agent(self.scene.stack, self._name)
+    def undo(self) -> None:
+        start_agent(self.context.stack, self._name)
 
 
 class Sealed(Fault):
-    """OpenBao has forgotten its key: it answers, but refuses everything. A new start unseals it."""
+    """Seals OpenBao: it drops its key and refuses everything until it is started again, which unseals it."""
 
     def begin(self) -> str:
-        self.scene.clients.vault.sys.seal()
+        self.context.clients.vault.sys.seal()
         return "vault: sealed, every request is refused"
 
-    def end(self) -> None:
-        agent = agents.daemon(self.scene.stack, "vault")
+    def undo(self) -> None:
+        agent = agents.daemon(self.context.stack, "vault")
         if agent.pid() is not None and self._sealed():
             agent.stop()
-        start_agent(self.scene.stack, "vault")
+        start_agent(self.context.stack, "vault")
 
     def _sealed(self) -> bool:
-        reply = httpx.get(f"{self.scene.stack.url('vault')}/v1/sys/seal-status", timeout=5)
+        reply = httpx.get(f"{self.context.stack.url('vault')}/v1/sys/seal-status", timeout=5)
         return bool(reply.raise_for_status().json()["sealed"])
 
 
 class DiskFull(Fault):
-    """Postgres finds no room for new rows."""
+    """Makes every write to Postgres fail as on a full disk."""
 
     def begin(self) -> str:
-        disk.fill(self.scene.stack)
+        disk.fill(self.context.stack)
         return "postgres: every write ends with `No space left on device` (SQLSTATE 53100), reads work"
 
-    def end(self) -> None:
-        disk.clear(self.scene.stack)
+    def undo(self) -> None:
+        disk.clear(self.context.stack)
 
 
-def kill(stack: Stack, clients: Clients, service: str, whole: str = "") -> str:
-    """Ends one instance, or all of them, as the kernel does when memory is short."""
-    found = chosen(process_ids(stack, clients, service), whole)
+def kill(stack: Stack, clients: Clients, service: str, which: str = "") -> str:
+    """Kills one instance, or all of them, as the kernel does without free memory."""
+    found = chosen(process_ids(stack, clients, service), which)
     for pid in found:
         processes.send(pid, signal.SIGKILL)
     return f"{service}: process {_listed(found)} is killed; Nomad starts it again"
 
 
 def start_agent(stack: Stack, name: str) -> None:
-    """Starts an agent that is not there and waits until it answers."""
+    """Starts an agent that does not run, and waits until it responds."""
     agent = next(agent for agent in agents.agents(stack, tools.ensure()) if agent.name == name)
     agents.start(stack, agent)
     agents.wait(stack, agent)
 
 
-def chosen(pids: list[int], whole: str) -> list[int]:
-    """One of them at random, or all."""
-    return pids if whole else [random.choice(pids)]  # noqa: S311
+def chosen(pids: list[int], which: str) -> list[int]:
+    """Returns a random one of the processes, or all of them if `which` says so."""
+    return pids if which else [random.choice(pids)]  # noqa: S311
 
 
 def _listed(pids: Iterable[int]) -> str:

@@ -1,9 +1,12 @@
-"""The processes behind a Consul service: which allocations of which job, and who works in their task folders."""
+"""Finds the processes behind a Consul service: its allocations in Nomad, and the processes in their task folders."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from stack.cluster import nomad
 from stack.cluster.clients import Clients
@@ -13,29 +16,30 @@ from stack.machine import processes
 
 
 def process_ids(stack: Stack, clients: Clients, service: str) -> list[int]:
-    """The process ids of the running instances of a service, one an instance; refuses an unknown service by name."""
+    """Returns the process id of each running instance of a service; raises StackError for an unknown service."""
     if service == "postgres":
         return _postmaster(stack)
-    found = [pid for folder in _folders(stack, clients, service) for pid in processes.below(folder) if _at(pid, folder)]
+    folders = _folders(stack, clients, service)
+    found = [pid for folder in folders for pid in processes.below(folder) if _works_in(pid, folder)]
     if not found:
         raise StackError(f"no instance of {service} runs", "there is nothing to act on", "./justw status")
     return sorted(found)
 
 
 def services(clients: Clients) -> set[str]:
-    """Every service that a job declares."""
+    """Returns every service that a job declares."""
     return {name for _, _, names in _groups(clients) for name in names}
 
 
 def _groups(clients: Clients) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
-    """Job, task group and names of its services."""
+    """Yields each job with a task group and the names of the group's services."""
     for job in nomad.names():
         if job in clients.nomad.job:
             for group in clients.nomad.job.get_job(job)["TaskGroups"]:
                 yield job, group, [service["Name"] for service in group["Services"] or []]
 
 
-def _folders(stack: Stack, clients: Clients, service: str) -> Iterator[Any]:
+def _folders(stack: Stack, clients: Clients, service: str) -> Iterator[Path]:
     known = False
     for job, group, names in _groups(clients):
         if service in names:
@@ -50,16 +54,16 @@ def _folders(stack: Stack, clients: Clients, service: str) -> Iterator[Any]:
         )
 
 
-def _at(pid: int, folder: Any) -> bool:
-    """Whether a process is the task itself: the helper that Nomad keeps for it works elsewhere."""
+def _works_in(pid: int, folder: Path) -> bool:
+    """Returns whether a process is the task itself: Nomad's helper processes of a task work in other folders."""
     try:
-        return bool((processes.PROC / str(pid) / "cwd").readlink() == folder)
-    except OSError:
+        return psutil.Process(pid).cwd() == str(folder)
+    except psutil.Error:
         return False
 
 
 def _postmaster(stack: Stack) -> list[int]:
-    """Postgres works in its data, and as root in a mount namespace of its own: only it knows its process id."""
+    """Reads the process id that Postgres wrote: as root it works in a mount namespace, at another path."""
     try:
         return [int((stack.state / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[0])]
     except (FileNotFoundError, IndexError):

@@ -1,7 +1,7 @@
-"""A TCP proxy on the loopback that does to its connections what a bad network does.
+"""A TCP proxy on the loopback that simulates a bad network.
 
-Invariant: without a toxic every byte and every end of a stream is passed on, in order; a toxic acts at once, on
-connections that are open already too.
+Invariant: without a toxic it forwards every byte and every end of a stream, in order. A toxic takes effect immediately,
+also on connections that are already open.
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ from dataclasses import dataclass
 
 HOST = "127.0.0.1"
 _CHUNK_BYTES = 16_384
-_CHUNKS_ON_THE_WAY = 1024
+_MAX_QUEUED_CHUNKS = 1024
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True)
 class Toxic:
-    """What happens to bytes on their way; nothing, unless said otherwise."""
+    """The disturbance of a connection; the defaults disturb nothing."""
 
     latency_seconds: float = 0.0
-    """So much later comes each part of an answer."""
+    """The delay of each part of a response."""
     reset_share: float = 0.0
-    """So much (0 to 1) of what callers send resets its connection instead of arriving."""
+    """The share (0 to 1) of the data of callers that resets its connection instead of arriving."""
     bytes_per_second: float = math.inf
     """In each direction of each connection."""
     silent: bool = False
-    """Connections are accepted and nothing moves on them; what was sent meanwhile arrives afterwards."""
+    """Connections are accepted and no data moves on them; data sent meanwhile arrives afterwards."""
     half_open: bool = False
-    """What is connected when it begins has lost its peer without being told; who connects later is served."""
+    """Open connections lose their peer without notice; later connections work."""
 
 
 HEALTHY = Toxic()
 
 
 class Proxy:
-    """Listens on a port of its own and passes on to `target` (host and port)."""
+    """Listens on a free port and forwards to `target` (host and port)."""
 
     def __init__(self, target: tuple[str, int], toxic: Toxic = HEALTHY) -> None:
         self.target, self.toxic = target, toxic
-        self._moving = asyncio.Event()
+        self._may_move = asyncio.Event()
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
-        self.become(toxic)
+        self.apply(toxic)
 
     async def open(self) -> int:
-        """The port it listens on from now on."""
+        """Starts to listen; returns the port."""
         self._server = await asyncio.start_server(self._accept, HOST, 0, limit=_CHUNK_BYTES)
         return int(self._server.sockets[0].getsockname()[1])
 
-    def become(self, toxic: Toxic) -> None:
-        """Behave differently from now on; connections that had lost their peer are reset once that is over."""
+    def apply(self, toxic: Toxic) -> None:
+        """Replaces the toxic; connections that have lost their peer are reset when `half_open` ends."""
         self.toxic = toxic
         for connection in list(self._connections):
             if toxic.half_open:
@@ -64,22 +64,22 @@ class Proxy:
             elif connection.dead:
                 connection.reset()
         if toxic.silent:
-            self._moving.clear()
+            self._may_move.clear()
         else:
-            self._moving.set()
+            self._may_move.set()
 
     async def close(self) -> None:
-        """Stop to listen and reset what is left."""
-        self.become(HEALTHY)
+        """Stops to listen and resets the open connections."""
+        self.apply(HEALTHY)
         if self._server:
             self._server.close()
         for connection in list(self._connections):
             connection.reset()
         await asyncio.sleep(0)
 
-    async def moving(self) -> None:
-        """Returns when bytes may move."""
-        await self._moving.wait()
+    async def wait_until_moving(self) -> None:
+        """Returns when data may move."""
+        await self._may_move.wait()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(self, writer)
@@ -94,17 +94,17 @@ class Proxy:
 
 
 class _Connection:
-    """A caller's connection and the one made for it."""
+    """The connection of a caller, and the connection to the target that belongs to it."""
 
     def __init__(self, proxy: Proxy, caller: asyncio.StreamWriter) -> None:
         self.proxy, self.dead = proxy, False
         self._caller, self._server = caller, caller
 
     async def run(self, reader: asyncio.StreamReader) -> None:
-        answers, self._server = await asyncio.open_connection(*self.proxy.target, limit=_CHUNK_BYTES)
-        there = _Flow(self, reader, self._server, answering=False)
-        back = _Flow(self, answers, self._caller, answering=True)
-        work = [asyncio.ensure_future(part) for flow in (there, back) for part in (flow.take(), flow.give())]
+        responses, self._server = await asyncio.open_connection(*self.proxy.target, limit=_CHUNK_BYTES)
+        forth = _Flow(self, reader, self._server, is_response=False)
+        back = _Flow(self, responses, self._caller, is_response=True)
+        work = [asyncio.ensure_future(part) for flow in (forth, back) for part in (flow.receive(), flow.send())]
         try:
             await asyncio.gather(*work)
         finally:
@@ -112,7 +112,7 @@ class _Connection:
                 task.cancel()
 
     def reset(self) -> None:
-        """End it so that the caller sees a reset instead of an orderly end."""
+        """Ends both connections with a reset."""
         with contextlib.suppress(OSError):
             self._caller.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._caller.transport.abort()
@@ -124,7 +124,7 @@ class _Connection:
 
 
 class _Flow:
-    """One direction: `take` reads and says when each part is due, `give` writes it then."""
+    """One direction: `receive` reads and queues each part with its due time, `send` writes it at that time."""
 
     def __init__(
         self,
@@ -132,33 +132,33 @@ class _Flow:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         *,
-        answering: bool,
+        is_response: bool,
     ) -> None:
-        self.connection, self.answering = connection, answering
+        self.connection, self.is_response = connection, is_response
         self._reader, self._writer = reader, writer
-        self._due: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_CHUNKS_ON_THE_WAY)
+        self._due: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_MAX_QUEUED_CHUNKS)
         self._now = asyncio.get_running_loop().time
 
     @property
     def _toxic(self) -> Toxic:
         return self.connection.proxy.toxic
 
-    async def take(self) -> None:
+    async def receive(self) -> None:
         data = b"more"
         while data:
             data = await self._reader.read(_CHUNK_BYTES)
-            await self.connection.proxy.moving()
-            if data and not self.answering and random.random() < self._toxic.reset_share:  # noqa: S311
-                raise ConnectionResetError("as ordered")
-            late = self._toxic.latency_seconds if self.answering else 0.0
-            await self._due.put((self._now() + late, data))
+            await self.connection.proxy.wait_until_moving()
+            if data and not self.is_response and random.random() < self._toxic.reset_share:  # noqa: S311
+                raise ConnectionResetError("reset_share of the toxic")
+            delay = self._toxic.latency_seconds if self.is_response else 0.0
+            await self._due.put((self._now() + delay, data))
 
-    async def give(self) -> None:
+    async def send(self) -> None:
         while True:
             due, data = await self._due.get()
             await asyncio.sleep(due - self._now())
             if not data:
-                if not self.connection.dead:  # a peer that has vanished says no good-bye
+                if not self.connection.dead:  # a lost peer sends no end of stream
                     self._writer.write_eof()
                 return
             for part in self._parts(data):

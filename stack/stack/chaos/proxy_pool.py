@@ -1,4 +1,4 @@
-"""Proxies for code that does not run on an event loop: one loop in a thread of its own carries them all."""
+"""Runs proxies for synchronous code: a background thread has the event loop of all of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from stack.chaos.proxy import HEALTHY, Proxy, Toxic
 T = TypeVar("T")
 
 
-class Proxies:
-    """Opens, poisons and closes proxies; each is known by the port it listens on."""
+class ProxyPool:
+    """Opens and closes proxies, and applies a toxic to all of them; the listening port identifies a proxy."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -22,15 +22,15 @@ class Proxies:
         threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True).start()
 
     def open(self, target: tuple[str, int]) -> int:
-        """The port of a new proxy in front of `target`, which behaves like all others."""
+        """Opens a proxy in front of `target` with the current toxic; returns its port."""
         return self._wait(self._opened(target))
 
     def close(self, port: int) -> None:
         self._wait(self._open.pop(port).close())
 
-    def become(self, toxic: Toxic) -> None:
-        """Every proxy behaves like that from now on, later ones too."""
-        self._wait(self._become(toxic))
+    def apply(self, toxic: Toxic) -> None:
+        """Applies a toxic to every open proxy, and to those that are opened later."""
+        self._wait(self._apply(toxic))
 
     async def _opened(self, target: tuple[str, int]) -> int:
         proxy = Proxy(target, self._toxic)
@@ -38,10 +38,10 @@ class Proxies:
         self._open[port] = proxy
         return port
 
-    async def _become(self, toxic: Toxic) -> None:
+    async def _apply(self, toxic: Toxic) -> None:
         self._toxic = toxic
         for proxy in self._open.values():
-            proxy.become(toxic)
+            proxy.apply(toxic)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)

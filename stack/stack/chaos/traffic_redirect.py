@@ -1,41 +1,41 @@
-"""Puts a proxy between the callers of a service and each of its instances, by way of Consul.
+"""Redirects the callers of a service to proxies, one in front of each instance, by changing Consul.
 
-Callers find instances in Consul, so each one gets a stand-in there: same service, same tags, the proxy's address. The
-instance itself is put into maintenance and gets no new caller. A stand-in passes its check while the instance passes
-its own, which goes around the proxy: a fault of the network is one that health checks do not see.
+Callers find instances in Consul, so a proxy is registered there for each instance: same service, same tags, the
+address of the proxy. The instance itself is put into maintenance and gets no new caller. The entry of the proxy passes
+its check while the instance passes its own. Health checks bypass the proxy, so they do not detect the network fault.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from stack.chaos.proxy_pool import Proxies
+from stack.chaos.proxy_pool import ProxyPool
 from stack.cluster.clients import Clients
 from stack.console import StackError
 
 TAG = "chaos"
-_OF = "chaos-of"
+_INSTANCE = "chaos-of"
 _TTL = "30s"
 _MAINTENANCE = "_service_maintenance:"
 
 
-def require_divertible(clients: Clients, service: str, fixed_ports: set[int]) -> None:
-    """Refuses a service that nobody looks up in Consul, by name."""
+def require_redirectable(clients: Clients, service: str, fixed_ports: set[int]) -> None:
+    """Raises StackError if the service has no instance, or if its callers do not look it up in Consul."""
     entries = _instances(clients, service)
     if not entries:
         raise StackError(f"{service} has no instance", "Consul knows none", "./justw status")
     if service != "postgres" and any(entry["Service"]["Port"] in fixed_ports for entry in entries):
         raise StackError(
-            f"no network fault can be put before {service}",
+            f"the traffic to {service} cannot be redirected",
             "its callers know its port and do not ask Consul",
-            "kill and pause act on it; or put the fault before what it calls",
+            "use kill or pause; or redirect the traffic of a service that it calls",
         )
 
 
-class Diversion:
-    """The instances of one service behind `proxies`; `follow` again and again keeps up with new ones."""
+class TrafficRedirect:
+    """Keeps a proxy of `proxies` in front of each instance of a service; call `follow` regularly for new instances."""
 
-    def __init__(self, clients: Clients, service: str, proxies: Proxies) -> None:
+    def __init__(self, clients: Clients, service: str, proxies: ProxyPool) -> None:
         self._clients, self.service, self._proxies = clients, service, proxies
         self._ports: dict[str, int] = {}
 
@@ -43,11 +43,11 @@ class Diversion:
         return len(self._ports)
 
     def follow(self) -> None:
-        """Brings Consul to: a stand-in for each instance, each instance in maintenance."""
+        """Registers a proxy for each instance, puts each instance into maintenance, removes proxies of ended ones."""
         entries = {entry["Service"]["ID"]: entry for entry in _instances(self._clients, self.service)}
-        for gone in self._ports.keys() - entries.keys():
-            self._clients.consul.agent.service.deregister(_stand_in(gone))
-            self._proxies.close(self._ports.pop(gone))
+        for ended in self._ports.keys() - entries.keys():
+            self._clients.consul.agent.service.deregister(_proxy_id(ended))
+            self._proxies.close(self._ports.pop(ended))
         for instance, entry in entries.items():
             if instance not in self._ports:
                 self._insert(entry["Service"])
@@ -58,11 +58,11 @@ class Diversion:
         port = self._ports[instance["ID"]] = self._proxies.open((host, instance["Port"]))
         self._clients.consul.agent.service.register(
             self.service,
-            service_id=_stand_in(instance["ID"]),
+            service_id=_proxy_id(instance["ID"]),
             address="127.0.0.1",
             port=port,
             tags=[*(instance["Tags"] or []), TAG],
-            meta={_OF: instance["ID"]},
+            meta={_INSTANCE: instance["ID"]},
             check={"TTL": _TTL, "Status": "passing"},
         )
 
@@ -72,21 +72,21 @@ class Diversion:
             self._clients.consul.agent.service.maintenance(instance, "true", reason=TAG)
         passing = all(check["Status"] == "passing" for check in own)
         report = self._clients.consul.agent.check.ttl_pass if passing else self._clients.consul.agent.check.ttl_fail
-        report(f"service:{_stand_in(instance)}")
+        report(f"service:{_proxy_id(instance)}")
 
 
-def lift(clients: Clients, service: str) -> None:
-    """Takes the stand-ins of a service out, whoever put them in; instances come back first: callers miss nothing."""
+def remove_redirect(clients: Clients, service: str) -> None:
+    """Removes the proxies of a service from Consul; instances come back first, so callers always find one."""
     agent = clients.consul.agent
     known = agent.services()
-    stand_ins = {
-        name: entry["Meta"][_OF]
+    proxies = {
+        name: entry["Meta"][_INSTANCE]
         for name, entry in known.items()
         if entry["Service"] == service and TAG in (entry["Tags"] or [])
     }
-    for instance in set(stand_ins.values()) & known.keys():
+    for instance in set(proxies.values()) & known.keys():
         agent.service.maintenance(instance, "false")
-    for name in stand_ins:
+    for name in proxies:
         agent.service.deregister(name)
 
 
@@ -95,5 +95,5 @@ def _instances(clients: Clients, service: str) -> list[dict[str, Any]]:
     return [entry for entry in found if TAG not in (entry["Service"]["Tags"] or [])]
 
 
-def _stand_in(instance: str) -> str:
+def _proxy_id(instance: str) -> str:
     return f"{TAG}-{instance}"

@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from stack.chaos import fault_state as records
-from stack.chaos.fault_catalogue import KINDS, LONGEST, SHORTEST, USUAL, find
-from stack.chaos.fault_runner import FAILURES, end, fault_of
-from stack.chaos.fault_state import Record
+from stack.chaos import fault_state
+from stack.chaos.fault_catalogue import DEFAULT_SECONDS, KINDS, MAX_SECONDS, MIN_SECONDS, find
+from stack.chaos.fault_runner import FAULT_ERRORS, fault_of, undo
+from stack.chaos.fault_state import FaultState
 from stack.cluster import agents
 from stack.cluster.clients import Clients
 from stack.config import Stack
@@ -21,27 +21,34 @@ _BEGIN_SECONDS = 60.0
 _UNDO_SECONDS = 90.0
 
 
-def chaos(stack: Stack, words: Sequence[str]) -> None:
-    """`list`, `off`, or a fault with its arguments and `--for SECONDS`."""
+def chaos(stack: Stack, words: Sequence[str], seconds: str | None = None) -> None:
+    """Runs `list`, `off`, or a fault with its arguments for `seconds`."""
     if not words or list(words) == ["list"]:
         show(stack)
     elif list(words) == ["off"]:
         say("\n".join(off(stack)) or "no fault acts")
     else:
-        order(stack, *_split(words))
+        order(stack, list(words), None if seconds is None else _duration(seconds))
+
+
+def first_words() -> list[str]:
+    """Returns every word with which a chaos command can begin."""
+    return sorted({"list", "off", *(kind.name.split()[0] for kind in KINDS)})
 
 
 def order(stack: Stack, words: list[str], seconds: float | None) -> None:
     """Does at once what is over at once; has a keeper do what lasts, and says until when."""
     kind, arguments = find(words)
-    if kind.strike and seconds is not None:
+    if kind.instant and seconds is not None:
         raise StackError(f"{kind.name} takes no --for", "it is over at once", f"./justw chaos {kind.usage}")
     agents_needed(stack)
-    if kind.strike:
-        say(kind.strike(stack, Clients(stack), arguments))
+    if kind.instant:
+        say(kind.instant(stack, Clients(stack), arguments))
     else:
-        record = begin(stack, Record(kind.record_id(arguments), words, USUAL if seconds is None else seconds))
-        say(f"{record.note}\n  until {_clock(record)} ({record.seconds:g} s); earlier with ./justw chaos off")
+        state = begin(
+            stack, FaultState(kind.state_id(arguments), words, DEFAULT_SECONDS if seconds is None else seconds)
+        )
+        say(f"{state.note}\n  until {_clock(state)} ({state.seconds:g} s); earlier with ./justw chaos off")
 
 
 def agents_needed(stack: Stack) -> None:
@@ -50,95 +57,94 @@ def agents_needed(stack: Stack) -> None:
         agents.require_running(stack)
 
 
-def begin(stack: Stack, record: Record) -> Record:
-    """The record of a fault that acts now; refuses a second one on the same part."""
-    with exclusive(records.folder(stack) / "lock", "another fault is being ordered"):
-        known = records.read(stack, record.id)
+def begin(stack: Stack, state: FaultState) -> FaultState:
+    """The state of a fault that acts now; refuses a second one on the same part."""
+    with exclusive(fault_state.folder(stack) / "lock", "another fault is being ordered"):
+        known = fault_state.read(stack, state.id)
         if known:
             raise StackError(f"{' '.join(known.words)} acts there already", _state(stack, known), "./justw chaos off")
-        fault_of(stack, record).require()
-        records.write(stack, record)
-        return _started(stack, record)
+        fault_of(stack, state).require()
+        fault_state.write(stack, state)
+        return _started(stack, state)
 
 
-def _started(stack: Stack, record: Record) -> Record:
-    daemon = records.keeper(stack, record.id)
+def _started(stack: Stack, state: FaultState) -> FaultState:
+    daemon = fault_state.runner(stack, state.id)
     env = dict(os.environ) | {"WAYPOST_STACK": stack.name, "WAYPOST_SLOT": str(stack.slot)}
-    daemon.start([sys.executable, "-m", "stack.chaos.fault_runner", record.id], records.folder(stack), env)
+    daemon.start([sys.executable, "-m", "stack.chaos.fault_runner", state.id], fault_state.folder(stack), env)
     until = time.monotonic() + _BEGIN_SECONDS
     while daemon.pid() is not None and time.monotonic() < until:
-        found = records.read(stack, record.id)
+        found = fault_state.read(stack, state.id)
         if found and found.phase == "active":
             return found
         time.sleep(0.05)
     why = daemon.log_tail() or f"it did not act within {_BEGIN_SECONDS:g} s"
-    off(stack, [record.id])
-    raise StackError(f"{' '.join(record.words)} did not begin", why, "./justw status")
+    off(stack, [state.id])
+    raise StackError(f"{' '.join(state.words)} did not begin", why, "./justw status")
 
 
 def off(stack: Stack, only: Sequence[str] = ()) -> list[str]:
     """Ends every fault, the newest first, and says what was undone; a keeper that is gone is stood in for."""
     undone = []
-    for record in list(records.records(stack)):
-        if not only or record.id in only:
-            records.keeper(stack, record.id).stop(_UNDO_SECONDS)
-            left = records.read(stack, record.id)
+    for state in list(fault_state.states(stack)):
+        if not only or state.id in only:
+            fault_state.runner(stack, state.id).stop(_UNDO_SECONDS)
+            left = fault_state.read(stack, state.id)
             if left:
-                end(stack, left, fault_of(stack, left))
-            undone.append(f"{' '.join(record.words)}: undone")
+                undo(stack, left, fault_of(stack, left))
+            undone.append(f"{' '.join(state.words)}: undone")
     return undone
 
 
 def undo_left_over(stack: Stack) -> list[str]:
     """Undoes what faults whose keeper is gone have left; a machine that lost its power leaves such."""
-    left = [record.id for record in records.records(stack) if records.keeper(stack, record.id).pid() is None]
+    left = [state.id for state in fault_state.states(stack) if fault_state.runner(stack, state.id).pid() is None]
     return off(stack, left) if left else []
 
 
 def end_before_teardown(stack: Stack) -> None:
     """Ends every fault of a stack that is about to stop; says so when one cannot be undone, and lets the stop go on."""
-    for record in list(records.records(stack)):
+    for state in list(fault_state.states(stack)):
         try:
-            for line in off(stack, [record.id]):
+            for line in off(stack, [state.id]):
                 say(f"  {line}")
-        except FAILURES as error:
-            say(f"  {' '.join(record.words)}: not undone ({error}); the next deploy does it")
+        except FAULT_ERRORS as error:
+            say(f"  {' '.join(state.words)}: not undone ({error}); the next deploy does it")
 
 
 def active(stack: Stack) -> list[str]:
     """A line for each fault that acts."""
-    return [f"{' '.join(record.words):<32} {_state(stack, record)}" for record in records.records(stack)]
+    return [f"{' '.join(state.words):<32} {_state(stack, state)}" for state in fault_state.states(stack)]
 
 
 def show(stack: Stack) -> None:
     for kind in KINDS:
-        say(f"  {kind.usage:<32} {kind.does}")
-    say(f"\neach that lasts takes --for SECONDS ({SHORTEST:g} to {LONGEST:g}, usually {USUAL:g}) and ends by itself\n")
+        say(f"  {kind.usage:<32} {kind.description}")
+    seconds = f"{MIN_SECONDS:g} to {MAX_SECONDS:g}, default {DEFAULT_SECONDS:g}"
+    say(f"\nevery fault with a duration takes --for SECONDS ({seconds}) and ends by itself\n")
     say("\n".join(f"  {line}" for line in active(stack)) or "  no fault acts")
 
 
-def _state(stack: Stack, record: Record) -> str:
-    if records.keeper(stack, record.id).pid() is None:
-        return f"its keeper is gone, undo it with ./justw chaos off  {record.note}"
-    return f"until {_clock(record)}, {record.left():.0f} s left" if record.phase == "active" else record.phase
+def _state(stack: Stack, state: FaultState) -> str:
+    if fault_state.runner(stack, state.id).pid() is None:
+        return f"its process is gone, undo it with ./justw chaos off  {state.note}"
+    return f"until {_clock(state)}, {state.left():.0f} s left" if state.phase == "active" else state.phase
 
 
-def _clock(record: Record) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(record.until))
+def _clock(state: FaultState) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(state.until))
 
 
-def _split(words: Sequence[str]) -> tuple[list[str], float | None]:
-    """The words without `--for SECONDS`, and the seconds."""
-    if "--for" not in words:
-        return list(words), None
-    at = list(words).index("--for")
-    given = words[at + 1] if at + 1 < len(words) else ""
+def _duration(given: str) -> float:
+    """Returns the seconds that a fault lasts; raises StackError for anything out of bounds."""
     try:
         seconds = float(given)
     except ValueError:
         seconds = 0.0
-    if not SHORTEST <= seconds <= LONGEST:
+    if not MIN_SECONDS <= seconds <= MAX_SECONDS:
         raise StackError(
-            f"--for is {given!r}", f"a fault lasts from {SHORTEST:g} to {LONGEST:g} seconds", "./justw chaos list"
+            f"--for is {given!r}",
+            f"a fault lasts from {MIN_SECONDS:g} to {MAX_SECONDS:g} seconds",
+            "./justw chaos list",
         )
-    return [*words[:at], *words[at + 2 :]], seconds
+    return seconds

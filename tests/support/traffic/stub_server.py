@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 from support.stack_under_test import RunningStack, eventually
 
-from stack.chaos.traffic_redirect import TAG, Diversion, lift
+from stack.chaos.traffic_redirect import TAG, TrafficRedirect, remove_redirect
 
 T = TypeVar("T")
 _SECONDS = 30.0
@@ -94,16 +94,16 @@ class _Every(grpc.GenericRpcHandler):
 def standing_before(running: RunningStack, service: str) -> Iterator[StandIn]:
     """All calls to a service go through a stand-in, which begins and ends healthy."""
     standin = StandIn()
-    diversion = Diversion(running.clients, service, standin)  # type: ignore[arg-type]
+    redirect = TrafficRedirect(running.clients, service, standin)  # type: ignore[arg-type]
     stopping = threading.Event()
 
     def follow() -> None:
         while not stopping.wait(2.0):
-            diversion.follow()
+            redirect.follow()
 
     following = threading.Thread(target=follow, daemon=True)
     try:
-        diversion.follow()
+        redirect.follow()
         following.start()
         found = lambda: [entry["Service"]["Tags"] for entry in running.instances(service)]  # noqa: E731
         eventually("callers find stand-ins only", lambda: found() and all(TAG in tags for tags in found()))
@@ -113,6 +113,6 @@ def standing_before(running: RunningStack, service: str) -> Iterator[StandIn]:
         stopping.set()
         if following.ident:
             following.join(10)
-        lift(running.clients, service)
+        remove_redirect(running.clients, service)
         running.steady()
         standin.end()

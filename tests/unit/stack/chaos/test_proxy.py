@@ -1,4 +1,4 @@
-"""The toxic proxy: each toxic measured against a server that echoes, beside the same thing without the toxic."""
+"""Each toxic of the proxy, measured with an echo server and compared with the same exchange without the toxic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from stack.chaos.proxy import HEALTHY, HOST, Proxy, Toxic
-from stack.chaos.proxy_pool import Proxies
+from stack.chaos.proxy_pool import ProxyPool
 
 Connect = Callable[[], Awaitable["Caller"]]
 ENOUGH_SECONDS = 20.0
@@ -24,12 +24,12 @@ class Caller:
         self.reader, self.writer = reader, writer
 
     async def echo(self, data: bytes) -> bytes:
-        """Sends and returns what comes back, as much as was sent."""
+        """Sends data and returns as many bytes of the response."""
         self.writer.write(data)
         return await asyncio.wait_for(self.reader.readexactly(len(data)), ENOUGH_SECONDS)
 
-    async def hears_nothing(self) -> bool:
-        """Whether for a while neither a byte nor an end arrives."""
+    async def receives_nothing(self) -> bool:
+        """Returns whether neither a byte nor an end of stream arrives for a short time."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self.reader.read(1), SHORT_SECONDS)
             return False
@@ -65,32 +65,30 @@ async def connect(proxy: Proxy) -> AsyncIterator[Connect]:
         caller.writer.close()
 
 
-async def test_a_healthy_proxy_passes_everything_on_in_order(proxy: Proxy, connect: Connect) -> None:
+async def test_a_healthy_proxy_forwards_everything_in_order(proxy: Proxy, connect: Connect) -> None:
     data = bytes(range(256)) * 4096
     assert await (await connect()).echo(data) == data
 
 
-async def test_the_end_of_a_stream_is_passed_on_to_both_sides(proxy: Proxy, connect: Connect) -> None:
+async def test_the_end_of_a_stream_is_forwarded_to_both_sides(proxy: Proxy, connect: Connect) -> None:
     caller = await connect()
     await caller.echo(b"a")
     caller.writer.write_eof()
     assert await asyncio.wait_for(caller.reader.read(), ENOUGH_SECONDS) == b""
 
 
-async def test_latency_makes_an_answer_late_and_nothing_else(proxy: Proxy, connect: Connect) -> None:
+async def test_latency_delays_a_response_and_changes_nothing_else(proxy: Proxy, connect: Connect) -> None:
     caller = await connect()
     assert await _seconds(caller.echo(b"a")) < 1.0
-    proxy.become(Toxic(latency_seconds=1.0))
+    proxy.apply(Toxic(latency_seconds=1.0))
     assert await _seconds(caller.echo(b"a")) >= 1.0
-    proxy.become(HEALTHY)
+    proxy.apply(HEALTHY)
     assert await caller.echo(b"a") == b"a"
 
 
-async def test_latency_is_no_line_width_answers_on_the_way_do_not_wait_for_each_other(
-    proxy: Proxy, connect: Connect
-) -> None:
+async def test_latency_does_not_limit_the_rate_of_responses(proxy: Proxy, connect: Connect) -> None:
     caller = await connect()
-    proxy.become(Toxic(latency_seconds=0.5))
+    proxy.apply(Toxic(latency_seconds=0.5))
     began = time.monotonic()
     for _ in range(10):
         caller.writer.write(b"a")
@@ -99,64 +97,64 @@ async def test_latency_is_no_line_width_answers_on_the_way_do_not_wait_for_each_
     assert 0.5 <= time.monotonic() - began < 10 * 0.5
 
 
-async def test_a_slow_line_takes_its_time_for_each_byte(proxy: Proxy, connect: Connect) -> None:
+async def test_a_slow_connection_has_a_limited_byte_rate(proxy: Proxy, connect: Connect) -> None:
     caller = await connect()
     assert await _seconds(caller.echo(b"a" * 2000)) < 1.0
-    proxy.become(Toxic(bytes_per_second=2000))
+    proxy.apply(Toxic(bytes_per_second=2000))
     assert await _seconds(caller.echo(b"a" * 2000)) >= 1.0
 
 
 async def test_every_request_is_reset_at_a_hundred_percent(proxy: Proxy, connect: Connect) -> None:
     caller = await connect()
-    proxy.become(Toxic(reset_share=1.0))
+    proxy.apply(Toxic(reset_share=1.0))
     with pytest.raises(ConnectionResetError):
         await caller.echo(b"a")
 
 
-async def test_a_share_of_the_requests_is_reset_and_the_others_are_answered(proxy: Proxy, connect: Connect) -> None:
-    proxy.become(Toxic(reset_share=0.5))
-    outcomes = [await _is_answered(connect) for _ in range(60)]
+async def test_a_share_of_the_requests_is_reset_and_the_others_get_a_response(proxy: Proxy, connect: Connect) -> None:
+    proxy.apply(Toxic(reset_share=0.5))
+    outcomes = [await _gets_a_response(connect) for _ in range(60)]
     assert 10 < sum(outcomes) < 50  # a fair coin misses this less than once in a million runs
 
 
-async def test_silence_moves_nothing_and_what_was_sent_arrives_afterwards(proxy: Proxy, connect: Connect) -> None:
+async def test_silent_moves_no_data_and_the_sent_data_arrives_afterwards(proxy: Proxy, connect: Connect) -> None:
     caller = await connect()
     await caller.echo(b"a")
-    proxy.become(Toxic(silent=True))
+    proxy.apply(Toxic(silent=True))
     caller.writer.write(b"b")
-    assert await caller.hears_nothing()
+    assert await caller.receives_nothing()
     late = await connect()
     late.writer.write(b"c")
-    assert await late.hears_nothing()
-    proxy.become(HEALTHY)
+    assert await late.receives_nothing()
+    proxy.apply(HEALTHY)
     assert await asyncio.wait_for(caller.reader.read(1), ENOUGH_SECONDS) == b"b"
     assert await asyncio.wait_for(late.reader.read(1), ENOUGH_SECONDS) == b"c"
 
 
-async def test_half_open_leaves_old_connections_without_a_peer_and_serves_new_ones(
+async def test_half_open_takes_the_peer_from_old_connections_and_serves_new_ones(
     proxy: Proxy, connect: Connect
 ) -> None:
     old = await connect()
     await old.echo(b"a")
-    proxy.become(Toxic(half_open=True))
+    proxy.apply(Toxic(half_open=True))
     old.writer.write(b"b" * 1000)
-    assert await old.hears_nothing()
+    assert await old.receives_nothing()
     assert await (await connect()).echo(b"c") == b"c"
-    proxy.become(HEALTHY)
+    proxy.apply(HEALTHY)
     with pytest.raises(ConnectionResetError):
         await asyncio.wait_for(old.reader.read(1), ENOUGH_SECONDS)
 
 
-async def test_a_target_that_is_not_there_is_a_reset(connect: Connect, proxy: Proxy) -> None:
+async def test_a_missing_target_resets_the_connection(connect: Connect, proxy: Proxy) -> None:
     proxy.target = (HOST, 1)
     with pytest.raises(ConnectionResetError):
         await (await connect()).echo(b"a")
 
 
-async def test_a_closed_proxy_lets_nobody_in_and_nobody_wait(proxy: Proxy, connect: Connect) -> None:
+async def test_a_closed_proxy_resets_open_connections_and_refuses_new_ones(proxy: Proxy, connect: Connect) -> None:
     caller = await connect()
     await caller.echo(b"a")
-    proxy.become(Toxic(silent=True))
+    proxy.apply(Toxic(silent=True))
     await proxy.close()
     with pytest.raises(ConnectionResetError):
         await asyncio.wait_for(caller.reader.read(1), ENOUGH_SECONDS)
@@ -164,15 +162,15 @@ async def test_a_closed_proxy_lets_nobody_in_and_nobody_wait(proxy: Proxy, conne
         await connect()
 
 
-async def test_proxies_are_opened_poisoned_and_closed_from_another_thread(proxy: Proxy) -> None:
-    proxies = Proxies()
+async def test_a_pool_opens_disturbs_and_closes_proxies_from_another_thread(proxy: Proxy) -> None:
+    proxies = ProxyPool()
     await proxy.open()
     port = await asyncio.to_thread(proxies.open, proxy.target)
     caller = Caller(*await asyncio.open_connection(HOST, port))
     assert await caller.echo(b"a") == b"a"
-    await asyncio.to_thread(proxies.become, Toxic(silent=True))
+    await asyncio.to_thread(proxies.apply, Toxic(silent=True))
     caller.writer.write(b"b")
-    assert await caller.hears_nothing()
+    assert await caller.receives_nothing()
     await asyncio.to_thread(proxies.close, port)
     with pytest.raises(ConnectionResetError):
         await asyncio.wait_for(caller.reader.read(1), ENOUGH_SECONDS)
@@ -184,7 +182,7 @@ async def _seconds(work: Awaitable[bytes]) -> float:
     return time.monotonic() - began
 
 
-async def _is_answered(connect: Connect) -> bool:
+async def _gets_a_response(connect: Connect) -> bool:
     try:
         return await (await connect()).echo(b"a") == b"a"
     except (ConnectionResetError, asyncio.IncompleteReadError):
