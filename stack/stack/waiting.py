@@ -31,9 +31,7 @@ def wait_until(
     return value
 
 
-def retry(
-    action: Callable[[], T], seconds: float, may_retry: Callable[[Exception], bool], interval: float = 0.3
-) -> T:
+def retry(action: Callable[[], T], seconds: float, may_retry: Callable[[Exception], bool], interval: float = 0.3) -> T:
     """Returns the result of `action`; repeats it while `may_retry` accepts its error and `seconds` have not passed."""
     deadline = time.monotonic() + seconds
     while True:

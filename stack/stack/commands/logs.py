@@ -1,8 +1,6 @@
-"""`logs SERVICE`: what the running instances of a job, or an agent, said last."""
+"""`logs SERVICE`: the last log lines of the running instances of a job, or of an agent."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from nomad.api.exceptions import BaseNomadException, URLNotFoundNomadException
 
@@ -16,27 +14,33 @@ AGENTS = ("nomad", "consul", "vault")
 LINES = 40
 
 
-def logs(stack: Stack, arguments: Sequence[str]) -> None:
+def names() -> list[str]:
+    """Returns the name of every job and agent."""
+    return [*nomad.names(), *AGENTS]
+
+
+def logs(stack: Stack, name: str) -> None:
     """Prints the last lines of each instance, under its name."""
-    if len(arguments) != 1 or arguments[0] not in {*nomad.names(), *AGENTS}:
-        known = ", ".join((*nomad.names(), *AGENTS))
-        raise StackError(
-            "whose logs?", f"got {' '.join(arguments) or 'nothing'!r}", f"./justw logs NAME, one of: {known}"
-        )
-    if arguments[0] in AGENTS:
-        say(daemon(stack, arguments[0]).log_tail(LINES))
+    if name not in names():
+        raise StackError(f"nothing here is called {name!r}", "logs are of a job or an agent", _usage())
+    if name in AGENTS:
+        say(daemon(stack, name).log_tail(LINES))
         return
     require_running(stack)
     clients = Clients(stack)
-    for alloc in clients.nomad.job.get_allocations(arguments[0]):
+    for alloc in clients.nomad.job.get_allocations(name):
         if alloc["ClientStatus"] in {"running", "pending", "failed"}:
             for task in alloc["TaskStates"] or {}:
                 _task(clients, alloc["ID"], task, alloc["ClientStatus"])
 
 
+def _usage() -> str:
+    return f"./justw logs NAME, one of: {', '.join(names())}"
+
+
 def _task(clients: Clients, alloc: str, task: str, state: str) -> None:
     """Prints the last lines of both streams."""
-    title, said = f"{task} {alloc[:8]} ({state})", False
+    title, printed = f"{task} {alloc[:8]} ({state})", False
     for stream in ("stdout", "stderr"):
         try:
             # Nomad counts the offset of a log in bytes from its end.
@@ -46,8 +50,8 @@ def _task(clients: Clients, alloc: str, task: str, state: str) -> None:
         except BaseNomadException as error:
             text = str(error)
         if lines := text.splitlines()[-LINES:]:
-            said = True
+            printed = True
             say(f"--- {title} {stream}")
             say("\n".join(lines))
-    if not said:
-        say(f"--- {title} has said nothing")
+    if not printed:
+        say(f"--- {title} has logged nothing")

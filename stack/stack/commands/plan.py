@@ -1,8 +1,9 @@
-"""`plan`: what `deploy` would change in Consul, Vault and Nomad, as a diff; changes nothing."""
+"""`plan`: shows what `deploy` would change in Consul, Vault and Nomad; changes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 
 from stack.build import tools, zipapps
 from stack.cluster import nomad
@@ -16,25 +17,48 @@ from stack.config import Stack
 from stack.console import say
 
 CHANGES = 2
+_SIGNS = {"add": "+", "change": "~", "remove": "-"}
 
 
-def plan(stack: Stack) -> int:
-    """Prints the changes; 0 for none, 2 for some."""
+def plan(stack: Stack, as_json: bool = False) -> int:
+    """Prints the changes as a diff or as JSON; returns 0 for none, 2 for some."""
     require_running(stack)
-    there = tools.there()
-    for note in there.notes:
-        say(f"note: {note}")
-    found = list(_changes(stack, there))
-    for change in found:
-        say(f"{_sign(change)} {change.where}\n{change.diff()}")
-    for key in Consul(stack, Clients(stack)).live_edits():
-        say(f"= consul kv {key} was changed by hand and is kept")
-    say(f"{len(found)} changes" if found else "no change")
-    return CHANGES if found else 0
+    found = tools.there()
+    changes = list(_changes(stack, found))
+    kept = Consul(stack, Clients(stack)).live_edits()
+    if as_json:
+        say(json.dumps(document(changes, kept, found.notes), indent=2))
+    else:
+        for line in text(changes, kept, found.notes):
+            say(line)
+    return CHANGES if changes else 0
 
 
-def _sign(change: Change) -> str:
-    return "~" if change.before and change.after else "-" if change.before else "+"
+def document(changes: Sequence[Change], kept: Sequence[str], notes: Sequence[str]) -> dict[str, object]:
+    """Returns the plan in its JSON form."""
+    rows = [
+        {
+            "where": change.where,
+            "action": change.action,
+            "before": change.before,
+            "after": change.after,
+            "notes": list(change.notes),
+        }
+        for change in changes
+    ]
+    return {"changes": rows, "kept": list(kept), "notes": list(notes)}
+
+
+def text(changes: Sequence[Change], kept: Sequence[str], notes: Sequence[str]) -> Iterator[str]:
+    """Yields the plan for a person."""
+    for note in notes:
+        yield f"note: {note}"
+    for change in changes:
+        yield f"{_SIGNS[change.action]} {change.where}\n{change.diff()}"
+        yield from (f"    {note}" for note in change.notes)
+    for key in kept:
+        yield f"= consul kv {key} was changed by hand and is kept"
+    yield f"{len(changes)} changes" if changes else "no change"
 
 
 def _changes(stack: Stack, found: tools.Tools) -> Iterator[Change]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,86 +10,146 @@ import httpx
 
 from stack import telemetry_viewer
 from stack.build import tools
-from stack.cluster import nomad
-from stack.cluster.agents import daemon, require_running
+from stack.cluster import agents, nomad
 from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import say
 from stack.machine import processes
 
+Row = dict[str, Any]
 
-def status(stack: Stack) -> None:
-    say(f"stack {stack.name}  ({stack.state})\n")
-    for line in _agents(stack):
-        say(line)
-    require_running(stack)
-    clients = Clients(stack)
-    for section in (_jobs(clients), _instances(clients), _gateways(clients), _work(stack)):
-        say()
-        for line in section:
+
+def status(stack: Stack, as_json: bool = False) -> None:
+    """Prints what runs, as text or as JSON; raises StackError after the agents if one of them does not run."""
+    head = {"stack": stack.name, "folder": str(stack.state), "agents": list(_agents(stack))}
+    if not as_json:
+        for line in _head_lines(head):
             say(line)
+    agents.require_running(stack)
+    body = _body(stack, Clients(stack))
+    if as_json:
+        say(json.dumps(head | body, indent=2))
+    else:
+        for line in _body_lines(body):
+            say(line)
+
+
+def _body(stack: Stack, clients: Clients) -> Row:
     mebibytes, count = processes.memory(stack.state)
-    say(f"\nmemory {mebibytes} MiB in {count} processes (proportional set size)")
+    return {
+        "jobs": list(_jobs(clients)),
+        "instances": list(_instances(clients)),
+        "gateways": list(_gateways(clients)),
+        **_worker_metrics(stack),
+        "memory": {"mebibytes": mebibytes, "processes": count},
+    }
 
 
-def _agents(stack: Stack) -> Iterator[str]:
+def _agents(stack: Stack) -> Iterator[Row]:
     versions = tools.versions()
-    yield f"{'agent':<12} {'version':<10} {'process':<10} address"
     for name in ("nomad", "consul", "vault"):
-        pid = daemon(stack, name).pid()
-        yield f"{name:<12} {versions.get(name, versions.get('bao', '')):<10} {pid or 'stopped':<10} {stack.url(name)}"
+        version = versions.get(name, versions.get("bao", ""))
+        yield {"name": name, "version": version, "pid": agents.daemon(stack, name).pid(), "url": stack.url(name)}
 
 
-def _jobs(clients: Clients) -> Iterator[str]:
-    yield f"{'job':<16} {'status':<10} {'version':<8} running"
+def _jobs(clients: Clients) -> Iterator[Row]:
     for name in nomad.names():
         if name in clients.nomad.job:
             job = clients.nomad.job.get_job(name)
+            allocations = clients.nomad.job.get_allocations(name)
+            running = sum(allocation["ClientStatus"] == "running" for allocation in allocations)
             wanted = sum(group["Count"] for group in job["TaskGroups"])
-            running = sum(alloc["ClientStatus"] == "running" for alloc in clients.nomad.job.get_allocations(name))
-            yield f"{name:<16} {job['Status']:<10} {job['Version']:<8} {running}/{wanted}"
+            yield {
+                "name": name,
+                "status": job["Status"],
+                "version": job["Version"],
+                "running": running,
+                "wanted": wanted,
+            }
 
 
-def _instances(clients: Clients) -> Iterator[str]:
-    yield f"{'service':<22} {'address':<18} {'checks':<10} version"
+def _instances(clients: Clients) -> Iterator[Row]:
     _, services = clients.consul.catalog.services()
     for name in sorted(set(services) - {"consul", "nomad", "nomad-client"}):
         for entry in clients.consul.health.service(name)[1]:
-            yield _instance(name, entry)
+            service = entry["Service"]
+            tags = [tag.partition("=")[2] for tag in service["Tags"] or [] if tag.startswith("version=")]
+            yield {
+                "service": name,
+                "address": service["Address"],
+                "port": service["Port"],
+                "passing": all(check["Status"] == "passing" for check in entry["Checks"]),
+                "version": tags[0] if tags else "",
+            }
 
 
-def _instance(name: str, entry: dict[str, Any]) -> str:
-    service = entry["Service"]
-    passing = all(check["Status"] == "passing" for check in entry["Checks"])
-    version = next((tag.partition("=")[2] for tag in service["Tags"] or [] if tag.startswith("version=")), "")
-    return f"{name:<22} {service['Address']}:{service['Port']:<8} {'passing' if passing else 'failing':<10} {version}"
-
-
-def _gateways(clients: Clients) -> Iterator[str]:
-    """What each instance says of itself: behind the edge only one of them would be asked."""
+def _gateways(clients: Clients) -> Iterator[Row]:
+    """Yields the readiness of each instance, asked directly: the edge would choose one of them."""
     for entry in clients.consul.health.service("gateway")[1]:
         address = f"{entry['Service']['Address']}:{entry['Service']['Port']}"
+        row: Row = {"address": address, "status": None, "error": None, "dependencies": {}, "breakers": {}}
         try:
             ready = httpx.get(f"http://{address}/readyz", timeout=5).json()
+            yield row | {name: ready[name] for name in ("status", "dependencies", "breakers") if name in ready}
         except (httpx.HTTPError, ValueError) as error:
-            yield f"gateway {address} does not answer: {error}"
-            continue
-        yield f"gateway {address} {ready.get('status')}"
-        for name, state in ready.get("dependencies", {}).items():
-            yield f"  needs {name:<16} {state}"
-        for name, state in ready.get("breakers", {}).items():
-            yield f"  breaker {name:<14} {state}"
+            yield row | {"error": str(error)}
 
 
-def _work(stack: Stack) -> Iterator[str]:
-    """What the workers told telemetry last; without telemetry there is nothing to tell."""
+def _worker_metrics(stack: Stack) -> Row:
+    """Returns the newest metrics of the Order Service's workers; empty in a stack without telemetry."""
 
-    def last(name: str) -> dict[str, float]:
-        return telemetry_viewer.last_values(stack, name, "order-service")
+    def last(name: str) -> list[tuple[str, float]]:
+        values = telemetry_viewer.last_values(stack, name, "order-service")
+        return sorted((key.partition("=")[2], value) for key, value in values.items())
 
-    for worker, active in sorted(last("worker.active").items()):
-        yield f"worker {worker.partition('=')[2]:<15} {'active' if active else 'stands by'}"
-    for projection, behind in sorted(last("projection.lag.events").items()):
-        yield f"projection {projection.partition('=')[2]:<11} {behind:.0f} events behind"
-    for (_, count), (_, age) in zip(last("errands.open").items(), last("errands.oldest.seconds").items(), strict=False):
-        yield f"errands                {count:.0f} open, the oldest for {age:.1f} s"
+    pending, oldest = last("outbox.pending"), last("outbox.oldest.seconds")
+    return {
+        "workers": [{"instance": name, "active": bool(value)} for name, value in last("worker.leader")],
+        "projections": [{"name": name, "events_behind": int(value)} for name, value in last("projection.lag.events")],
+        "outbox": {"pending": int(pending[0][1]), "oldest_seconds": oldest[0][1]} if pending and oldest else None,
+    }
+
+
+def _head_lines(head: Row) -> Iterator[str]:
+    yield f"stack {head['stack']}  ({head['folder']})\n"
+    yield f"{'agent':<12} {'version':<10} {'process':<10} address"
+    for row in head["agents"]:
+        yield f"{row['name']:<12} {row['version']:<10} {row['pid'] or 'stopped':<10} {row['url']}"
+
+
+def _body_lines(body: Row) -> Iterator[str]:
+    yield f"\n{'job':<16} {'status':<10} {'version':<8} running"
+    for row in body["jobs"]:
+        yield f"{row['name']:<16} {row['status']:<10} {row['version']:<8} {row['running']}/{row['wanted']}"
+    yield f"\n{'service':<22} {'address':<18} {'checks':<10} version"
+    for row in body["instances"]:
+        checks = "passing" if row["passing"] else "failing"
+        yield f"{row['service']:<22} {row['address']}:{row['port']:<8} {checks:<10} {row['version']}"
+    yield ""
+    for row in body["gateways"]:
+        yield from _gateway_lines(row)
+    yield ""
+    yield from _worker_lines(body)
+    memory = body["memory"]
+    yield f"\nmemory {memory['mebibytes']} MiB in {memory['processes']} processes (proportional set size)"
+
+
+def _gateway_lines(row: Row) -> Iterator[str]:
+    if row["error"]:
+        yield f"gateway {row['address']} does not answer: {row['error']}"
+        return
+    yield f"gateway {row['address']} {row['status']}"
+    for name, state in row["dependencies"].items():
+        yield f"  needs {name:<16} {state}"
+    for name, state in row["breakers"].items():
+        yield f"  breaker {name:<14} {state}"
+
+
+def _worker_lines(body: Row) -> Iterator[str]:
+    for row in body["workers"]:
+        yield f"worker {row['instance']:<15} {'active' if row['active'] else 'on standby'}"
+    for row in body["projections"]:
+        yield f"projection {row['name']:<11} {row['events_behind']} events behind"
+    if body["outbox"]:
+        outbox = body["outbox"]
+        yield f"outbox                 {outbox['pending']} pending, the oldest for {outbox['oldest_seconds']:.1f} s"

@@ -23,6 +23,11 @@ TIERS = {"unit": False, "contract": False, "integration": True, "infra": True, "
 TEST, BESIDE = (Stack(name, KNOWN_SLOTS[name]) for name in ("test", "test_beside"))
 
 
+def names() -> list[str]:
+    """Returns every name that `test` takes."""
+    return [*TIERS, LONG]
+
+
 def test(arguments: Sequence[str]) -> int:
     """Runs the named tiers, or all; the test stacks are deployed for those that need one and destroyed afterwards.
 

@@ -1,7 +1,7 @@
-"""`audit-orders`: over the whole store, is an order lost, placed twice by one key, or holding credit it should not?
+"""`audit-orders`: searches the whole store for orders that are lost, placed twice by one key, or hold wrong credit.
 
-Each service says what it has, by itself and under its own identity; here the two are compared. What differs only while
-an order is on its way is no finding: a finding is what stays in several looks.
+Each service reports its own rows under its own identity; this module compares the two. An order in progress may differ
+for a moment, so a finding counts only if every one of several snapshots has it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from typing import Any
 from stack.config import Stack
 from stack.console import StackError, say
 from stack.operations import nomad_actions
+from stack.waiting import retry
 
-LOOKS = 3
+SNAPSHOTS = 3
 PAUSE_SECONDS = 2.0
-_ATTEMPTS = 4
+_RETRY_SECONDS = 8.0
 _RELEASE = "call ReleaseCredit of user-service for this order and user; a release may be repeated"
 _RESERVE = "./justw logs user-service; then hold the total again with ReserveCredit for this order"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with one order, by which rule, and what to do."""
+    """A defect of one order: the rule that it breaks, what was found and expected, and what to do next."""
 
     order: str
     rule: str
@@ -35,8 +36,8 @@ class Finding:
 
 
 @dataclass
-class Books:
-    """What both services said in one look."""
+class Snapshot:
+    """The rows that both services reported."""
 
     orders: dict[str, dict[str, Any]] = field(default_factory=dict)
     reservations: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -45,56 +46,56 @@ class Books:
     findings: list[Finding] = field(default_factory=list)
 
 
-def audit(stack: Stack) -> int:
-    """Prints each finding and the counts; 0 when there is none, 1 otherwise."""
-    books = look(stack)
-    found = {*findings(books)}
-    for _ in range(LOOKS - 1):
+def check(stack: Stack) -> int:
+    """Prints each finding and the counts; returns 0 without findings, 1 otherwise."""
+    snapshot = take(stack)
+    found = {*findings(snapshot)}
+    for _ in range(SNAPSHOTS - 1):
         if not found:
             break
         time.sleep(PAUSE_SECONDS)
-        books = look(stack)
-        found &= {*findings(books)}
+        snapshot = take(stack)
+        found &= {*findings(snapshot)}
     for finding in sorted(found, key=lambda finding: (finding.order, finding.rule)):
         say(f"{finding.order or 'no order'}: {finding.rule}\n  is         {finding.found}")
         say(f"  should be  {finding.wanted}\n  next       {finding.next}")
-    say(_summary(books, len(found)))
+    say(_summary(snapshot, len(found)))
     return 1 if found else 0
 
 
-def look(stack: Stack) -> Books:
-    """Orders first: a reservation that is there by then belongs to an order that was there before."""
-    books = Books()
-    for row in _said(stack, "order-service", "worker"):
-        read(books, row)
-    for row in _said(stack, "user-service", "api"):
-        read(books, row)
-    return books
+def take(stack: Stack) -> Snapshot:
+    """Takes a snapshot, orders first: a reservation in it then belongs to an order that was there before."""
+    snapshot = Snapshot()
+    for row in _rows(stack, "order-service", "worker"):
+        add(snapshot, row)
+    for row in _rows(stack, "user-service", "api"):
+        add(snapshot, row)
+    return snapshot
 
 
-def read(books: Books, row: dict[str, Any]) -> None:
-    """Enter one line of a service into the books."""
+def add(snapshot: Snapshot, row: dict[str, Any]) -> None:
+    """Adds one line of a service's report to the snapshot."""
     for kind, entry in row.items():
         match kind:
             case "order":
-                books.orders[entry["id"]] = entry
+                snapshot.orders[entry["id"]] = entry
             case "reservation":
-                books.reservations[entry["order_id"]] = entry
+                snapshot.reservations[entry["order_id"]] = entry
             case "user":
-                books.users.add(entry["id"])
+                snapshot.users.add(entry["id"])
             case "counts":
-                books.counts |= entry
+                snapshot.counts |= entry
             case "finding":
-                books.findings.append(Finding(**entry))
+                snapshot.findings.append(Finding(**entry))
 
 
-def findings(books: Books) -> Iterator[Finding]:
-    """What each service found by itself, and where the credit is not what the order says."""
-    yield from books.findings
-    for order_id, order in books.orders.items():
-        yield from _credit(order, books.reservations.get(order_id), order["user_id"] in books.users)
-    for order_id, reservation in books.reservations.items():
-        if order_id not in books.orders and reservation["state"] == "held":
+def findings(snapshot: Snapshot) -> Iterator[Finding]:
+    """Yields the findings of each service, and every order whose credit does not match its status."""
+    yield from snapshot.findings
+    for order_id, order in snapshot.orders.items():
+        yield from _credit(order, snapshot.reservations.get(order_id), order["user_id"] in snapshot.users)
+    for order_id, reservation in snapshot.reservations.items():
+        if order_id not in snapshot.orders and reservation["state"] == "held":
             yield Finding(order_id, "credit", _words(reservation), "nothing: there is no such order", _RELEASE)
 
 
@@ -109,7 +110,7 @@ def _credit(order: dict[str, Any], reservation: dict[str, Any] | None, known_use
         yield Finding(order["id"], "credit", _words(reservation), f"{wanted}, for it is confirmed", _RESERVE)
     elif status == "pending" and reservation and not right:
         yield Finding(order["id"], "credit", _words(reservation), f"nothing or {wanted}: it is pending", _RESERVE)
-    elif status in {"rejected", "cancelled"} and "release" not in order["owes"] and not released and known_user:
+    elif status in {"rejected", "cancelled"} and "release" not in order["pending"] and not released and known_user:
         yield Finding(order["id"], "credit", _words(reservation), f"released, for it is {status}", _RELEASE)
 
 
@@ -119,23 +120,25 @@ def _words(reservation: dict[str, Any] | None) -> str:
     return f"{reservation['amount']} {reservation['state']} by user {reservation['user_id']}"
 
 
-def _summary(books: Books, found: int) -> str:
-    flying = sum(order["status"] == "pending" or bool(order["owes"]) for order in books.orders.values())
-    counts = books.counts
+def _summary(snapshot: Snapshot, found: int) -> str:
+    in_progress = sum(order["status"] == "pending" or bool(order["pending"]) for order in snapshot.orders.values())
+    counts = snapshot.counts
     return (
-        f"{len(books.orders)} orders ({flying} on their way), {counts['events']} events, {counts['keys']} keys, "
-        f"{len(books.reservations)} reservations of {len(books.users)} users: {found or 'no'} findings"
+        f"{len(snapshot.orders)} orders ({in_progress} in progress), {counts['events']} events, {counts['keys']} keys, "
+        f"{len(snapshot.reservations)} reservations of {len(snapshot.users)} users: {found or 'no'} findings"
     )
 
 
-def _said(stack: Stack, job: str, group: str) -> list[dict[str, Any]]:
-    """The JSON lines of a service's audit; tried again where its instance ended meanwhile."""
-    why = ""
-    for _ in range(_ATTEMPTS):
-        done = nomad_actions.run(stack, job, group, "audit")
-        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{") and line.endswith("}")]
-        if not done.returncode and any("counts" in row for row in rows):
-            return [row for row in rows if "event" not in row]
-        why = nomad_actions.last_words(done)
-        time.sleep(PAUSE_SECONDS)
-    raise StackError(f"{job} could not be audited", why, "./justw status")
+def _rows(stack: Stack, job: str, group: str) -> list[dict[str, Any]]:
+    """Returns the JSON lines of a service's report; runs it again if its instance ended meanwhile."""
+    return retry(
+        lambda: _report(stack, job, group), _RETRY_SECONDS, lambda error: isinstance(error, StackError), PAUSE_SECONDS
+    )
+
+
+def _report(stack: Stack, job: str, group: str) -> list[dict[str, Any]]:
+    done = nomad_actions.run(stack, job, group, "audit")
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{") and line.endswith("}")]
+    if done.returncode or not any("counts" in row for row in rows):
+        raise StackError(f"{job} could not be checked", nomad_actions.log_tail(done), "./justw status")
+    return [row for row in rows if "event" not in row]

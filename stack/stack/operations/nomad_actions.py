@@ -1,6 +1,6 @@
-"""Operator's commands that run inside the platform: actions of a job, in a running instance, with its identity.
+"""Runs an action of a Nomad job in a running instance, with that instance's identity.
 
-Nothing of an operator's shell gets to the data: who may do this, and as whom, is Nomad's and Vault's to say.
+So an operator never gets credentials of a database: Nomad decides who may run an action, Vault what it may read.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from stack.console import StackError
 
 
 def run(stack: Stack, job: str, group: str, action: str) -> subprocess.CompletedProcess[str]:
-    """Runs an action of a job in one of its running instances; what it said and its exit code."""
+    """Runs an action of a job in one of its running instances; returns its output and exit code."""
     require_running(stack)
     clients = Clients(stack)
     program = tools.find("nomad")
     if program is None:
-        raise StackError("nomad is not there", "it was not built yet", "./justw deploy")
+        raise StackError("nomad was not found", "it was not built yet", "./justw deploy")
     where = ["-job", job, "-group", group, "-task", job, "-alloc", _instance(clients, job, group)]
     command = [str(program), "action", *where, "-t=false", "-i=false", action]
     token = clients.credentials.token("nomad-management")
@@ -30,9 +30,9 @@ def run(stack: Stack, job: str, group: str, action: str) -> subprocess.Completed
     return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
 
-def last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """What an action that failed said at the end."""
-    return "\n".join((done.stderr or done.stdout).strip().splitlines()[-3:]) or "it said nothing"
+def log_tail(done: subprocess.CompletedProcess[str]) -> str:
+    """Returns the last lines that a failed action printed."""
+    return "\n".join((done.stderr or done.stdout).strip().splitlines()[-3:]) or "it printed nothing"
 
 
 def _instance(clients: Clients, job: str, group: str) -> str:
@@ -42,7 +42,7 @@ def _instance(clients: Clients, job: str, group: str) -> str:
 
 
 def _running(clients: Clients, job: str, group: str) -> Iterator[str]:
-    """The newest instance first: it has the artifact of this deploy."""
+    """Yields running instances, the newest first: it has the artifact of this deploy."""
     found = sorted(clients.nomad.job.get_allocations(job), key=lambda alloc: alloc["CreateIndex"], reverse=True)
     for alloc in found:
         tasks = (alloc["TaskStates"] or {}).values()

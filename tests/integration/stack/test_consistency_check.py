@@ -39,7 +39,7 @@ DEFECTS = {
     "keyed": ["key stray stands for an order without events"],
     "damaged": ['"total": 701', '"total": 700', "./justw projection-rebuild orders"],
     "gap": ["version 3 after 1", "version 2"],
-    "lost": ["pending without an errand", "owe it again"],
+    "lost": ["pending without an outbox entry", "insert it into table outbox"],
     "headless": ["version 2 after 0", "version 1"],
 }
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-from stack import __main__ as entry
 from stack.config import ROOT
 from stack.machine import os_errors
 
@@ -44,15 +42,3 @@ def test_a_closed_folder_is_named_and_the_cache_can_be_moved(code: int, tmp_path
     assert str(ROOT / ".waypost") in ours.what
     assert "WAYPOST_CACHE" not in ours.next_step
     assert "WAYPOST_CACHE" in os_errors.explain("deploy", error(code, str(tmp_path / "cache" / "tools"))).next_step
-
-
-def test_a_command_that_meets_a_full_disk_ends_with_exit_code_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(_: list[str]) -> None:
-        raise error(errno.ENOSPC)
-
-    monkeypatch.setitem(entry.COMMANDS, "build", full)
-    monkeypatch.setattr(sys, "argv", ["stack", "build"])
-    assert entry.main() == 1
-    assert "failed: build found no space" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What credit an order may hold, by its status; what is only on its way is no finding."""
+"""The credit an order may hold, by its status; an order in progress is no finding."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Any
 
 import pytest
 
-from stack.operations.consistency_check import Books, findings, read
+from stack.operations.consistency_check import Snapshot, add, findings
 
 HELD = {"user_id": "ada", "amount": 5, "state": "held"}
 RELEASED = HELD | {"state": "released"}
 
 
-def books(status: str, reservation: dict[str, Any] | None, *owes: str) -> Books:
-    made = Books()
-    read(made, {"user": {"id": "ada"}})
-    read(made, {"order": {"id": "o", "user_id": "ada", "status": status, "total": 5, "owes": list(owes)}})
+def snapshot(status: str, reservation: dict[str, Any] | None, *pending: str) -> Snapshot:
+    made = Snapshot()
+    add(made, {"user": {"id": "ada"}})
+    add(made, {"order": {"id": "o", "user_id": "ada", "status": status, "total": 5, "pending": list(pending)}})
     if reservation:
-        read(made, {"reservation": {"order_id": "o", **reservation}})
+        add(made, {"reservation": {"order_id": "o", **reservation}})
     return made
 
 
 @pytest.mark.parametrize(
-    ("status", "reservation", "owes"),
+    ("status", "reservation", "pending"),
     [
         ("pending", None, ["reserve"]),
         ("pending", HELD, ["reserve"]),
@@ -33,10 +33,10 @@ def books(status: str, reservation: dict[str, Any] | None, *owes: str) -> Books:
         ("rejected", RELEASED, []),
     ],
 )
-def test_an_order_may_hold_what_its_status_says(
-    status: str, reservation: dict[str, Any] | None, owes: list[str]
+def test_credit_that_matches_the_status_is_no_finding(
+    status: str, reservation: dict[str, Any] | None, pending: list[str]
 ) -> None:
-    assert list(findings(books(status, reservation, *owes))) == []
+    assert list(findings(snapshot(status, reservation, *pending))) == []
 
 
 @pytest.mark.parametrize(
@@ -53,26 +53,26 @@ def test_an_order_may_hold_what_its_status_says(
         ("rejected", HELD),
     ],
 )
-def test_everything_else_is_a_finding(status: str, reservation: dict[str, Any] | None) -> None:
-    (only,) = findings(books(status, reservation))
+def test_credit_that_does_not_match_the_status_is_a_finding(status: str, reservation: dict[str, Any] | None) -> None:
+    (only,) = findings(snapshot(status, reservation))
     assert (only.order, only.rule) == ("o", "credit")
     assert only.next
 
 
-def test_the_same_finding_in_two_looks_is_one_whatever_it_says() -> None:
-    (first,), (second,) = findings(books("cancelled", HELD)), findings(books("cancelled", HELD | {"amount": 4}))
+def test_two_snapshots_share_a_finding_even_if_its_values_differ() -> None:
+    (first,), (second,) = findings(snapshot("cancelled", HELD)), findings(snapshot("cancelled", HELD | {"amount": 4}))
     assert {first} & {second}
 
 
-def test_an_order_of_a_user_who_never_was_needs_no_release() -> None:
-    made = books("rejected", None)
+def test_an_order_of_an_unknown_user_needs_no_release() -> None:
+    made = snapshot("rejected", None)
     made.users.clear()
     assert list(findings(made)) == []
 
 
-def test_credit_without_an_order_is_a_finding_unless_it_was_given_back() -> None:
-    made = Books()
-    read(made, {"reservation": {"order_id": "x", **RELEASED}})
+def test_credit_without_an_order_is_a_finding_unless_it_was_released() -> None:
+    made = Snapshot()
+    add(made, {"reservation": {"order_id": "x", **RELEASED}})
     assert list(findings(made)) == []
-    read(made, {"reservation": {"order_id": "y", **HELD}})
+    add(made, {"reservation": {"order_id": "y", **HELD}})
     assert [finding.order for finding in findings(made)] == ["y"]
