@@ -1,4 +1,4 @@
-"""A private Postgres for the module that asks for one: tests that stop it hurt no other and no running stack."""
+"""A private Postgres for each test module: tests may stop it without affecting other tests or a running stack."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
-_names = itertools.count()
+_numbers = itertools.count()
 
 
 @pytest.fixture
 def schema(postgres: Postgres) -> str:
-    """A fresh database with its owner role and schema, all of one name, as the stack prepares one for a service."""
-    return postgres.make_schema(f"test_{next(_names)}")
+    """Create a database, its owner and its schema, all with one new name; returns the name."""
+    return postgres.make_schema(f"test_{next(_numbers)}")

@@ -1,15 +1,18 @@
-"""Waiting on a named condition, with a deadline."""
+"""Waits until a named condition is true, with a deadline."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 
-async def until(what: str, condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Return once the condition holds; fail by its name when it does not within `seconds`."""
+async def until(what: str, condition: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0) -> None:
+    """Return once the condition is true. Fails with its name if that takes longer than `seconds`."""
     ends_at = time.monotonic() + seconds
-    while not condition():
+    while True:
+        result = condition()
+        if result if isinstance(result, bool) else await result:
+            return
         assert time.monotonic() < ends_at, f"not within {seconds} s: {what}"
         await asyncio.sleep(0.01)

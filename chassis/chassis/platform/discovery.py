@@ -1,7 +1,7 @@
-"""Where the healthy instances of a service are, followed by blocking query.
+"""Service discovery: the addresses of the healthy instances of each called service, watched in Consul.
 
-Invariant: the last known set survives Consul being away, and an empty answer right after an outage is not believed at
-once: a restarted agent knows its services before it has checked them again.
+Invariant: the last list stays in use while Consul is unavailable. An empty list right after an outage is applied only
+after a delay, because a restarted agent lists its services before it has checked their health again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-DISTRUST_SECONDS = 30.0
+EMPTY_DELAY_SECONDS = 30.0
 
 
 class ServiceSource(Protocol):
-    """What discovery needs of Consul."""
+    """The part of the Consul client that is needed here."""
 
     def watch_service(
         self, service: str, on_outage: Callable[[], None] | None = None
@@ -36,72 +36,72 @@ class Endpoint:
 
 
 class Endpoints:
-    """The healthy instances of one service, live."""
+    """The healthy instances of one service, kept up to date."""
 
     def __init__(self, service: str) -> None:
         self.service = service
         self._current: tuple[Endpoint, ...] = ()
-        self._known = asyncio.Event()
+        self._loaded = asyncio.Event()
         self._callbacks: list[Callable[[], None]] = []
-        self._distrust_until = 0.0
-        self._emptying: asyncio.TimerHandle | None = None
+        self._delay_empty_until = 0.0
+        self._pending_empty: asyncio.TimerHandle | None = None
 
     @property
     def current(self) -> tuple[Endpoint, ...]:
-        """The instances to call now."""
+        """The instances that may be called now."""
         return self._current
 
     @property
-    def known(self) -> bool:
-        """Whether Consul has answered at all."""
-        return self._known.is_set()
+    def loaded(self) -> bool:
+        """True once Consul has answered at least once."""
+        return self._loaded.is_set()
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """Call `callback` after the set has changed."""
+        """Calls `callback` after each change of the list."""
         self._callbacks.append(callback)
 
     async def ready(self, timeout: float | None) -> None:  # noqa: ASYNC109
-        """Wait at most `timeout` seconds (None: for ever) for Consul's first answer; raises TimeoutError."""
-        await asyncio.wait_for(self._known.wait(), timeout)
+        """Waits at most `timeout` seconds (None: no limit) for the first list. Raises TimeoutError."""
+        await asyncio.wait_for(self._loaded.wait(), timeout)
 
-    def distrust(self) -> None:
-        """Do not believe an empty answer for a while: Consul has just been away."""
-        self._distrust_until = time.monotonic() + DISTRUST_SECONDS
-        if self._emptying:
-            # Away once more before the last empty answer was believed: that has to wait anew.
-            self._empty_later(DISTRUST_SECONDS)
+    def outage(self) -> None:
+        """Notes that Consul is unavailable: for a while, an empty list is not applied immediately."""
+        self._delay_empty_until = time.monotonic() + EMPTY_DELAY_SECONDS
+        if self._pending_empty:
+            # Another outage before the pending empty list was applied: its delay starts again.
+            self._apply_empty_in(EMPTY_DELAY_SECONDS)
 
-    def replace(self, found: tuple[Endpoint, ...]) -> None:
-        """Take over what Consul answered."""
-        self._keep()
-        wait = self._distrust_until - time.monotonic()
-        if not found and self._current and wait > 0:
-            log.warning("no healthy instance right after an outage, the last known stay", of=self.service)
-            self._empty_later(wait)
+    def replace(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """Applies a list from Consul."""
+        self._cancel_pending()
+        delay = self._delay_empty_until - time.monotonic()
+        if not endpoints and self._current and delay > 0:
+            log.warning("no healthy instance right after an outage, keeping the last list", target=self.service)
+            self._apply_empty_in(delay)
         else:
-            self._set(found)
+            self._apply(endpoints)
 
-    def _empty_later(self, seconds: float) -> None:
-        self._keep()
-        self._emptying = asyncio.get_running_loop().call_later(seconds, self._set, ())
+    def _apply_empty_in(self, seconds: float) -> None:
+        self._cancel_pending()
+        self._pending_empty = asyncio.get_running_loop().call_later(seconds, self._apply, ())
 
-    def _keep(self) -> None:
-        if self._emptying:
-            self._emptying.cancel()
-            self._emptying = None
+    def _cancel_pending(self) -> None:
+        if self._pending_empty:
+            self._pending_empty.cancel()
+            self._pending_empty = None
 
-    def _set(self, found: tuple[Endpoint, ...]) -> None:
-        self._keep()
-        changed, self._current = found != self._current, found
-        self._known.set()
+    def _apply(self, endpoints: tuple[Endpoint, ...]) -> None:
+        self._cancel_pending()
+        changed, self._current = endpoints != self._current, endpoints
+        self._loaded.set()
         if changed:
-            log.info("instances changed", of=self.service, addresses=[e.address for e in found])
+            log.info("instances changed", target=self.service, addresses=[e.address for e in endpoints])
             for callback in self._callbacks:
                 callback()
 
 
 class Discovery:
-    """One watch for each service asked for, shared by all who ask."""
+    """Watches each service once and shares the result."""
 
     def __init__(
         self, consul: ServiceSource, supervise: Callable[[str, Callable[[], Awaitable[None]]], object]
@@ -111,15 +111,15 @@ class Discovery:
         self._endpoints: dict[str, Endpoints] = {}
 
     def endpoints(self, service: str) -> Endpoints:
-        """The live set of a Consul service; the first call begins to watch it."""
+        """Returns the live list of a Consul service; the first call starts to watch it."""
         if service not in self._endpoints:
-            followed = self._endpoints[service] = Endpoints(service)
-            self._supervise(f"discovery {service}", lambda: self._follow(followed))
+            endpoints = self._endpoints[service] = Endpoints(service)
+            self._supervise(f"discovery {service}", lambda: self._follow(endpoints))
         return self._endpoints[service]
 
     async def _follow(self, endpoints: Endpoints) -> None:
-        async for nodes in self._consul.watch_service(endpoints.service, endpoints.distrust):
-            endpoints.replace(tuple(sorted(map(_endpoint, nodes), key=lambda e: e.id)))
+        async for entries in self._consul.watch_service(endpoints.service, endpoints.outage):
+            endpoints.replace(tuple(sorted(map(_endpoint, entries), key=lambda e: e.id)))
 
 
 def _endpoint(entry: dict[str, Any]) -> Endpoint:

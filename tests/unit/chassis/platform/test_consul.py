@@ -1,10 +1,9 @@
-"""Blocking queries: the rules of Consul's index, errors, and a login that is refused."""
+"""Blocking queries: the rules of Consul's index, failed queries, hidden results and expired tokens."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,68 +14,66 @@ from support.waiting import until
 
 from chassis.errors import ConfigurationError
 from chassis.platform import consul
-from chassis.platform.consul import ConsulClient, blocking, next_index, trusted
+from chassis.platform.consul import ConsulClient, next_index, watch
 
-Answer = tuple[int, Any] | Exception
+Result = tuple[int, Any] | Exception
 
 
 @pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consul, "_BACKOFF_SECONDS", (0.001, 0.002))
 
 
 class Script:
-    """A query that gives scripted answers, then waits for ever."""
+    """A query with the given results, which then blocks."""
 
-    def __init__(self, *answers: Answer) -> None:
-        self._answers = iter(answers)
-        self.asked: list[int | None] = []
+    def __init__(self, *results: Result) -> None:
+        self._results = iter(results)
+        self.indexes: list[int | None] = []
 
     async def __call__(self, index: int | None) -> tuple[int, Any]:
-        self.asked.append(index)
-        answer = next(self._answers, None)
-        if answer is None:
+        self.indexes.append(index)
+        result = next(self._results, None)
+        if result is None:
             await asyncio.Event().wait()
-        if isinstance(answer, Exception):
-            raise answer
-        assert answer is not None
-        return answer
+        if isinstance(result, Exception):
+            raise result
+        assert result is not None
+        return result
 
 
-async def values(watch: AsyncIterator[Any], count: int) -> list[Any]:
+async def take(values: AsyncIterator[Any], count: int) -> list[Any]:
     async with asyncio.timeout(5):
-        return [await anext(watch) for _ in range(count)]
+        return [await anext(values) for _ in range(count)]
 
 
-@pytest.mark.parametrize(("index", "found", "following"), [(0, 7, 7), (7, 7, 7), (7, 9, 9), (9, 3, 0), (0, 0, 1)])
-def test_the_index_is_at_least_one_and_starts_again_when_it_goes_backwards(
-    index: int, found: int, following: int
-) -> None:
-    assert next_index(index, found) == following
+@pytest.mark.parametrize(("index", "new", "following"), [(0, 7, 7), (7, 7, 7), (7, 9, 9), (9, 3, 0), (0, 0, 1)])
+def test_the_next_index_is_at_least_one_and_zero_after_it_went_backwards(index: int, new: int, following: int) -> None:
+    assert next_index(index, new) == following
 
 
-async def test_a_return_is_no_proof_of_change() -> None:
+async def test_an_unchanged_value_is_not_yielded_again() -> None:
     script = Script((5, "a"), (6, "a"), (7, "b"))
-    assert await values(blocking("w", script), 2) == ["a", "b"]
-    assert script.asked == [None, 5, 6]
+    assert await take(watch("w", script), 2) == ["a", "b"]
+    assert script.indexes == [None, 5, 6]
 
 
-async def test_nothing_found_is_a_value_too() -> None:
-    assert await values(blocking("w", Script((5, None), (6, "b"), (7, None))), 3) == [None, "b", None]
+async def test_a_missing_key_is_a_value() -> None:
+    assert await take(watch("w", Script((5, None), (6, "b"), (7, None))), 3) == [None, "b", None]
 
 
-async def test_an_index_that_went_backwards_is_asked_for_at_once() -> None:
+async def test_the_query_does_not_block_after_the_index_went_backwards() -> None:
     script = Script((50, "a"), (3, "b"), (3, "c"))
-    assert await values(blocking("w", script), 3) == ["a", "b", "c"]
-    assert script.asked == [None, 50, None]
+    assert await take(watch("w", script), 3) == ["a", "b", "c"]
+    assert script.indexes == [None, 50, None]
 
 
-async def test_errors_are_outlived_and_reported_each_time() -> None:
+async def test_a_watch_survives_failed_queries_and_reports_each() -> None:
     outages: list[int] = []
     script = Script((5, "a"), httpx.ConnectError("refused"), httpx.ReadTimeout("late"), (6, "a"), (7, "b"))
-    assert await values(blocking("w", script, lambda: outages.append(1)), 2) == ["a", "b"]
+    assert await take(watch("w", script, lambda: outages.append(1)), 2) == ["a", "b"]
     assert len(outages) == 2
-    assert script.asked == [None, 5, 5, 5, 6]
+    assert script.indexes == [None, 5, 5, 5, 6]
 
 
 class Agent:
@@ -85,7 +82,7 @@ class Agent:
     def __init__(self) -> None:
         self.tokens: set[str] = set()
         self.logins: list[dict[str, str]] = []
-        self.answers: list[httpx.Request] = []
+        self.requests: list[httpx.Request] = []
         self.hides = False
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -96,10 +93,10 @@ class Agent:
             return httpx.Response(200, json={"SecretID": token})
         if request.headers.get("x-consul-token") not in self.tokens:
             return httpx.Response(403, text="ACL not found")
-        self.answers.append(request)
+        self.requests.append(request)
         if self.hides:
-            said = {} if "index" in request.url.params else {"X-Consul-Results-Filtered-By-ACLs": "true"}
-            return httpx.Response(200, headers={"X-Consul-Index": "5"} | said, json=[])
+            filtered = {} if "index" in request.url.params else {"X-Consul-Results-Filtered-By-ACLs": "true"}
+            return httpx.Response(200, headers={"X-Consul-Index": "5"} | filtered, json=[])
         return httpx.Response(200, headers={"X-Consul-Index": "5"}, json=[{"Key": "k", "Value": "dg=="}])
 
 
@@ -120,13 +117,13 @@ def identity(tmp_path: Path) -> Path:
     return file
 
 
-async def test_without_a_workload_identity_there_is_no_login(agent: Agent, tmp_path: Path) -> None:
+async def test_a_missing_workload_identity_is_a_configuration_error(agent: Agent, tmp_path: Path) -> None:
     client = ConsulClient("http://127.0.0.1:1", tmp_path / "nomad_consul.jwt")
     with pytest.raises(ConfigurationError, match=r"nomad_consul\.jwt"):
-        await client.reachable()
+        await client.connect()
 
 
-async def test_the_workload_identity_is_traded_for_a_token(agent: Agent, identity: Path) -> None:
+async def test_the_workload_identity_is_exchanged_for_a_token(agent: Agent, identity: Path) -> None:
     client = ConsulClient("http://127.0.0.1:1", identity)
     await client.login()
     assert agent.logins == [{"AuthMethod": "nomad-workloads", "BearerToken": "jwt-1"}]
@@ -134,7 +131,7 @@ async def test_the_workload_identity_is_traded_for_a_token(agent: Agent, identit
     await client.close()
 
 
-async def test_a_token_that_ended_is_replaced_once_for_all_who_use_it(agent: Agent, identity: Path) -> None:
+async def test_an_expired_token_is_replaced_once_for_all_concurrent_reads(agent: Agent, identity: Path) -> None:
     client = ConsulClient("http://127.0.0.1:1", identity)
     await client.login()
     agent.tokens.clear()
@@ -144,32 +141,32 @@ async def test_a_token_that_ended_is_replaced_once_for_all_who_use_it(agent: Age
     await client.close()
 
 
-async def test_what_a_policy_hides_is_waited_for_and_never_taken_for_nothing(agent: Agent, identity: Path) -> None:
+async def test_a_result_that_a_policy_hides_is_waited_for(agent: Agent, identity: Path) -> None:
     client, outages = ConsulClient("http://127.0.0.1:1", identity), list[int]()
     await client.login()
     agent.hides = True
-    watch = client.watch_service("k", lambda: outages.append(1))
-    found = asyncio.ensure_future(anext(watch))
-    await until("it was refused twice", lambda: len(outages) >= 2)
+    values = client.watch_service("k", lambda: outages.append(1))
+    found = asyncio.ensure_future(anext(values))
+    await until("two queries failed", lambda: len(outages) >= 2)
     agent.hides = False
     assert [entry["Key"] for entry in await asyncio.wait_for(found, 5)] == ["k"]
     await client.close()
 
 
-async def test_what_is_known_stays_when_a_policy_hides_it(agent: Agent, identity: Path) -> None:
+async def test_the_last_value_stays_when_a_policy_hides_the_result(agent: Agent, identity: Path) -> None:
     client, outages = ConsulClient("http://127.0.0.1:1", identity), list[int]()
     await client.login()
-    watch = client.watch_service("k", lambda: outages.append(1))
-    assert len(await anext(watch)) == 1
+    values = client.watch_service("k", lambda: outages.append(1))
+    assert len(await anext(values)) == 1
     agent.hides = True
-    found = asyncio.ensure_future(anext(watch))
-    await until("it was refused twice", lambda: len(outages) >= 2)
+    found = asyncio.ensure_future(anext(values))
+    await until("two queries failed", lambda: len(outages) >= 2)
     assert not found.done()
     found.cancel()
     await client.close()
 
 
-async def test_a_token_of_the_environment_is_nobodys_identity(
+async def test_a_token_in_the_environment_is_not_used(
     agent: Agent, identity: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONSUL_HTTP_TOKEN", "operator")
@@ -177,14 +174,5 @@ async def test_a_token_of_the_environment_is_nobodys_identity(
     client = ConsulClient("http://127.0.0.1:1", identity)
     await client.login()
     await client.read_key("k")
-    assert {(r.url.port, r.headers["x-consul-token"]) for r in agent.answers} == {(1, "token-1")}
+    assert {(r.url.port, r.headers["x-consul-token"]) for r in agent.requests} == {(1, "token-1")}
     await client.close()
-
-
-@pytest.mark.parametrize(
-    ("urls", "anybody"), [(("http://a",), False), (("https://a",), True), (("http://a", "https://b"), True)]
-)
-def test_authorities_are_known_where_there_is_something_to_certify(urls: tuple[str, ...], anybody: bool) -> None:
-    context = trusted(*urls)
-    assert bool(context.get_ca_certs()) == anybody
-    assert context.verify_mode is ssl.CERT_REQUIRED

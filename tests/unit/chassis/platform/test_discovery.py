@@ -1,4 +1,4 @@
-"""The live set of instances: what is kept while Consul is away, and what is not believed right after."""
+"""The live list of instances: kept during an outage of Consul, and an empty list is delayed right after one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def follow(consul: FakeConsul, tasks: list[asyncio.Task[None]]) -> Discovery:
     return Discovery(consul, supervise)
 
 
-async def test_the_set_follows_consul(tasks: list[asyncio.Task[None]]) -> None:
+async def test_the_list_follows_consul(tasks: list[asyncio.Task[None]]) -> None:
     consul = FakeConsul()
     endpoints = follow(consul, tasks).endpoints("user-service")
     changes: list[int] = []
@@ -44,52 +44,52 @@ async def test_the_set_follows_consul(tasks: list[asyncio.Task[None]]) -> None:
     assert changes == [2, 0]
 
 
-async def test_one_watch_serves_all_who_ask(tasks: list[asyncio.Task[None]]) -> None:
-    found = follow(FakeConsul(), tasks)
-    assert found.endpoints("user-service") is found.endpoints("user-service")
+async def test_a_service_is_watched_only_once(tasks: list[asyncio.Task[None]]) -> None:
+    discovered = follow(FakeConsul(), tasks)
+    assert discovered.endpoints("user-service") is discovered.endpoints("user-service")
     assert len(tasks) == 1
 
 
-async def test_ready_does_not_wait_longer_than_asked() -> None:
+async def test_ready_waits_no_longer_than_its_timeout() -> None:
     with pytest.raises(TimeoutError):
         await Endpoints("user-service").ready(0.01)
 
 
-async def test_an_empty_answer_is_believed_in_normal_times() -> None:
+async def test_an_empty_list_is_applied_immediately_without_an_outage() -> None:
     endpoints = Endpoints("user-service")
     endpoints.replace((ONE,))
     endpoints.replace(())
     assert endpoints.current == ()
 
 
-async def test_an_empty_answer_right_after_an_outage_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery, "DISTRUST_SECONDS", 0.05)
+async def test_an_empty_list_right_after_an_outage_is_applied_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "EMPTY_DELAY_SECONDS", 0.05)
     endpoints = Endpoints("user-service")
     endpoints.replace((ONE, TWO))
-    endpoints.distrust()
+    endpoints.outage()
     endpoints.replace(())
     assert endpoints.current == (ONE, TWO)
-    await until("it is believed in the end", lambda: endpoints.current == ())
+    await until("the empty list is applied", lambda: endpoints.current == ())
 
 
-async def test_one_outage_after_another_does_not_lose_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery, "DISTRUST_SECONDS", 0.2)
+async def test_repeated_outages_keep_the_last_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "EMPTY_DELAY_SECONDS", 0.2)
     endpoints = Endpoints("user-service")
     endpoints.replace((ONE, TWO))
-    endpoints.distrust()
+    endpoints.outage()
     endpoints.replace(())
     for _ in range(4):
         await asyncio.sleep(0.1)
-        endpoints.distrust()
+        endpoints.outage()
     assert endpoints.current == (ONE, TWO)
-    await until("it is believed in the end", lambda: endpoints.current == ())
+    await until("the empty list is applied", lambda: endpoints.current == ())
 
 
-async def test_what_is_found_after_an_outage_replaces_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery, "DISTRUST_SECONDS", 0.05)
+async def test_a_list_with_instances_after_an_outage_is_applied_immediately(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "EMPTY_DELAY_SECONDS", 0.05)
     endpoints = Endpoints("user-service")
     endpoints.replace((ONE, TWO))
-    endpoints.distrust()
+    endpoints.outage()
     endpoints.replace(())
     endpoints.replace((TWO,))
     await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""A Database as a process would have it, without the process: its logins are real roles, its leases the test's."""
+"""A chassis Database on a private Postgres, without a process: a fake Vault issues users that exist in the server."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from contextlib import asynccontextmanager
 
 from support.postgres.private_postgres import Postgres
 
-from chassis.platform.database_credentials import LeasedLogin
+from chassis.platform.database_credentials import DatabaseCredentials
 from chassis.platform.discovery import Endpoint, Endpoints
 from chassis.platform.vault import Lease
 from chassis.postgres.database import Database
 
 
 class FakeVault:
-    """Hands out logins that are real roles of the server, for `seconds` each; renews until told not to."""
+    """Creates a database user for each login, valid for `seconds`; renews leases unless `renewable` is False."""
 
     def __init__(self, postgres: Postgres, seconds: float) -> None:
         self.postgres = postgres
         self.seconds = seconds
         self.renewable = True
         self.issued: list[Lease] = []
-        self.tell: Callable[[], None] = lambda: None
+        self.new_token: Callable[[], None] = lambda: None
         self._numbers = itertools.count(int(time.time() * 1000) % 10**9)
 
-    async def database_login(self, role: str) -> Lease:
+    async def database_login(self, database_role: str) -> Lease:
         user = f"v_{next(self._numbers)}"
-        await asyncio.to_thread(self.postgres.execute, f"CREATE ROLE {user} LOGIN IN ROLE {role}",
-                                f"ALTER ROLE {user} SET role = '{role}'")  # fmt: skip
+        await asyncio.to_thread(self.postgres.execute, f"CREATE ROLE {user} LOGIN IN ROLE {database_role}",
+                                f"ALTER ROLE {user} SET role = '{database_role}'")  # fmt: skip
         lease = Lease(user, "unused", user, self.seconds, time.monotonic())
         self.issued.append(lease)
         return lease
@@ -40,19 +40,19 @@ class FakeVault:
         return Lease(lease.username, lease.password, lease.lease_id, left, time.monotonic())
 
     def on_login(self, callback: Callable[[], None]) -> None:
-        self.tell = callback
+        self.new_token = callback
 
 
-class World:
-    """A Database as a process would have it, without the process."""
+class DatabaseUnderTest:
+    """The Database with all it is made of: the fake Vault, the credentials, the server's address."""
 
     def __init__(self, postgres: Postgres, name: str, seconds: float = 3600, connections: int = 5) -> None:
         self.vault = FakeVault(postgres, seconds)
         self.servers = Endpoints("postgres")
         self.servers.replace((Endpoint("postgres", f"127.0.0.1:{postgres.port}"),))
-        self.login = LeasedLogin(self.vault, name)
+        self.credentials = DatabaseCredentials(self.vault, name)
         self.tasks: list[asyncio.Task[None]] = []
-        self.database = Database(name, self.login, self.servers, self.supervise, max_size=connections)
+        self.database = Database(name, self.credentials, self.servers, self.supervise, max_size=connections)
 
     def supervise(self, _name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         async def run() -> None:
@@ -63,8 +63,8 @@ class World:
         return task
 
     async def start(self) -> None:
-        self.supervise("lease", self.login.keep)
-        await self.login.ready()
+        self.supervise("database credentials", self.credentials.maintain)
+        await self.credentials.ready()
         await self.database._pool.open()
 
     async def stop(self) -> None:
@@ -75,11 +75,13 @@ class World:
 
 
 @asynccontextmanager
-async def started(postgres: Postgres, name: str, seconds: float = 3600, connections: int = 5) -> AsyncIterator[World]:
-    """A world that runs until the block ends."""
-    world = World(postgres, name, seconds, connections)
-    await world.start()
+async def database_under_test(
+    postgres: Postgres, name: str, seconds: float = 3600, connections: int = 5
+) -> AsyncIterator[DatabaseUnderTest]:
+    """Run one until the block ends. Its leases last `seconds`, its pool has at most `connections`."""
+    made = DatabaseUnderTest(postgres, name, seconds, connections)
+    await made.start()
     try:
-        yield world
+        yield made
     finally:
-        await world.stop()
+        await made.stop()

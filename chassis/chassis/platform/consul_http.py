@@ -1,0 +1,91 @@
+"""Runs python-consul2 on asyncio: its blocking HTTP transport is replaced by one keep-alive httpx client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import httpx
+from consul import ConsulException
+from consul.base import Consul, HTTPClient  # fragile: consul-http-client
+
+AUTH_METHOD = "nomad-workloads"
+_TIMEOUT_SECONDS = 5.0
+# A watch holds a connection for its whole wait, so their number must not be limited.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+_FILTERED = "X-Consul-Results-Filtered-By-ACLs"
+
+
+class Response(NamedTuple):
+    """A response in the form that python-consul2's callbacks read."""
+
+    code: int
+    headers: httpx.Headers
+    body: str
+    content: bytes
+
+
+class HttpTransport(HTTPClient):  # type: ignore[misc]
+    """python-consul2's transport on httpx; each method returns an awaitable of the callback's result."""
+
+    def __init__(self, address: str) -> None:
+        self._client = httpx.AsyncClient(base_url=address, trust_env=False, limits=_LIMITS)
+
+    def get(self, callback: Any, path: str, params: Any = None, headers: Any = None, **_: Any) -> Any:
+        wait = dict(params or ()).get("wait")
+        return self._send("GET", callback, path, params=params, headers=headers, timeout=_timeout(wait))
+
+    def put(self, callback: Any, path: str, params: Any = None, data: Any = "", headers: Any = None, **_: Any) -> Any:
+        return self._send("PUT", callback, path, params=params, content=data, headers=headers)
+
+    def post(self, callback: Any, path: str, params: Any = None, data: Any = "", headers: Any = None, **_: Any) -> Any:
+        return self._send("POST", callback, path, params=params, content=data, headers=headers)
+
+    def delete(self, callback: Any, path: str, params: Any = None, headers: Any = None, **_: Any) -> Any:
+        return self._send("DELETE", callback, path, params=params, headers=headers)
+
+    async def login(self, identity: str) -> str:
+        """Exchanges a workload identity for an ACL token."""
+        body = json.dumps({"AuthMethod": AUTH_METHOD, "BearerToken": identity})
+        return str(json.loads(await self.post(_body, "/v1/acl/login", data=body))["SecretID"])
+
+    async def logout(self, token: str) -> None:
+        """Revokes an ACL token."""
+        await self.post(_body, "/v1/acl/logout", headers={"X-Consul-Token": token})
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.aclose()
+
+    async def _send(self, method: str, callback: Callable[[Response], Any], path: str, **request: Any) -> Any:
+        response = await self._client.request(method, path, **request)
+        if response.headers.get(_FILTERED) == "true":
+            raise ConsulException(f"an ACL policy hides results of {path}")
+        return callback(Response(response.status_code, response.headers, response.text, response.content))
+
+
+class ConsulApi(Consul):  # type: ignore[misc]
+    """python-consul2's API on an `HttpTransport`."""
+
+    def __init__(self, http: HttpTransport) -> None:
+        self._http = http
+        super().__init__()
+        # The library takes CONSUL_HTTP_TOKEN from the environment, but a process only uses the token of its login.
+        self.token: str | None = None
+
+    def http_connect(self, *_args: Any, **_kwargs: Any) -> HttpTransport:
+        """Returns the transport, in place of the library's own one."""
+        return self._http
+
+
+def _body(response: Response) -> str:
+    if response.code >= 400:
+        raise ConsulException(f"{response.code} {response.body[:200]}")
+    return response.body
+
+
+def _timeout(wait: str | None) -> httpx.Timeout:
+    """Returns a read timeout above the wait of a blocking query, to which Consul adds up to a sixteenth."""
+    longest = _TIMEOUT_SECONDS + (0 if wait is None else float(wait.rstrip("s")) * 17 / 16)
+    return httpx.Timeout(_TIMEOUT_SECONDS, read=longest)
