@@ -1,4 +1,4 @@
-"""The gateway put together."""
+"""Starts the gateway."""
 
 from __future__ import annotations
 
@@ -8,38 +8,37 @@ from chassis import process
 from chassis.calls import client
 from chassis.process import Process
 from gateway import app
-from gateway.auth.access_tokens import Tokens
-from gateway.auth.sessions import Backend
+from gateway.auth.access_tokens import AccessTokenVerifier
+from gateway.backend import Backend
+from gateway.dependency_health import DependencyHealth
 from gateway.http import http_server
-from gateway.profile_cache import Profiles
-from gateway.routes.health import Dependencies
+from gateway.profile_cache import ProfileCache
 from gateway.settings import Settings
 from shop.order.v1.order_pb2_grpc import OrderServiceStub
 from shop.user.v1.user_pb2_grpc import UserServiceStub
 
 
 async def compose(process: Process[Settings]) -> None:
+    """Creates the parts, connects them and serves until the process stops."""
     settings = process.settings
-    users = client.connect(process, "user-service", settings=lambda: settings.value.users)
-    orders = client.connect(process, "order-service", settings=lambda: settings.value.orders)
-    tokens = Tokens(process.vault, lambda: settings.value)
-    health = Dependencies(process, tokens, {"user-service": users, "order-service": orders})
-    process.supervise("token keys", tokens.follow)
-    process.supervise("dependencies", health.follow)
-    profiles = Profiles(lambda: settings.value.profiles_kept)
+    users = client.connect(process, "user-service", settings=settings.section(lambda now: now.users))
+    orders = client.connect(process, "order-service", settings=settings.section(lambda now: now.orders))
+    access_tokens = AccessTokenVerifier(process.vault, settings)
+    health = DependencyHealth(process, access_tokens, {"user-service": users, "order-service": orders})
+    process.supervise("token keys", access_tokens.refresh_keys)
+    process.supervise("dependencies", health.probe_agents)
     stubs = _stub(UserServiceStub, users), _stub(OrderServiceStub, orders)
-    backend = Backend(*stubs, tokens, health, profiles, lambda: settings.value)
-    edge = app.create(backend)
-    settings.on_change(edge.bound)
-    await http_server.serve(edge, process)
+    gateway_app = app.create(Backend(*stubs, access_tokens, health, ProfileCache(settings), settings))
+    await http_server.serve(gateway_app, process)
 
 
 def _stub(kind: type[Any], channel: client.Channel) -> Any:
-    """A generated stub, which needs no more of a channel than `unary_unary` and `unary_stream`."""
+    """Returns a generated stub, which needs no more of a channel than `unary_unary` and `unary_stream`."""
     return kind(cast(Any, channel))
 
 
 def main() -> None:
+    """Runs the gateway as this process."""
     process.run("gateway", Settings, compose)
 
 

@@ -1,6 +1,6 @@
-"""The last profiles that callers have read, for the time in which the User Service cannot be asked.
+"""Caches the last profile that each caller has read, for the time in which the User Service is unavailable.
 
-Invariant: a kept profile goes to its own user only, and never without its age.
+Invariant: a cached profile is returned to its own user only, and always with its age.
 """
 
 from __future__ import annotations
@@ -9,31 +9,35 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from chassis.settings import Live
+from gateway.settings import Settings
 from shop.user.v1 import user_pb2
 
 
-class Profiles:
-    """At most `most()` profiles, the one not read for longest dropped first; `clock` gives seconds."""
+class ProfileCache:
+    """Holds at most `profile_cache_size` profiles and evicts the least recently stored; `clock` is in seconds."""
 
-    def __init__(self, most: Callable[[], int], clock: Callable[[], float] = time.monotonic) -> None:
-        self._most = most
+    def __init__(self, settings: Live[Settings], clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
         self._clock = clock
-        self._kept: OrderedDict[str, tuple[float, user_pb2.User]] = OrderedDict()
+        self._stored: OrderedDict[str, tuple[float, user_pb2.User]] = OrderedDict()
 
-    def keep(self, user: user_pb2.User) -> None:
-        """Remember a profile as it is now."""
-        self._kept[user.id] = (self._clock(), user)
-        self._kept.move_to_end(user.id)
-        while len(self._kept) > self._most():
-            self._kept.popitem(last=False)
+    def store(self, user: user_pb2.User) -> None:
+        """Stores a profile that was just read."""
+        self._stored[user.id] = (self._clock(), user)
+        self._stored.move_to_end(user.id)
+        while len(self._stored) > self._settings.value.profile_cache_size:
+            self._stored.popitem(last=False)
 
-    def forget(self, user_id: str) -> None:
-        """The user does not exist any more."""
-        self._kept.pop(user_id, None)
+    def remove(self, user_id: str) -> None:
+        """Removes the profile of a user who does not exist any more."""
+        self._stored.pop(user_id, None)
 
-    def last(self, user_id: str, within: float) -> tuple[user_pb2.User, float] | None:
-        """The profile as it was last read and how many seconds ago that was; None when that is longer than `within`."""
-        kept = self._kept.get(user_id)
-        if kept is None or self._clock() - kept[0] > within:
+    def get(self, user_id: str) -> tuple[user_pb2.User, float] | None:
+        """Returns the profile and its age in seconds, or None if it is older than `profile_cache_max_age_seconds`."""
+        stored = self._stored.get(user_id)
+        if stored is None:
             return None
-        return kept[1], self._clock() - kept[0]
+        read_at, user = stored
+        age = self._clock() - read_at
+        return (user, age) if age <= self._settings.value.profile_cache_max_age_seconds else None

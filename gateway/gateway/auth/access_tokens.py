@@ -1,123 +1,128 @@
-"""Access tokens, checked here with the public keys of Vault: no call for a request.
+"""Verifies access tokens with the public keys of Vault, without a call per request.
 
-Invariant: only EdDSA, only known keys, never past `exp`; while Vault is away the keys already known stay.
+Invariant: only EdDSA, only known keys, never after `exp`. While Vault is unavailable the known keys stay in use.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jwt
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from shop_contract.access_tokens import ALGORITHM, AUDIENCE, CREDIT_CURRENCY_CLAIM, ISSUER, KEY_NAME
 
 from chassis.errors import RpcError, unavailable
+from chassis.settings import Live
 from gateway.http.problems import Problem
 from gateway.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-KEY = "tokens"
-ISSUER = "waypost"
-AUDIENCE = "gateway"
-_REQUIRED = ["sub", "iat", "exp", "iss", "aud"]
-_REMEMBERED = 10_000
+_REQUIRED_CLAIMS = ["sub", "iat", "exp", "iss", "aud"]
+_MAX_CACHED = 10_000
 
 
-class PublicKeys(Protocol):
-    """Where keys come from: `chassis.platform.vault.Vault` is one. Version to 32 bytes of ed25519."""
+class PublicKeySource(Protocol):
+    """Reads public keys; `chassis.platform.vault.Vault` implements it."""
 
-    async def public_keys(self, key: str) -> dict[int, bytes]: ...
+    async def public_keys(self, key: str) -> dict[int, bytes]:
+        """Returns the 32 bytes of each version of an ed25519 key."""
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who a token was issued to, until `ends_at` (unix time); no currency in tokens from before it was told."""
+class Principal:
+    """The user of a request, as the access token states it; valid until `expires_at` (Unix time).
+
+    The currency is empty in a token that was issued before the claim existed.
+    """
 
     user_id: str
     credit_currency: str
-    ends_at: int
+    expires_at: int
 
 
-class Tokens:
-    """Tells who a token belongs to; `settings` gives the settings of the moment."""
+class AccessTokenVerifier:
+    """Returns the principal of a valid token; keeps the public keys up to date."""
 
-    def __init__(self, source: PublicKeys, settings: Callable[[], Settings]) -> None:
+    def __init__(self, source: PublicKeySource, settings: Live[Settings]) -> None:
         self._source = source
         self._settings = settings
         self._keys: dict[str, Ed25519PublicKey] = {}
-        self._looked_at = float("-inf")
-        self._looking = asyncio.Lock()
-        self._verified: dict[str, Holder] = {}
+        self._keys_read_at = float("-inf")
+        self._reading = asyncio.Lock()
+        self._verified: dict[str, Principal] = {}
 
     @property
-    def known(self) -> bool:
-        """Whether Vault has told a key: without one, nobody can be recognised."""
+    def has_keys(self) -> bool:
+        """True once a key was read; before that no token can be verified."""
         return bool(self._keys)
 
-    async def holder_of(self, token: str) -> Holder:
-        """The user a token was issued to; raises Problem, RpcError when no key was ever read."""
-        known = self._verified.get(token)
-        if known is None:
-            known = await self._verify(token)
-        if known.ends_at <= time.time():
+    async def verify(self, token: str) -> Principal:
+        """Returns the token's principal; raises Problem if it is not valid, RpcError if no key was read yet."""
+        principal = self._verified.get(token)
+        if principal is None:
+            principal = await self._verify(token)
+        if principal.expires_at <= time.time():
             self._verified.pop(token, None)
             raise Problem("UNAUTHENTICATED", "The access token has expired.")
-        return known
+        return principal
 
-    async def follow(self) -> None:
-        """Read the keys again and again, for ever."""
+    async def refresh_keys(self) -> None:
+        """Reads the keys repeatedly until it is cancelled."""
         while True:
-            fresh = await self._look()
-            settings = self._settings()
-            await asyncio.sleep(settings.keys_seconds if fresh else settings.unknown_key_seconds)
+            succeeded = await self._read_keys()
+            settings = self._settings.value
+            await asyncio.sleep(settings.token_keys_refresh_seconds if succeeded else settings.token_keys_retry_seconds)
 
-    async def _verify(self, token: str) -> Holder:
+    async def _verify(self, token: str) -> Principal:
         try:
             key = await self._key(jwt.get_unverified_header(token).get("kid"))
             claims = jwt.decode(
                 token,
                 key,
-                algorithms=["EdDSA"],
+                algorithms=[ALGORITHM],
                 issuer=ISSUER,
                 audience=AUDIENCE,
-                options={"require": _REQUIRED, "verify_iat": False},
+                options={"require": _REQUIRED_CLAIMS, "verify_iat": False},
             )
         except jwt.ExpiredSignatureError:
             raise Problem("UNAUTHENTICATED", "The access token has expired.") from None
         except (jwt.PyJWTError, ValueError):
             raise Problem("UNAUTHENTICATED", "The access token is not valid.") from None
-        return self._remember(token, claims)
+        return self._cache(token, claims)
 
-    def _remember(self, token: str, claims: Mapping[str, Any]) -> Holder:
-        if len(self._verified) >= _REMEMBERED:
+    def _cache(self, token: str, claims: Mapping[str, Any]) -> Principal:
+        if len(self._verified) >= _MAX_CACHED:
             self._verified.clear()
-        currency = str(claims.get("credit_currency", ""))
-        self._verified[token] = Holder(str(claims["sub"]), currency, int(claims["exp"]))
+        currency = str(claims.get(CREDIT_CURRENCY_CLAIM, ""))
+        self._verified[token] = Principal(str(claims["sub"]), currency, int(claims["exp"]))
         return self._verified[token]
 
     async def _key(self, kid: object) -> Ed25519PublicKey:
         name = str(kid)
+        retry_seconds = self._settings.value.token_keys_retry_seconds
         if name not in self._keys:
-            async with self._looking:
-                if time.monotonic() - self._looked_at >= self._settings().unknown_key_seconds:
-                    await self._look()
+            # An unknown key may be a new version; the interval keeps forged names from becoming calls to Vault.
+            async with self._reading:
+                if time.monotonic() - self._keys_read_at >= retry_seconds:
+                    await self._read_keys()
         if not self._keys:
-            raise unavailable("UNAVAILABLE", "no token key is known", self._settings().unknown_key_seconds)
+            raise unavailable("UNAVAILABLE", "no token key is known", retry_seconds)
         if name not in self._keys:
             raise jwt.InvalidKeyError(name)
         return self._keys[name]
 
-    async def _look(self) -> bool:
-        self._looked_at = time.monotonic()
+    async def _read_keys(self) -> bool:
+        self._keys_read_at = time.monotonic()
         try:
-            found = await self._source.public_keys(KEY)
+            found = await self._source.public_keys(KEY_NAME)
         except RpcError as error:
-            log.warning("token keys not read, the known ones stay", error=str(error))
+            log.warning("token keys could not be read, the known keys stay in use", error=str(error))
             return False
         keys = {str(version): Ed25519PublicKey.from_public_bytes(raw) for version, raw in found.items()}
         if keys != self._keys:

@@ -1,6 +1,6 @@
-"""Everything the gateway answers instead of success: RFC 9457 problems, one type for one reason.
+"""Turns every error into an RFC 9457 problem, with one type for one reason.
 
-Invariant: a reason of a service, a problem type and its page under /problems/ are one to one; nothing internal leaks.
+Invariant: each reason of a service has one problem type and one page under /problems/; nothing internal leaks.
 """
 # ruff: noqa: E501 - a kind a line reads as a table
 
@@ -17,13 +17,14 @@ from sanic import HTTPResponse, Request, exceptions
 from sanic.handlers import ErrorHandler
 
 from chassis.errors import RpcError
+from gateway.http.sanic_internals import UNREADABLE_METHOD, has_unread_body
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of problem: its reason inside the system, its HTTP status and what it means to a caller."""
+    """A type of problem: its reason inside the system, its HTTP status and its meaning for a caller."""
 
     reason: str
     status: int
@@ -72,13 +73,13 @@ _TABLE = (
 )  # fmt: skip
 KINDS: Mapping[str, Kind] = {kind.reason: kind for kind in _TABLE}
 
-_BY_CODE = {
+_REASON_BY_CODE = {
     grpc.StatusCode.UNAVAILABLE: "UNAVAILABLE",
     grpc.StatusCode.CANCELLED: "UNAVAILABLE",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "OVERLOADED",
     grpc.StatusCode.DEADLINE_EXCEEDED: "DEADLINE_EXCEEDED",
 }
-_BY_SANIC = (
+_REASON_BY_EXCEPTION = (
     (exceptions.NotFound, "NOT_FOUND"),
     (exceptions.MethodNotAllowed, "METHOD_NOT_ALLOWED"),
     (exceptions.PayloadTooLarge, "BODY_TOO_LARGE"),
@@ -91,8 +92,8 @@ _BY_SANIC = (
 
 
 @dataclass(eq=False)
-class Problem(Exception):  # noqa: N818 - an answer, not a defect
-    """A request that is not done; `errors` maps fields to what is wrong with them, `retry_after` is in seconds."""
+class Problem(Exception):  # noqa: N818 - the term of RFC 9457
+    """Ends a request; `errors` maps each invalid field to a message, `retry_after` is in seconds."""
 
     reason: str
     detail: str = ""
@@ -104,8 +105,8 @@ class Problem(Exception):  # noqa: N818 - an answer, not a defect
     def kind(self) -> Kind:
         return KINDS[self.reason]
 
-    def answer(self, request: Request) -> HTTPResponse:
-        """The problem as the caller sees it."""
+    def response(self, request: Request) -> HTTPResponse:
+        """Returns the problem as the caller sees it."""
         body: dict[str, object] = {
             "type": self.kind.type,
             "title": self.kind.title,
@@ -117,9 +118,9 @@ class Problem(Exception):  # noqa: N818 - an answer, not a defect
         if self.errors:
             body["errors"] = [{"field": name, "message": text} for name, text in self.errors.items()]
         text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
-        return HTTPResponse(text, self.kind.status, self._headers(), "application/problem+json")
+        return HTTPResponse(text, self.kind.status, self._all_headers(), "application/problem+json")
 
-    def _headers(self) -> dict[str, str]:
+    def _all_headers(self) -> dict[str, str]:
         headers = dict(self.headers)
         if self.kind.status == 401:
             headers["www-authenticate"] = "Bearer"
@@ -128,50 +129,51 @@ class Problem(Exception):  # noqa: N818 - an answer, not a defect
         return headers
 
 
-class Problems(ErrorHandler):
-    """Turns whatever a request ended with into a problem; what nobody expected is logged and told to nobody."""
+class ProblemHandler(ErrorHandler):
+    """Answers every exception with a problem; logs the unexpected ones, of which the caller sees no detail."""
 
-    def response(self, request: Request, exception: Exception) -> HTTPResponse:
+    def default(self, request: Request, exception: Exception) -> HTTPResponse:
+        """Returns the response for an exception of a request."""
         if request.method == "OPTIONS" and isinstance(exception, exceptions.MethodNotAllowed):
             return HTTPResponse(status=204, headers=_allow(exception))
         problem = problem_of(request, exception)
         if problem.reason == "INTERNAL":
             log.error("request failed", exc_info=exception)
-        return problem.answer(request)
+        return problem.response(request)
 
 
 def problem_of(request: Request, error: BaseException) -> Problem:
-    """The problem behind an exception."""
+    """Returns the problem that stands for an exception."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, RpcError):
-        return _of_call(error)
+        return _problem_of_call(error)
     if isinstance(error, TimeoutError):
         return Problem("DEADLINE_EXCEEDED")
     if isinstance(error, exceptions.SanicException):
-        return _of_sanic(request, error)
+        return _problem_of_sanic(request, error)
     return Problem("INTERNAL")
 
 
-def _of_call(error: RpcError) -> Problem:
+def _problem_of_call(error: RpcError) -> Problem:
     kind = KINDS.get(error.reason)
     if kind is None:
-        return Problem(_BY_CODE.get(error.code, "INTERNAL"), retry_after=error.retry_after)
-    # Words of a service about a failure may name addresses; words about a refusal are made for the caller.
+        return Problem(_REASON_BY_CODE.get(error.code, "INTERNAL"), retry_after=error.retry_after)
+    # The message of a failure may name addresses; the message of a broken rule is written for the caller.
     detail = error.message if kind.status < 500 and not error.fields else ""
     return Problem(kind.reason, detail, error.fields, retry_after=error.retry_after)
 
 
-def _of_sanic(request: Request, error: exceptions.SanicException) -> Problem:
-    reason = next((reason for known, reason in _BY_SANIC if isinstance(error, known)), "INTERNAL")
-    if reason == "BODY_TOO_LARGE" and request.method == "NONE":
+def _problem_of_sanic(request: Request, error: exceptions.SanicException) -> Problem:
+    reason = next((reason for known, reason in _REASON_BY_EXCEPTION if isinstance(error, known)), "INTERNAL")
+    if reason == "BODY_TOO_LARGE" and request.method == UNREADABLE_METHOD:
         reason = "HEADERS_TOO_LARGE"
-    if reason == "DEADLINE_EXCEEDED" and request.stream is not None and request.stream.request_body:
+    if reason == "DEADLINE_EXCEEDED" and has_unread_body(request):
         reason = "REQUEST_TIMEOUT"
     return Problem(reason, headers=_allow(error) if isinstance(error, exceptions.MethodNotAllowed) else {})
 
 
 def _allow(error: exceptions.MethodNotAllowed) -> dict[str, str]:
-    """All that the path takes: HEAD is answered wherever GET is, OPTIONS everywhere."""
-    taken = {*(error.allowed_methods or ()), "OPTIONS"}
-    return {"allow": ", ".join(sorted(taken | ({"HEAD"} if "GET" in taken else set())))}
+    """Returns all methods of the path: HEAD works wherever GET does, OPTIONS everywhere."""
+    methods = {*(error.allowed_methods or ()), "OPTIONS"}
+    return {"allow": ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))}

@@ -1,6 +1,6 @@
-"""What callers may send: strict models of bodies and queries, and the headers with a meaning of their own.
+"""Validates requests: strict models of bodies and queries, and the headers that a route reads.
 
-Invariant: what is unknown or of the wrong type is refused by name before any service sees it.
+Invariant: an unknown field or a wrong type is rejected by name before any service is called.
 """
 # ruff: noqa: E501 - a field a line reads as a table
 
@@ -21,12 +21,12 @@ M = TypeVar("M", bound=BaseModel)
 LAST_EVENT_ID = "Last-Event-ID"
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
-_KEY = re.compile(r"[\x21-\x7e]{1,200}")
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _DIGITS = re.compile(r"[0-9]{1,9}")
 _VERSION = re.compile(r"[0-9]{1,18}")
-_OF_ORDER = re.compile(r"[1-9][0-9]{0,8}")
+_ORDER_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _TAG = r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"'
-# A list may have empty elements (RFC 9110, 5.6.1). There is one way only to match a blank: no header takes long.
+# A list may have empty elements (RFC 9110, 5.6.1). A blank can match in one way only, so no header takes long.
 _TAGS = re.compile(rf"[ \t]*(?:{_TAG}[ \t]*)?(?:,[ \t]*(?:{_TAG}[ \t]*)?)*")
 
 
@@ -37,20 +37,20 @@ def _printable(text: str) -> str:
 
 
 def _digits(text: str) -> str:
-    # What int() takes beyond digits (1_0, +1, blanks, digits of other scripts) is more than a number means here.
+    # int() accepts more than digits: 1_0, +1, blanks and digits of other scripts.
     if not _DIGITS.fullmatch(text):
         raise ValueError("must be a number, in digits only")
     return text
 
 
 class Body(BaseModel):
-    """A JSON object without surprises."""
+    """A JSON object with known fields of exact types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Registration(Body):
-    """Who wants to be registered."""
+    """A user to register."""
 
     email: Annotated[str, StringConstraints(min_length=3, max_length=254, pattern=r"^[^\s@\x00-\x1f\x7f]+@[^\s@\x00-\x1f\x7f]+$")] = Field(description="unique in any case", examples=["ada@example.com"])  # fmt: skip
     name: Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)] = Field(examples=["Ada"])  # fmt: skip
@@ -58,7 +58,7 @@ class Registration(Body):
 
 
 class Credentials(Body):
-    """Who wants to come in."""
+    """Email and password of a registered user."""
 
     email: Annotated[str, StringConstraints(min_length=1, max_length=254)] = Field(examples=["ada@example.com"])
     password: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(examples=["correct horse"])
@@ -80,7 +80,7 @@ class Placement(Body):
 
 
 class OrderQuery(BaseModel):
-    """Which orders to list."""
+    """Selects a page of orders."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -90,91 +90,91 @@ class OrderQuery(BaseModel):
 
 
 def body(request: Request, model: type[M]) -> M:
-    """The body as `model`; raises Problem."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    """Returns the body as `model`; raises Problem."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
         raise Problem("UNSUPPORTED_MEDIA_TYPE", headers={"accept-post": "application/json"})
     try:
-        wanted = model.model_validate_json(request.body)
+        parsed = model.model_validate_json(request.body)
     except ValidationError as error:
-        raise _refused(error) from None
-    if doubled := list(_doubled(json.loads(request.body, object_pairs_hook=_Pairs))):
-        raise Problem("INVALID", errors=dict.fromkeys(map(_spelled, doubled), "must be given once"))
-    return wanted
+        raise _invalid(error) from None
+    if duplicates := list(_duplicates(json.loads(request.body, object_pairs_hook=_Pairs))):
+        raise Problem("INVALID", errors=dict.fromkeys(map(_field_name, duplicates), "must be given once"))
+    return parsed
 
 
 def query(request: Request, model: type[M]) -> M:
-    """The query string as `model`; an empty value counts as absent. Raises Problem."""
+    """Returns the query string as `model`; an empty value counts as absent. Raises Problem."""
     repeated = [name for name, values in request.args.items() if len(values) > 1]
     if repeated:
         raise Problem("INVALID", errors=dict.fromkeys(repeated, "must be given once"))
     try:
         return model.model_validate({name: values[0] for name, values in request.args.items()})
     except ValidationError as error:
-        raise _refused(error) from None
+        raise _invalid(error) from None
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as it was sent: a dict would keep the last of two equal keys and drop the first unseen."""
+    """A JSON object as it was sent, because a dict would drop the first of two equal keys."""
 
 
-def _doubled(value: Any, place: tuple[int | str, ...] = ()) -> Iterator[tuple[int | str, ...]]:
-    """Where in a body a key stands more than once."""
+def _duplicates(value: Any, path: tuple[int | str, ...] = ()) -> Iterator[tuple[int | str, ...]]:
+    """Yields the path of each key that occurs more than once in its object."""
     seen: set[int | str] = set()
     parts: Iterable[tuple[int | str, Any]] = value if isinstance(value, _Pairs) else enumerate(value)
     for key, inner in parts:
         if key in seen:
-            yield (*place, key)
+            yield (*path, key)
         seen.add(key)
         if isinstance(inner, list):
-            yield from _doubled(inner, (*place, key))
+            yield from _duplicates(inner, (*path, key))
 
 
 def path_id(text: str, reason: str) -> str:
-    """A UUID of the path; anything else names nothing, for the `reason` given."""
+    """Returns a UUID of the path in lower case; raises Problem with the `reason` if it is none."""
     if not _UUID.fullmatch(text):
         raise Problem(reason)
     return text.lower()
 
 
 def idempotency_key(request: Request) -> str:
-    """The Idempotency-Key header; raises Problem when it is missing or unusable."""
+    """Returns the Idempotency-Key header; raises Problem if it is missing or malformed."""
     key = request.headers.get("idempotency-key", "")
-    if not _KEY.fullmatch(key):
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
         raise Problem("IDEMPOTENCY_KEY_MISSING")
     return key
 
 
 def if_match(request: Request) -> list[int]:
-    """The versions If-Match allows; empty: any. Version 0 never exists, so it stands for tags that match nothing."""
+    """Returns the versions that If-Match allows, none for any version and 0, which no order has, for no version."""
     header = request.headers.get("if-match")
     if header is None or header.strip() == "*":
         return []
     tags = re.findall(_TAG, header) if _TAGS.fullmatch(header) else []
-    return [int(tag) for weak, tag in tags if not weak and _OF_ORDER.fullmatch(tag)] or [0]
+    return [int(tag) for weak, tag in tags if not weak and _ORDER_VERSION.fullmatch(tag)] or [0]
 
 
 def last_event_id(request: Request) -> int:
-    """The version that Last-Event-ID says the caller has; 0 without one. Raises Problem."""
+    """Returns the version in Last-Event-ID, 0 without that header; raises Problem."""
     header = request.headers.get(LAST_EVENT_ID, "").strip()
     if header and not _VERSION.fullmatch(header):
         raise Problem("INVALID", errors={LAST_EVENT_ID: "must be the id of an event of this order"})
     return int(header or 0)
 
 
-def _refused(error: ValidationError) -> Problem:
+def _invalid(error: ValidationError) -> Problem:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     if problems[0]["type"] == "json_invalid":
         return Problem("MALFORMED", "The body is not valid JSON.")
-    return Problem("INVALID", errors={_spelled(problem["loc"]): _said(problem) for problem in problems})
+    return Problem("INVALID", errors={_field_name(problem["loc"]): _message(problem) for problem in problems})
 
 
-def _spelled(place: Sequence[int | str]) -> str:
-    """`("lines", 0, "sku")` as `lines[0].sku`."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+def _field_name(path: Sequence[int | str]) -> str:
+    """Returns `("lines", 0, "sku")` as `lines[0].sku`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return "".join(parts).lstrip(".") or "body"
 
 
-def _said(problem: Any) -> str:
+def _message(problem: Any) -> str:
     known = {"missing": "is required", "extra_forbidden": "is not known"}
     return known.get(problem["type"]) or str(problem["msg"]).removeprefix("Value error, ")

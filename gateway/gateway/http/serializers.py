@@ -1,4 +1,4 @@
-"""What the gateway tells: the shapes of its answers, and how messages of the services become them.
+"""Turns messages of the services into JSON, and declares the shape of each JSON body for OpenAPI.
 
 Invariant: money is an integer of minor units, times are RFC 3339 in UTC.
 """
@@ -16,8 +16,6 @@ from shop.order.v1 import order_pb2
 from shop.user.v1 import user_pb2
 
 OrderState = Literal["pending", "confirmed", "rejected", "cancelled"]
-
-
 EventType = Literal["OrderPlaced", "OrderConfirmed", "OrderRejected", "OrderCancelled"]
 
 
@@ -30,7 +28,7 @@ class Credit(TypedDict):
 
 
 class Notice(TypedDict):
-    """What is missing in an answer that is one all the same; `type` is the address of a page that explains it."""
+    """Qualifies a successful response; `type` is the address of a page that explains it."""
 
     type: str
     title: str
@@ -38,7 +36,7 @@ class Notice(TypedDict):
 
 
 class User(TypedDict):
-    """A registered person. With a `problem` it is as of Age seconds ago."""
+    """A registered user. With a `problem` it is as of Age seconds ago."""
 
     id: str
     email: str
@@ -84,7 +82,7 @@ class OrderPage(TypedDict):
 
 
 class OrderEvent(TypedDict):
-    """One thing that happened to an order."""
+    """A change of an order."""
 
     version: int
     type: EventType
@@ -105,7 +103,7 @@ class OrderHistory(TypedDict):
 
 
 class FieldError(TypedDict):
-    """What is wrong with a field, like `lines[0].sku`."""
+    """An invalid field, like `lines[0].sku`, and the reason."""
 
     field: str
     message: str
@@ -124,7 +122,7 @@ class Problem(TypedDict):
 
 
 class Readiness(TypedDict):
-    """`dependencies` and `breakers` by name; a dependency is "ok" or says what is wrong."""
+    """`dependencies` and `breakers` by name; a dependency is "ok" or the reason why it is not."""
 
     status: Literal["starting", "ready", "degraded", "draining"]
     dependencies: dict[str, str]
@@ -137,13 +135,14 @@ class Liveness(TypedDict):
     status: Literal["alive"]
 
 
-def answered(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> HTTPResponse:
-    """A JSON answer."""
+def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> HTTPResponse:
+    """Returns a response with a JSON body."""
     text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
     return HTTPResponse(text, status, dict(headers or {}), "application/json")
 
 
 def user(message: user_pb2.User) -> User:
+    """Returns the JSON form of a user."""
     credit = message.credit
     return {
         "id": message.id,
@@ -154,11 +153,13 @@ def user(message: user_pb2.User) -> User:
 
 
 def session(message: user_pb2.CreateSessionResponse) -> Session:
+    """Returns the JSON form of a session."""
     lifetime = message.expires_in.seconds
     return {"access_token": message.access_token, "token_type": "Bearer", "expires_in": lifetime}
 
 
 def order(message: order_pb2.Order) -> Order:
+    """Returns the JSON form of an order."""
     return {
         "id": message.id,
         "user_id": message.user_id,
@@ -172,19 +173,21 @@ def order(message: order_pb2.Order) -> Order:
 
 
 def event(message: order_pb2.OrderEvent) -> OrderEvent:
+    """Returns the JSON form of an event; raises ValueError if its type is unknown."""
     kind = message.WhichOneof("event")
     if kind is None:
         raise ValueError("an event of a kind this gateway does not know")
-    name, told = _EVENTS[kind]
+    name, serialize = _EVENTS[kind]
     return {
         "version": message.version,
         "type": name,
         "occurred_at": message.occurred_at.ToJsonString(),
-        "data": told(getattr(message, kind)),
+        "data": serialize(getattr(message, kind)),
     }
 
 
 def change(message: order_pb2.WatchOrderResponse) -> OrderChange:
+    """Returns the JSON form of an event in a watch."""
     return {**event(message.event), "status": STATES[message.status]}
 
 

@@ -1,4 +1,4 @@
-"""Pages for people and the OpenAPI document: self-contained, rendered once."""
+"""Serves the documentation: the OpenAPI document and HTML pages, which are self-contained and rendered once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from sanic import Blueprint, HTTPResponse, Request, html
 
 from gateway.http.problems import KINDS, Kind, Problem
-from gateway.http.serializers import answered
+from gateway.http.serializers import json_response
 from gateway.routes import openapi
 
-routes = Blueprint("pages")
+routes = Blueprint("docs_pages")
 
 _STYLE = """
 :root { color-scheme: light dark }
@@ -26,7 +26,7 @@ h2 { border-top: 1px solid #8886; padding-top: 1rem; margin-top: 2rem } td, th {
 @routes.get("/openapi.json")
 async def get_openapi(_: Request) -> HTTPResponse:
     """Read this interface as an OpenAPI 3.1 document."""
-    return answered(openapi.document())
+    return json_response(openapi.document())
 
 
 @routes.get("/docs")
@@ -37,7 +37,7 @@ async def get_docs(_: Request) -> HTTPResponse:
 
 @routes.get("/problems/<name:str>")
 async def get_problem(_: Request, name: str) -> HTTPResponse:
-    """Read what a type of problem means."""
+    """Read the meaning of a type of problem."""
     kind = KINDS.get(name.upper().replace("-", "_"))
     if kind is None or kind.name != name:
         raise Problem("NOT_FOUND")
@@ -65,21 +65,21 @@ def _docs() -> str:
 
 
 def _operation(path: str, verb: str, operation: dict[str, Any]) -> str:
-    answers = "".join(
-        f"<tr><td><code>{status}</code></td><td>{escape(answer['description'])}</td></tr>"
-        for status, answer in operation["responses"].items()
+    responses = "".join(
+        f"<tr><td><code>{status}</code></td><td>{escape(response['description'])}</td></tr>"
+        for status, response in operation["responses"].items()
     )
-    sent = "".join(
+    inputs = "".join(
         f"<li><code>{escape(parameter['name'])}</code> ({parameter['in']}): "
         f"{escape(parameter.get('description', ''))}</li>"
         for parameter in operation.get("parameters", ())
     )
     if "requestBody" in operation:
         schema = operation["requestBody"]["content"]["application/json"]["schema"]
-        sent += f"<li>body: {_linked(schema['$ref'])}</li>"
+        inputs += f"<li>body: {_linked(schema['$ref'])}</li>"
     return (
         f'<h2 id="{operation["operationId"]}"><code><span class="verb">{verb.upper()}</span>{escape(path)}</code></h2>'
-        f"<p>{escape(operation['summary'])}</p><ul>{sent}</ul><table>{answers}</table>"
+        f"<p>{escape(operation['summary'])}</p><ul>{inputs}</ul><table>{responses}</table>"
     )
 
 

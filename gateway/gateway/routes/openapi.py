@@ -1,6 +1,6 @@
-"""The OpenAPI 3.1 document. Operations stand in a table here; shapes come from the models that are enforced.
+"""Builds the OpenAPI 3.1 document from a table of operations and from the models that requests are validated with.
 
-Invariant: a test compares the table with the routes, so neither can be forgotten.
+Invariant: a test compares the table with the routes.
 """
 # ruff: noqa: E501 - an operation a line reads as a table
 
@@ -18,7 +18,7 @@ from gateway.http import serializers
 from gateway.http.problems import KINDS, Kind
 from gateway.http.schemas import LAST_EVENT_ID, Credentials, OrderQuery, Placement, Registration
 
-_EDGE = (
+_ANY_OPERATION = (
     "MALFORMED",
     "REQUEST_TIMEOUT",
     "INTERNAL",
@@ -29,7 +29,7 @@ _EDGE = (
     "OVERLOADED",
     "DEADLINE_EXCEEDED",
 )
-_BODY = ("BODY_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE", "INVALID")
+_WITH_BODY = ("BODY_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE", "INVALID")
 _ORDER_ID = {
     "name": "order_id",
     "in": "path",
@@ -57,23 +57,23 @@ _LAST_EVENT_ID = {
     "description": "id of the last event that was received; none: from the beginning",
     "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
 }
-_FINAL = {204: "the order is final and everything about it was told: do not come back"}
+_FINAL = {204: "the order is final and every event of it was received: do not reconnect"}
 _HEADERS = {
     "Age": "seconds since this was true; absent: it is true now",
-    "Location": "where the new thing is",
+    "Location": "path of what was created",
     "ETag": "version of the order, quoted",
 }
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One call: what it takes, what it answers with and which problems it may end with."""
+    """An operation with its inputs, its response and the problems that may end it."""
 
     verb: str
     path: str
     name: str
     summary: str
-    answer: Any = None
+    response: Any = None
     status: int = 200
     body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
@@ -88,27 +88,27 @@ class Operation:
 OPERATIONS = (
     Operation("post", "/v1/users", "registerUser", "Register a user.", serializers.User, 201, Registration, headers=("Location",), problems=("EMAIL_TAKEN", "STORAGE_FULL")),
     Operation("post", "/v1/sessions", "createSession", "Exchange email and password for an access token.", serializers.Session, 201, Credentials, problems=("BAD_CREDENTIALS",)),
-    Operation("get", "/v1/users/me", "getMe", "Read the user behind the token, with what is left of the credit; as last read, with its Age, while it cannot be asked for.", serializers.User, headers=("Age",), token=True, problems=("STALE",)),
-    Operation("post", "/v1/orders", "placeOrder", "Place an order; the same Idempotency-Key and body again answer the same.", serializers.Order, 201, Placement, parameters=(_KEY,), headers=("Location", "ETag"), token=True, problems=("IDEMPOTENCY_KEY_MISSING", "IDEMPOTENCY_KEY_REUSED", "STORAGE_FULL")),
-    Operation("get", "/v1/orders", "listOrders", "List one's orders, newest first; a moment behind.", serializers.OrderPage, query=OrderQuery, token=True, problems=("INVALID",)),
+    Operation("get", "/v1/users/me", "getMe", "Read the signed-in user with the available credit; as last read, with its Age, while the current state is unavailable.", serializers.User, headers=("Age",), token=True, problems=("STALE",)),
+    Operation("post", "/v1/orders", "placeOrder", "Place an order; the same Idempotency-Key and body again return the same order.", serializers.Order, 201, Placement, parameters=(_KEY,), headers=("Location", "ETag"), token=True, problems=("IDEMPOTENCY_KEY_MISSING", "IDEMPOTENCY_KEY_REUSED", "STORAGE_FULL")),
+    Operation("get", "/v1/orders", "listOrders", "List the orders of the signed-in user, newest first; a moment behind.", serializers.OrderPage, query=OrderQuery, token=True, problems=("INVALID",)),
     Operation("get", "/v1/orders/{order_id}", "getOrder", "Read an order.", serializers.Order, parameters=(_ORDER_ID,), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER")),
     Operation("post", "/v1/orders/{order_id}/cancel", "cancelOrder", "Cancel a pending or confirmed order.", serializers.Order, parameters=(_ORDER_ID, _IF_MATCH), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER", "ORDER_CLOSED", "CONFLICT", "VERSION_MISMATCH", "STORAGE_FULL")),
     Operation("get", "/v1/orders/{order_id}/events", "listOrderEvents", "Read the history of an order, oldest event first.", serializers.OrderHistory, parameters=(_ORDER_ID,), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER")),
     Operation("get", "/v1/orders/{order_id}/watch", "watchOrder", "Follow an order as Server-Sent Events: its history, then each event as it happens.", serializers.OrderChange, parameters=(_ORDER_ID, _LAST_EVENT_ID), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER", "INVALID"), media="text/event-stream", also=_FINAL),
-    Operation("get", "/livez", "livez", "Tell that the process answers.", serializers.Liveness),
-    Operation("get", "/readyz", "readyz", "Tell whether to send requests here (503: no), and the state of each dependency.", serializers.Readiness),
+    Operation("get", "/livez", "livez", "Report that the process responds.", serializers.Liveness),
+    Operation("get", "/readyz", "readyz", "Report whether to send requests here (503: no), and the state of each dependency.", serializers.Readiness),
     Operation("get", "/openapi.json", "getOpenapi", "Read this interface as an OpenAPI 3.1 document."),
     Operation("get", "/docs", "getDocs", "Read this interface as a page.", media="text/html"),
-    Operation("get", "/problems/{name}", "getProblem", "Read what a type of problem means.", media="text/html", parameters=({"name": "name", "in": "path", "required": True, "schema": {"enum": [kind.name for kind in KINDS.values()]}},), problems=("NOT_FOUND",)),
+    Operation("get", "/problems/{name}", "getProblem", "Read the meaning of a type of problem.", media="text/html", parameters=({"name": "name", "in": "path", "required": True, "schema": {"enum": [kind.name for kind in KINDS.values()]}},), problems=("NOT_FOUND",)),
 )  # fmt: skip
 
 
 @cache
 def document() -> dict[str, Any]:
-    """The document; do not change what it returns."""
+    """Returns the document, which is shared: do not modify it."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.verb] = _described(operation)
+        paths.setdefault(operation.path, {})[operation.verb] = _operation(operation)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -126,7 +126,7 @@ def document() -> dict[str, Any]:
     }
 
 
-def _described(operation: Operation) -> dict[str, Any]:
+def _operation(operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {"operationId": operation.name, "summary": operation.summary}
     parameters = [*operation.parameters, *_query(operation.query)]
     if parameters:
@@ -143,26 +143,28 @@ def _responses(operation: Operation) -> dict[str, Any]:
     headers = {name: {"description": _HEADERS[name], "schema": {"type": "string"}} for name in operation.headers}
     notices = [KINDS[reason] for reason in operation.problems if KINDS[reason].status == 200]
     success = {
-        "description": "; ".join(["success", *(_words(kind) for kind in notices)]),
+        "description": "; ".join(["success", *(_title(kind) for kind in notices)]),
         "headers": headers,
-        "content": _content(operation.media, operation.answer),
+        "content": _content(operation.media, operation.response),
     }
     responses = {str(operation.status): success}
-    responses |= {str(status): {"description": words} for status, words in operation.also.items()}
-    reasons = [*operation.problems, *_EDGE, *(_BODY if operation.body else ())]
+    responses |= {str(status): {"description": text} for status, text in operation.also.items()}
+    reasons = [*operation.problems, *_ANY_OPERATION, *(_WITH_BODY if operation.body else ())]
     reasons += ["UNAUTHENTICATED"] if operation.token else []
     for status in sorted({KINDS[reason].status for reason in reasons} - {200}):
-        responses[str(status)] = _refusal([KINDS[reason] for reason in reasons if KINDS[reason].status == status])
+        responses[str(status)] = _problem_response(
+            [KINDS[reason] for reason in reasons if KINDS[reason].status == status]
+        )
     return responses
 
 
-def _refusal(kinds: Sequence[Kind]) -> dict[str, Any]:
-    words = "; ".join(_words(kind) for kind in kinds)
+def _problem_response(kinds: Sequence[Kind]) -> dict[str, Any]:
+    text = "; ".join(_title(kind) for kind in kinds)
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": words, "content": {"application/problem+json": {"schema": schema}}}
+    return {"description": text, "content": {"application/problem+json": {"schema": schema}}}
 
 
-def _words(kind: Kind) -> str:
+def _title(kind: Kind) -> str:
     return f"{kind.title} ({kind.type})"
 
 
@@ -188,10 +190,10 @@ def _content(media: str, shape: Any) -> dict[str, Any]:
 
 def _schemas() -> dict[str, Any]:
     sent = [operation.body for operation in OPERATIONS if operation.body]
-    told = [operation.answer for operation in OPERATIONS if operation.answer]
+    returned = [operation.response for operation in OPERATIONS if operation.response]
     adapters: list[tuple[str, JsonSchemaMode, TypeAdapter[Any]]] = [
         (shape.__name__, "validation", TypeAdapter(shape))
-        for shape in dict.fromkeys([*sent, *told, serializers.Problem])
+        for shape in dict.fromkeys([*sent, *returned, serializers.Problem])
     ]
     _, definitions = TypeAdapter.json_schemas(adapters, ref_template="#/components/schemas/{model}")
     return dict(definitions["$defs"])

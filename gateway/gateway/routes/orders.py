@@ -1,15 +1,17 @@
-"""Routes of orders. Every order belongs to the user behind the token; another user's order is not there."""
+"""Routes of orders. Every order belongs to the user behind the token; another user's order is answered as unknown."""
 
 from __future__ import annotations
 
 from sanic import Blueprint, HTTPResponse, Request
 
 from chassis.errors import RpcError
-from gateway.auth.sessions import backend, signed_in, timed
+from gateway.auth.authentication import signed_in
+from gateway.backend import backend_of
 from gateway.http import serializers
 from gateway.http.problems import Problem
 from gateway.http.schemas import OrderQuery, Placement, body, idempotency_key, if_match, path_id, query
-from gateway.http.serializers import answered
+from gateway.http.serializers import json_response
+from gateway.routes.deadlines import timed
 from shop.order.v1 import order_pb2
 
 routes = Blueprint("orders")
@@ -21,36 +23,38 @@ _STATUS = {name: number for number, name in serializers.STATES.items()}
 @timed("deadline_seconds")
 @signed_in
 async def place_order(request: Request, user_id: str) -> HTTPResponse:
-    """Place an order; the same Idempotency-Key and body again answer the same."""
-    key, wanted = idempotency_key(request), body(request, Placement)
-    lines = [order_pb2.OrderLine(sku=x.sku, quantity=x.quantity, unit_price=x.unit_price) for x in wanted.lines]
+    """Place an order; the same Idempotency-Key and body again return the same order."""
+    key, placement = idempotency_key(request), body(request, Placement)
+    lines = [order_pb2.OrderLine(sku=x.sku, quantity=x.quantity, unit_price=x.unit_price) for x in placement.lines]
     call = order_pb2.PlaceOrderRequest(
         user_id=user_id,
         idempotency_key=key,
-        currency=wanted.currency,
+        currency=placement.currency,
         lines=lines,
         credit_currency=request.ctx.credit_currency,
     )
-    order = (await backend(request).orders.PlaceOrder(call)).order
-    return _told(order, 201, {"location": f"/v1/orders/{order.id}"})
+    order = (await backend_of(request).orders.PlaceOrder(call)).order
+    return _order_response(order, 201, {"location": f"/v1/orders/{order.id}"})
 
 
 @routes.get("/v1/orders")
 @timed("deadline_seconds")
 @signed_in
 async def list_orders(request: Request, user_id: str) -> HTTPResponse:
-    """List one's orders, newest first."""
-    wanted = query(request, OrderQuery)
-    status = _STATUS[wanted.status] if wanted.status else order_pb2.ORDER_STATUS_UNSPECIFIED
-    call = order_pb2.ListOrdersRequest(user_id=user_id, status=status, page_size=wanted.limit, page_token=wanted.cursor)
+    """List the orders of the signed-in user, newest first."""
+    selection = query(request, OrderQuery)
+    status = _STATUS[selection.status] if selection.status else order_pb2.ORDER_STATUS_UNSPECIFIED
+    call = order_pb2.ListOrdersRequest(
+        user_id=user_id, status=status, page_size=selection.limit, page_token=selection.cursor
+    )
     try:
-        page = await backend(request).orders.ListOrders(call)
+        page = await backend_of(request).orders.ListOrders(call)
     except RpcError as error:
         if "page_token" in error.fields:
             raise Problem("INVALID", errors={"cursor": "must be next_cursor of an earlier answer"}) from None
         raise
     items = [serializers.order(order) for order in page.orders]
-    return answered({"items": items, "next_cursor": page.next_page_token or None})
+    return json_response({"items": items, "next_cursor": page.next_page_token or None})
 
 
 @routes.get("/v1/orders/<order_id:str>")
@@ -58,8 +62,8 @@ async def list_orders(request: Request, user_id: str) -> HTTPResponse:
 @signed_in
 async def get_order(request: Request, user_id: str, order_id: str) -> HTTPResponse:
     """Read an order; its ETag is its version."""
-    call = order_pb2.GetOrderRequest(user_id=user_id, order_id=_order(order_id))
-    return _told((await backend(request).orders.GetOrder(call)).order)
+    call = order_pb2.GetOrderRequest(user_id=user_id, order_id=_order_id(order_id))
+    return _order_response((await backend_of(request).orders.GetOrder(call)).order)
 
 
 @routes.post("/v1/orders/<order_id:str>/cancel")
@@ -67,8 +71,10 @@ async def get_order(request: Request, user_id: str, order_id: str) -> HTTPRespon
 @signed_in
 async def cancel_order(request: Request, user_id: str, order_id: str) -> HTTPResponse:
     """Cancel a pending or confirmed order, if If-Match (optional) names its version."""
-    call = order_pb2.CancelOrderRequest(user_id=user_id, order_id=_order(order_id), expected_versions=if_match(request))
-    return _told((await backend(request).orders.CancelOrder(call)).order)
+    call = order_pb2.CancelOrderRequest(
+        user_id=user_id, order_id=_order_id(order_id), expected_versions=if_match(request)
+    )
+    return _order_response((await backend_of(request).orders.CancelOrder(call)).order)
 
 
 @routes.get("/v1/orders/<order_id:str>/events")
@@ -76,14 +82,14 @@ async def cancel_order(request: Request, user_id: str, order_id: str) -> HTTPRes
 @signed_in
 async def list_order_events(request: Request, user_id: str, order_id: str) -> HTTPResponse:
     """Read the history of an order, oldest event first."""
-    call = order_pb2.ListOrderEventsRequest(user_id=user_id, order_id=_order(order_id))
-    history = await backend(request).orders.ListOrderEvents(call)
-    return answered({"items": [serializers.event(event) for event in history.events]})
+    call = order_pb2.ListOrderEventsRequest(user_id=user_id, order_id=_order_id(order_id))
+    history = await backend_of(request).orders.ListOrderEvents(call)
+    return json_response({"items": [serializers.event(event) for event in history.events]})
 
 
-def _order(text: str) -> str:
+def _order_id(text: str) -> str:
     return path_id(text, "ORDER_UNKNOWN")
 
 
-def _told(order: order_pb2.Order, status: int = 200, headers: dict[str, str] | None = None) -> HTTPResponse:
-    return answered(serializers.order(order), status, {"etag": f'"{order.version}"', **(headers or {})})
+def _order_response(order: order_pb2.Order, status: int = 200, headers: dict[str, str] | None = None) -> HTTPResponse:
+    return json_response(serializers.order(order), status, {"etag": f'"{order.version}"', **(headers or {})})

@@ -1,13 +1,13 @@
-"""An order watched from outside: Server-Sent Events, over as many calls to the Order Service as it takes.
+"""Streams the events of an order to a client as Server-Sent Events.
 
-Invariant: the id of each event is a version of the order; none is told twice, and none is left out before the next.
+Invariant: the id of each event is a version of the order; every event is sent once, in order. One stream may use
+several calls to the Order Service, one after the other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -20,89 +20,90 @@ from sanic import Blueprint, HTTPResponse, Request
 
 from chassis.backoff import backoff
 from chassis.errors import RpcError
-from gateway.auth.sessions import Backend, backend, signed_in
+from gateway.auth.authentication import signed_in
+from gateway.backend import Backend, backend_of
 from gateway.http import serializers
 from gateway.http.problems import Problem
+from gateway.http.sanic_internals import stream_without_end
 from gateway.http.schemas import LAST_EVENT_ID, last_event_id, path_id
 from shop.order.v1.order_pb2 import ORDER_STATUS_CANCELLED, ORDER_STATUS_REJECTED, WatchOrderRequest, WatchOrderResponse
 
 log = structlog.get_logger(__name__)
-routes = Blueprint("watching")
+routes = Blueprint("sse")
 
-MEDIA = "text/event-stream"
-_HEADERS = {"x-accel-buffering": "no"}  # proxies that collect answers before they pass them on: not this one
-_BEAT = ":\n\n"
+MEDIA_TYPE = "text/event-stream"
+_HEADERS = {"x-accel-buffering": "no"}  # asks proxies not to buffer the response
+_HEARTBEAT = ":\n\n"
 _FINAL = {ORDER_STATUS_REJECTED, ORDER_STATUS_CANCELLED}
-_ELSEWHERE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
-_PAUSES = (0.05, 1.0)
-_WORKED_SECONDS = 5.0
+_RETRYABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+_BACKOFF = (0.05, 1.0)
+_STABLE_SECONDS = 5.0
 Messages = AsyncGenerator[WatchOrderResponse, None]
 
 
 @routes.get("/v1/orders/<order_id:str>/watch")
 @signed_in
 async def watch_order(request: Request, user_id: str, order_id: str) -> HTTPResponse | None:
-    """Follow an order; a stream that has ended goes on after Last-Event-ID."""
+    """Follow an order; a client whose stream has ended continues after Last-Event-ID."""
     order, after = path_id(order_id, "ORDER_UNKNOWN"), last_event_id(request)
-    here = backend(request)
-    asked = WatchOrderRequest(user_id=user_id, order_id=order, after_version=after)
-    async with aclosing(followed(here, asked)) as messages:
+    call = WatchOrderRequest(user_id=user_id, order_id=order, after_version=after)
+    async with aclosing(watched(backend_of(request), call)) as messages:
         first = await _first(messages)
         if first.status in _FINAL and not first.HasField("event"):
-            return HTTPResponse(status=204)  # which tells an EventSource not to come back
+            return HTTPResponse(status=204)  # makes an EventSource stop reconnecting
         if request.method == "HEAD":
-            return HTTPResponse(headers=_HEADERS, content_type=MEDIA)
-        await _tell(request, first, messages)
+            return HTTPResponse(headers=_HEADERS, content_type=MEDIA_TYPE)
+        await _stream(request, first, messages)
     return None
 
 
-async def followed(here: Backend, asked: WatchOrderRequest) -> Messages:
-    """What the Order Service tells of an order; where an instance ends or breaks, another one goes on.
+async def watched(backend: Backend, call: WatchOrderRequest) -> Messages:
+    """Yields the messages of a watch, and continues at another instance when one ends or fails.
 
-    Raises RpcError: at the start when a second instance does not do better, later after `deadline_seconds` of trying.
+    Raises RpcError if the second call fails as well before any message, later after `deadline_seconds` of failures.
     """
-    trouble = _Trouble()
+    attempts = _Attempts()
     while True:
-        trouble.calling()
+        attempts.begin()
         try:
-            async with aclosing(_call(here, asked)) as messages:
+            async with aclosing(_call(backend, call)) as messages:
                 async for message in messages:
-                    trouble.began = True
+                    attempts.received_any = True
                     yield message
-                    asked.after_version = message.version
+                    call.after_version = message.version
         except RpcError as error:
-            if error.code not in _ELSEWHERE or not trouble.worth_another(here.settings().deadline_seconds):
+            if error.code not in _RETRYABLE or not attempts.may_continue(backend.settings.value.deadline_seconds):
                 raise
-            log.info("watch interrupted, going on elsewhere", reason=error.reason, after=asked.after_version)
+            log.info("watch interrupted, retrying", reason=error.reason, after_version=call.after_version)
         else:
             return
-        await asyncio.sleep(next(trouble.pauses))
+        await asyncio.sleep(next(attempts.delays))
 
 
-class _Trouble:
-    """How long a watch has been failing: a call that lasted for a while ends it."""
+class _Attempts:
+    """Decides whether a watch calls again. A call that lasted for a while ends a series of failures."""
 
     def __init__(self) -> None:
-        self.began = False
-        self.pauses = backoff(*_PAUSES)
-        self._called_at = 0.0
-        self._failed_at: float | None = None
+        self.received_any = False
+        self.delays = backoff(*_BACKOFF)
+        self._began_at = 0.0
+        self._failing_since: float | None = None
 
-    def calling(self) -> None:
-        self._called_at = time.monotonic()
+    def begin(self) -> None:
+        self._began_at = time.monotonic()
 
-    def worth_another(self, seconds: float) -> bool:
-        """Whether to call again: once in any case, then for so long, and only if it has ever worked."""
+    def may_continue(self, seconds: float) -> bool:
+        """True for the first failure of a series, then for `seconds`, if any message was ever received."""
         now = time.monotonic()
-        if self._failed_at is None or now - self._called_at > _WORKED_SECONDS:
-            self._failed_at, self.pauses = now, backoff(*_PAUSES)
+        if self._failing_since is None or now - self._began_at > _STABLE_SECONDS:
+            self._failing_since, self.delays = now, backoff(*_BACKOFF)
             return True
-        return self.began and now - self._failed_at < seconds
+        return self.received_any and now - self._failing_since < seconds
 
 
-def _call(here: Backend, asked: WatchOrderRequest) -> Messages:
-    call: Any = here.orders.WatchOrder(asked)
-    return call  # type: ignore[no-any-return]
+def _call(backend: Backend, call: WatchOrderRequest) -> Messages:
+    messages: Any = backend.orders.WatchOrder(call)
+    return messages  # type: ignore[no-any-return]
 
 
 async def _first(messages: Messages) -> WatchOrderResponse:
@@ -114,57 +115,56 @@ async def _first(messages: Messages) -> WatchOrderResponse:
         raise
 
 
-async def _tell(request: Request, first: WatchOrderResponse, messages: Messages) -> None:
-    here, span, told = backend(request), trace.get_current_span(), 0
-    protocol: Any = request.protocol
-    protocol.response_timeout = math.inf
-    protocol.http.keep_alive = False  # who comes back afterwards may come back to another gateway
-    response = await request.respond(headers=_HEADERS, content_type=MEDIA)
+async def _stream(request: Request, first: WatchOrderResponse, messages: Messages) -> None:
+    backend, span, events = backend_of(request), trace.get_current_span(), 0
+    stream_without_end(request)
+    response = await request.respond(headers=_HEADERS, content_type=MEDIA_TYPE)
+    retry_milliseconds = round(backend.settings.value.watch_retry_seconds * 1000)
     try:
-        await response.send(f"retry: {round(here.settings().watch_retry_seconds * 1000)}\n\n{_written(first)}")
-        async with aclosing(_paced(messages, here)) as paced:
+        await response.send(f"retry: {retry_milliseconds}\n\n{_server_sent_event(first)}")
+        async with aclosing(_with_heartbeats(messages, backend)) as paced:
             async for message in paced:
-                await response.send(_written(message) if message else _BEAT)
-                told += message is not None
+                await response.send(_server_sent_event(message) if message else _HEARTBEAT)
+                events += message is not None
     except RpcError as error:
-        log.warning("watch ended early, its caller has to come back", reason=error.reason)
+        log.warning("watch ended early, its client has to reconnect", reason=error.reason)
         span.set_attribute("error.type", error.reason)
     finally:
-        span.set_attribute("watch.events", told + first.HasField("event"))
+        span.set_attribute("watch.events", events + first.HasField("event"))
 
 
-async def _paced(messages: Messages, here: Backend) -> AsyncGenerator[WatchOrderResponse | None, None]:
-    """Events as they come, None after each `watch_heartbeat_seconds` of silence; it ends when the gateway drains."""
-    ending = asyncio.ensure_future(here.health.until_draining())
-    coming = asyncio.ensure_future(_next(messages))
+async def _with_heartbeats(messages: Messages, backend: Backend) -> AsyncGenerator[WatchOrderResponse | None, None]:
+    """Yields each event, and None after `watch_heartbeat_seconds` without one; ends when the gateway drains."""
+    draining = asyncio.ensure_future(backend.health.until_draining())
+    arriving = asyncio.ensure_future(_next_event(messages))
     try:
-        while not ending.done():
-            silence = here.settings().watch_heartbeat_seconds
-            await asyncio.wait({coming, ending}, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
-            if coming.done():
-                message = coming.result()
+        while not draining.done():
+            silence = backend.settings.value.watch_heartbeat_seconds
+            await asyncio.wait({arriving, draining}, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
+            if arriving.done():
+                message = arriving.result()
                 if message is None:
                     return
                 yield message
-                coming = asyncio.ensure_future(_next(messages))
-            elif not ending.done():
+                arriving = asyncio.ensure_future(_next_event(messages))
+            elif not draining.done():
                 yield None
     finally:
-        for each in (coming, ending):
-            each.cancel()
-        await asyncio.gather(coming, ending, return_exceptions=True)
+        for future in (arriving, draining):
+            future.cancel()
+        await asyncio.gather(arriving, draining, return_exceptions=True)
 
 
-async def _next(messages: Messages) -> WatchOrderResponse | None:
-    """The next message with an event: a call that begins anew without one says where it begins."""
+async def _next_event(messages: Messages) -> WatchOrderResponse | None:
+    """Returns the next message with an event; a message without one only marks where a call began."""
     async for message in messages:
         if message.HasField("event"):
             return message
     return None
 
 
-def _written(message: WatchOrderResponse) -> str:
-    """A Server-Sent Event; JSON has no line breaks of its own, so one line of data is enough."""
+def _server_sent_event(message: WatchOrderResponse) -> str:
+    """Returns the event in one line of data, which is enough because this JSON has no line breaks."""
     if not message.HasField("event"):
         return ""
     change = serializers.change(message)

@@ -1,4 +1,4 @@
-"""Routes of people: registration, sessions, oneself."""
+"""Routes of users: registration, sessions, the signed-in user."""
 
 from __future__ import annotations
 
@@ -8,60 +8,64 @@ import grpc
 from sanic import Blueprint, HTTPResponse, Request
 
 from chassis.errors import RpcError
-from gateway.auth.sessions import backend, signed_in, timed
+from gateway.auth.authentication import signed_in
+from gateway.backend import backend_of
 from gateway.http import serializers
 from gateway.http.problems import KINDS, Problem
 from gateway.http.schemas import Credentials, Registration, body
-from gateway.http.serializers import answered
+from gateway.http.serializers import json_response
+from gateway.routes.deadlines import timed
 from shop.user.v1 import user_pb2
 
 routes = Blueprint("users")
 
-# Not DEADLINE_EXCEEDED: the time of the request is over then, and its caller is told so.
-_AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+# DEADLINE_EXCEEDED is missing on purpose: the time of the request is over then, and its caller has to see that.
+_UNAVAILABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 @routes.post("/v1/users")
 @timed("password_deadline_seconds")
 async def register_user(request: Request) -> HTTPResponse:
     """Register a user."""
-    wanted = body(request, Registration)
-    call = user_pb2.RegisterUserRequest(email=wanted.email, name=wanted.name, password=wanted.password)
-    user = (await backend(request).users.RegisterUser(call)).user
-    return answered(serializers.user(user), 201, {"location": "/v1/users/me"})
+    registration = body(request, Registration)
+    call = user_pb2.RegisterUserRequest(
+        email=registration.email, name=registration.name, password=registration.password
+    )
+    user = (await backend_of(request).users.RegisterUser(call)).user
+    return json_response(serializers.user(user), 201, {"location": "/v1/users/me"})
 
 
 @routes.post("/v1/sessions")
 @timed("password_deadline_seconds")
 async def create_session(request: Request) -> HTTPResponse:
     """Exchange email and password for an access token."""
-    wanted = body(request, Credentials)
-    call = user_pb2.CreateSessionRequest(email=wanted.email, password=wanted.password)
-    return answered(serializers.session(await backend(request).users.CreateSession(call)), 201)
+    credentials = body(request, Credentials)
+    call = user_pb2.CreateSessionRequest(email=credentials.email, password=credentials.password)
+    return json_response(serializers.session(await backend_of(request).users.CreateSession(call)), 201)
 
 
 @routes.get("/v1/users/me")
 @timed("deadline_seconds")
 @signed_in
 async def get_me(request: Request, user_id: str) -> HTTPResponse:
-    """Read the user behind the token, with what is left of the credit; as last read when it cannot be asked for."""
-    here = backend(request)
+    """Read the signed-in user with the available credit; from the cache while the User Service is unavailable."""
+    backend = backend_of(request)
     try:
-        user = (await here.users.GetUser(user_pb2.GetUserRequest(user_id=user_id))).user
+        user = (await backend.users.GetUser(user_pb2.GetUserRequest(user_id=user_id))).user
     except RpcError as error:
         if error.reason == "USER_UNKNOWN":
-            here.profiles.forget(user_id)
+            backend.profiles.remove(user_id)
             raise Problem("UNAUTHENTICATED", "The user of the access token does not exist any more.") from None
-        kept = here.profiles.last(user_id, here.settings().profile_stale_seconds) if error.code in _AWAY else None
-        if kept is None:
+        cached = backend.profiles.get(user_id) if error.code in _UNAVAILABLE else None
+        if cached is None:
             raise
-        return _as_of(*kept)
-    here.profiles.keep(user)
-    return answered(serializers.user(user))
+        return _stale(*cached)
+    backend.profiles.store(user)
+    return json_response(serializers.user(user))
 
 
-def _as_of(user: user_pb2.User, age: float) -> HTTPResponse:
-    """What was true some seconds ago, and says so: the credit may have changed since."""
+def _stale(user: user_pb2.User, age: float) -> HTTPResponse:
+    """Returns a cached profile, marked as such because the credit may have changed since."""
     kind = KINDS["STALE"]
     problem = {"type": kind.type, "title": kind.title, "detail": kind.meaning}
-    return answered({**serializers.user(user), "problem": problem}, headers={"age": str(math.ceil(age))})
+    return json_response({**serializers.user(user), "problem": problem}, headers={"age": str(math.ceil(age))})

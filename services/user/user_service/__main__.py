@@ -1,4 +1,4 @@
-"""The User Service put together: without an argument it serves gRPC; `audit` is an operator's, does that and ends."""
+"""Starts the User Service: it serves gRPC without an argument, and runs the consistency check with `audit`."""
 
 from __future__ import annotations
 
@@ -12,35 +12,38 @@ from chassis.process import Process
 from chassis.serving import server
 from shop.user.v1.user_pb2_grpc import add_UserServiceServicer_to_server
 from user_service import consistency_check
-from user_service.access_tokens import Tokens
+from user_service.access_tokens import AccessTokenIssuer
 from user_service.commands import Commands
 from user_service.passwords import Passwords
 from user_service.queries import Queries
 from user_service.rpc import SERVICE, UserRpc
 from user_service.settings import Settings
-from user_service.user_repository import PostgresAccounts
+from user_service.user_repository import PostgresUserRepository
 
-# Passwords have a queue of their own, and what gives something back makes room.
+# Not limited: passwords have their own queue, and a release makes room for others.
 _EXEMPT = ("RegisterUser", "CreateSession", "ReleaseCredit")
 
 
 async def compose(process: Process[Settings]) -> None:
+    """Creates the parts, connects them and serves until the process stops."""
     database = await Database.open(process, name="user_service")
     await database.migrate("user_service")
-    accounts = PostgresAccounts(database)
+    users = PostgresUserRepository(database)
     secret = await process.vault.read_secret("user-service")
-    passwords = Passwords(lambda: process.settings.value, secret["password_pepper"].encode())
-    commands = Commands(accounts, passwords, Tokens(process.vault), lambda: process.settings.value)
-    rpc = UserRpc(commands, Queries(accounts))
+    passwords = Passwords(process.settings, secret["password_pepper"].encode())
+    commands = Commands(users, passwords, AccessTokenIssuer(process.vault), process.settings)
+    rpc = UserRpc(commands, Queries(users))
 
     def register(grpc_server: grpc.aio.Server) -> None:
         add_UserServiceServicer_to_server(rpc, grpc_server)
 
+    limits = process.settings.section(lambda settings: settings.limiter)
     exempt = [f"/{SERVICE}/{method}" for method in _EXEMPT]
-    await server.serve(process, register, [SERVICE], limiter_settings=process.settings.section(lambda s: s.limiter), exempt=exempt)
+    await server.serve(process, register, [SERVICE], limiter_settings=limits, exempt=exempt)
 
 
 def main() -> None:
+    """Runs the command that the arguments name."""
     match sys.argv[1:]:
         case []:
             process.run("user-service", Settings, compose)

@@ -1,4 +1,4 @@
-"""Access tokens: JWTs signed with a key that never leaves Vault.
+"""Issues access tokens: JWTs signed with a key that never leaves Vault.
 
 Invariant: `kid` names the version of the key that made the signature.
 """
@@ -12,49 +12,56 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 from uuid import UUID
 
-KEY = "tokens"
-ISSUER = "waypost"
-AUDIENCE = "gateway"
-_ROTATIONS = 3
+from shop_contract.access_tokens import ALGORITHM, AUDIENCE, CREDIT_CURRENCY_CLAIM, ISSUER, KEY_NAME
+
+_MAX_ATTEMPTS = 3
 
 
 class Signer(Protocol):
-    """What signs: `chassis.platform.vault.Vault` is one. Answers with the signature and the version of the key."""
+    """Signs with a key of Vault; `chassis.platform.vault.Vault` implements it."""
 
-    async def sign(self, key: str, payload: bytes) -> tuple[bytes, int]: ...
+    async def sign(self, key: str, payload: bytes) -> tuple[bytes, int]:
+        """Returns the signature and the version of the key that made it."""
 
 
-class Tokens:
-    """Issues access tokens."""
+class AccessTokenIssuer:
+    """Issues signed access tokens."""
 
     def __init__(self, signer: Signer, clock: Callable[[], float] = time.time) -> None:
         self._signer = signer
         self._clock = clock
-        self._version = 1
+        self._key_version = 1
 
     async def issue(self, user_id: UUID, credit_currency: str, lifetime: int) -> str:
-        """A token for the user that is accepted for `lifetime` seconds from now.
+        """Returns a token for the user that is valid for `lifetime` seconds from now.
 
-        It tells the currency of the user's credit, which never changes, so that a wrong one is refused without a call.
+        It carries the currency of the user's credit, which never changes, so that an order in another currency is
+        rejected without a call. Raises RuntimeError if the key is rotated at each attempt.
         """
         now = int(self._clock())
-        ends = {"iat": now, "exp": now + lifetime}
-        claims = {"sub": str(user_id), "credit_currency": credit_currency, "iss": ISSUER, "aud": AUDIENCE, **ends}
-        for _ in range(_ROTATIONS):
-            text = self._text(claims)
-            signature, version = await self._signer.sign(KEY, text)
-            if version == self._version:
-                return (text + b"." + _encoded(signature)).decode()
-            # The key was rotated: the header, which is signed too, must name the new version.
-            self._version = version
+        claims = {
+            "sub": str(user_id),
+            CREDIT_CURRENCY_CLAIM: credit_currency,
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "iat": now,
+            "exp": now + lifetime,
+        }
+        for _ in range(_MAX_ATTEMPTS):
+            unsigned = self._unsigned(claims)
+            signature, version = await self._signer.sign(KEY_NAME, unsigned)
+            if version == self._key_version:
+                return (unsigned + b"." + _base64url(signature)).decode()
+            # The key was rotated. The header is signed too, so the token is signed again under the new version.
+            self._key_version = version
         raise RuntimeError("the token key is rotated faster than tokens are signed")
 
-    def _text(self, claims: Mapping[str, object]) -> bytes:
-        header = {"alg": "EdDSA", "typ": "JWT", "kid": str(self._version)}
-        return _encoded(_json(header)) + b"." + _encoded(_json(claims))
+    def _unsigned(self, claims: Mapping[str, object]) -> bytes:
+        header = {"alg": ALGORITHM, "typ": "JWT", "kid": str(self._key_version)}
+        return _base64url(_json(header)) + b"." + _base64url(_json(claims))
 
 
-def _encoded(raw: bytes) -> bytes:
+def _base64url(raw: bytes) -> bytes:
     return urlsafe_b64encode(raw).rstrip(b"=")
 
 

@@ -1,76 +1,81 @@
-"""What the User Service does: every way its state changes."""
+"""The write side of the User Service: every command that changes its state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
+from chassis.settings import Live
 from user_service import domain
-from user_service.access_tokens import Tokens
+from user_service.access_tokens import AccessTokenIssuer
 from user_service.domain import BadCredentials, Credit, Reservation, State, User, UserUnknown
 from user_service.passwords import Passwords, TooBusy
 from user_service.settings import Settings
-from user_service.user_repository import Accounts, Credentials
+from user_service.user_repository import Credentials, UserRepository
 
 
 @dataclass(frozen=True)
 class Session:
-    """The right to act as a user; `lifetime` in seconds."""
+    """An access token and its lifetime in seconds."""
 
     token: str
     lifetime: int
 
 
 class Commands:
-    """The write side; `settings` gives the settings of the moment."""
+    """Carries out the commands."""
 
     def __init__(
-        self, accounts: Accounts, passwords: Passwords, tokens: Tokens, settings: Callable[[], Settings]
+        self,
+        users: UserRepository,
+        passwords: Passwords,
+        access_tokens: AccessTokenIssuer,
+        settings: Live[Settings],
     ) -> None:
-        self._accounts = accounts
+        self._users = users
         self._passwords = passwords
-        self._tokens = tokens
+        self._access_tokens = access_tokens
         self._settings = settings
 
     async def register_user(self, email: str, name: str, password: str) -> User:
-        """A new user with the initial credit; raises Invalid, EmailTaken, TooBusy."""
+        """Creates a user with the initial credit; raises Invalid, EmailTaken, TooBusy."""
         domain.check_registration(email, name, password)
-        settings = self._settings()
+        settings = self._settings.value
         user = User(uuid7(), email, name, Credit(settings.currency, settings.initial_credit, held=0))
-        await self._accounts.add(user, await self._passwords.hash(password))
+        await self._users.add(user, await self._passwords.hash(password))
         return user
 
     async def create_session(self, email: str, password: str) -> Session:
-        """A token for the user behind email and password; raises BadCredentials, TooBusy."""
-        known = await self._accounts.credentials(email) if domain.may_be_email(email) else None
-        matches = await self._passwords.matches(password, known.password_hash if known else None)
-        if known is None or not matches:
+        """Returns an access token for the user with this email and password; raises BadCredentials, TooBusy."""
+        stored = await self._users.credentials(email) if domain.may_be_email(email) else None
+        matches = await self._passwords.matches(password, stored.password_hash if stored else None)
+        if stored is None or not matches:
             raise BadCredentials("email and password do not belong together")
-        await self._renew(known, password)
-        lifetime = self._settings().token_lifetime_seconds
-        return Session(await self._tokens.issue(known.user_id, known.currency, lifetime), lifetime)
+        await self._rehash_if_outdated(stored, password)
+        lifetime = self._settings.value.token_lifetime_seconds
+        token = await self._access_tokens.issue(stored.user_id, stored.currency, lifetime)
+        return Session(token, lifetime)
 
     async def reserve_credit(self, order_id: UUID, user_id: UUID, currency: str, amount: int) -> None:
-        """Hold the amount for the order; raises the refusals of `domain.reserve`, UserUnknown."""
-        wanted = Reservation(order_id, user_id, amount, State.HELD)
-        await self._accounts.change(
-            user_id, order_id, lambda credit, known: domain.reserve(credit, known, wanted, currency)
+        """Holds the amount for the order; raises the errors of `domain.reserve`, UserUnknown."""
+        requested = Reservation(order_id, user_id, amount, State.HELD)
+        await self._users.change_reservation(
+            user_id, order_id, lambda credit, stored: domain.reserve(credit, stored, requested, currency)
         )
 
     async def release_credit(self, order_id: UUID, user_id: UUID) -> None:
-        """Give back what the order holds; nothing to do for an unknown user, who can hold nothing."""
-        try:
-            await self._accounts.change(user_id, order_id, lambda _, known: domain.release(known, order_id, user_id))
-        except UserUnknown:
-            return
+        """Releases the amount that the order holds; does nothing for an unknown user, who cannot hold anything."""
+        with suppress(UserUnknown):
+            await self._users.change_reservation(
+                user_id, order_id, lambda _, stored: domain.release(stored, order_id, user_id)
+            )
 
-    async def _renew(self, known: Credentials, password: str) -> None:
-        """Keep a hash of today's cost: the time that another one takes would tell that the user is there."""
-        if self._passwords.outdated(known.password_hash):
+    async def _rehash_if_outdated(self, stored: Credentials, password: str) -> None:
+        """Keeps all hashes at the current cost, because a hash of another cost would show in the response time."""
+        if self._passwords.outdated(stored.password_hash):
             with suppress(TooBusy):
-                fresh = await self._passwords.hash(password)
-                await self._accounts.rehash(known.user_id, known.password_hash, fresh)
+                new_hash = await self._passwords.hash(password)
+                await self._users.replace_hash(stored.user_id, stored.password_hash, new_hash)

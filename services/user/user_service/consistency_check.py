@@ -1,7 +1,7 @@
-"""`audit`: what this service can prove about its own tables, and what it holds for each order.
+"""Checks the User Service's own tables and lists what it holds for each order: the command `audit`.
 
-Reads one moment and changes nothing. Prints JSON lines: `finding`, `user` and `reservation` for each, `counts` at the
-end. Who compares them with the orders stands outside of both services.
+Reads one snapshot and changes nothing. Prints JSON lines: `finding`, `user` and `reservation` for each, `counts` at the
+end. `stack.operations.consistency_check` compares them with the orders.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from chassis.postgres.database import Database
 from chassis.process import Process
 from user_service.settings import Settings
 
-_MEND = "UPDATE users SET held = {sum} WHERE id = '{user}', after looking for who wrote to table users"
+_USERS: LiteralString = """
+    SELECT id, held, coalesce((SELECT sum(amount) FROM reservations WHERE user_id = users.id AND state = 'held'), 0)
+        AS reserved FROM users"""
+_REPAIR = "find out which program wrote to table users, then: UPDATE users SET held = {reserved} WHERE id = '{user_id}'"
+_RESERVATIONS: LiteralString = "SELECT order_id, user_id, amount, state FROM reservations"
 
 
 async def compose(process: Process[Settings]) -> int:
-    """Print all of it; 0, whatever is found: the one who compares decides."""
+    """Prints the report; returns 0 whatever it contains, because the comparison decides."""
     database = await Database.open(process, name="user_service")
     async with database.connection() as connection:
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -26,27 +30,25 @@ async def compose(process: Process[Settings]) -> int:
         users = await (await connection.execute(_USERS)).fetchall()
         reservations = await (await connection.execute(_RESERVATIONS)).fetchall()
     for user in users:
-        if user["held"] != user["sum"]:
-            wanted, mend = (
-                f"held = {user['sum']}, the sum of its reservations",
-                _MEND.format(sum=user["sum"], user=user["id"]),
-            )
-            _say(
-                "finding", order="", rule=f"user {user['id']}", found=f"held = {user['held']}", wanted=wanted, next=mend
-            )
-        _say("user", id=str(user["id"]))
+        if user["held"] != user["reserved"]:
+            _print("finding", **_wrong_sum(user["id"], user["held"], user["reserved"]))
+        _print("user", id=str(user["id"]))
     for row in reservations:
         ids = {"order_id": str(row["order_id"]), "user_id": str(row["user_id"])}
-        _say("reservation", **ids, amount=row["amount"], state=row["state"])
-    _say("counts", users=len(users), reservations=len(reservations))
+        _print("reservation", **ids, amount=row["amount"], state=row["state"])
+    _print("counts", users=len(users), reservations=len(reservations))
     return 0
 
 
-_USERS: LiteralString = """
-    SELECT id, held, coalesce((SELECT sum(amount) FROM reservations WHERE user_id = users.id AND state = 'held'), 0)
-        AS sum FROM users"""
-_RESERVATIONS: LiteralString = "SELECT order_id, user_id, amount, state FROM reservations"
+def _wrong_sum(user_id: object, held: int, reserved: int) -> dict[str, str]:
+    return {
+        "order": "",
+        "rule": f"user {user_id}",
+        "found": f"held = {held}",
+        "wanted": f"held = {reserved}, the sum of its reservations",
+        "next": _REPAIR.format(reserved=reserved, user_id=user_id),
+    }
 
 
-def _say(what: str, **fields: Any) -> None:
-    print(json.dumps({what: fields}))  # noqa: T201 - an operator's command
+def _print(kind: str, **fields: Any) -> None:
+    print(json.dumps({kind: fields}))  # noqa: T201 - the output of an operator's command

@@ -1,7 +1,8 @@
-"""Users and their credit: state, rules and refusals. Pure; money is in minor units.
+"""Users and their credit: state, rules and errors, without I/O. Money is in minor units.
 
-Invariant: what orders hold never exceeds the limit, and an order given back never reserves again.
+Invariant: the sum that orders hold never exceeds the limit, and a released order never reserves again.
 """
+# ruff: noqa: N818 - an error is named after the broken rule
 
 from __future__ import annotations
 
@@ -14,55 +15,55 @@ from uuid import UUID
 
 _EMAIL = re.compile(r"[^\s@\x00-\x1f\x7f]+@[^\s@\x00-\x1f\x7f]+")
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0").union(map(chr, range(0xFE00, 0xFE10)))
-"""Letters, marks and symbols that show nothing by themselves; what else shows nothing has a category that says so."""
+"""Invisible letters, marks and symbols. All other invisible characters are in the categories of `_EMPTY`."""
 _EMPTY = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp", "Zs"))
-_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Turns the direction of the text behind it, so that one name is shown as another."""
+_BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that change the direction of the text after them, so that one name is displayed as another."""
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not a defect
-    """The rules say no."""
+class DomainError(Exception):
+    """A rule of the domain forbids the request."""
 
 
-class Invalid(Refusal):
-    """`fields` maps each wrong field to what is wrong with it."""
+class Invalid(DomainError):
+    """Some fields are invalid; `fields` maps each to a message."""
 
     def __init__(self, fields: Mapping[str, str]) -> None:
         super().__init__(f"not valid: {', '.join(fields)}")
         self.fields = dict(fields)
 
 
-class EmailTaken(Refusal):
-    """Another user has this email, in whatever case."""
+class EmailTaken(DomainError):
+    """Another user has this email, perhaps in another case."""
 
 
-class BadCredentials(Refusal):
+class BadCredentials(DomainError):
     """Email and password do not belong together."""
 
 
-class UserUnknown(Refusal):
+class UserUnknown(DomainError):
     """There is no such user."""
 
 
-class CreditExceeded(Refusal):
-    """The user has less credit left than the order needs."""
+class CreditExceeded(DomainError):
+    """The available credit is less than the order needs."""
 
 
-class CurrencyMismatch(Refusal):
+class CurrencyMismatch(DomainError):
     """The user's credit is in another currency."""
 
 
-class ReservationConflict(Refusal):
+class ReservationConflict(DomainError):
     """The order holds another amount already, or belongs to another user."""
 
 
-class ReservationReleased(Refusal):
-    """The order was given back before."""
+class ReservationReleased(DomainError):
+    """The reservation of the order was released before."""
 
 
 @dataclass(frozen=True)
 class Credit:
-    """A user's credit: never less than nothing is available."""
+    """A user's credit; the available part is never negative."""
 
     currency: str
     limit: int
@@ -75,7 +76,7 @@ class Credit:
 
 @dataclass(frozen=True)
 class User:
-    """A registered person."""
+    """A registered user."""
 
     id: UUID
     email: str
@@ -84,7 +85,7 @@ class User:
 
 
 class State(StrEnum):
-    """Of a reservation; released is final."""
+    """State of a reservation; released is final."""
 
     HELD = "held"
     RELEASED = "released"
@@ -92,7 +93,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Reservation:
-    """What one order holds of one user's credit."""
+    """The amount that an order holds, or held, of a user's credit."""
 
     order_id: UUID
     user_id: UUID
@@ -100,63 +101,69 @@ class Reservation:
     state: State
 
     @property
-    def holds(self) -> int:
+    def held_amount(self) -> int:
         return self.amount if self.state is State.HELD else 0
 
 
 def email_key(email: str) -> str:
-    """The email as it is compared: two spellings of one address have one key."""
+    """Returns the form of an email that is compared: spellings of the same address have the same key."""
     return unicodedata.normalize("NFKC", email.strip()).casefold()
 
 
 def may_be_email(text: str) -> bool:
-    """Whether anybody can have it: no email has a control character, and the accounts cannot be asked for a NUL."""
+    """True if the text can be an email: none has a control character, and Postgres rejects a NUL."""
     return _clean(text.strip())
 
 
 def check_registration(email: str, name: str, password: str) -> None:
-    """Refuse what cannot be registered, naming each field."""
-    wrong = {}
+    """Raises Invalid with each field that breaks a rule."""
+    errors = {}
     if not 3 <= len(email) <= 254 or not _EMAIL.fullmatch(email) or not all(map(_visible, email)):
-        wrong["email"] = "must be an email address of at most 254 characters, each of them visible"
+        errors["email"] = "must be an email address of at most 254 characters, each of them visible"
     if not 1 <= len(name.strip()) <= 200 or not _clean(name) or not any(map(_visible, name)):
-        wrong["name"] = "must have 1 to 200 characters, one of them visible and none a control character"
+        errors["name"] = "must have 1 to 200 characters, one of them visible and none a control character"
     if not 8 <= len(password) <= 256:
-        wrong["password"] = "must have 8 to 256 characters"  # noqa: S105 - a sentence
-    if wrong:
-        raise Invalid(wrong)
+        errors["password"] = "must have 8 to 256 characters"  # noqa: S105 - a sentence
+    if errors:
+        raise Invalid(errors)
 
 
-def reserve(credit: Credit, known: Reservation | None, wanted: Reservation, currency: str) -> Reservation:
-    """The reservation to keep for `wanted`; the one already known when nothing changes."""
-    if known is not None:
-        return _again(known, wanted)
+def reserve(credit: Credit, stored: Reservation | None, requested: Reservation, currency: str) -> Reservation:
+    """Returns the reservation to store, which is the stored one if the same request is repeated.
+
+    Raises CurrencyMismatch, CreditExceeded, ReservationConflict, ReservationReleased.
+    """
+    if stored is not None:
+        return _repeated(stored, requested)
     if currency != credit.currency:
         raise CurrencyMismatch(f"the credit is in {credit.currency}")
-    if wanted.amount > credit.available:
+    if requested.amount > credit.available:
         raise CreditExceeded(f"{credit.available} of {credit.limit} is available")
-    return wanted
+    return requested
 
 
-def release(known: Reservation | None, order_id: UUID, user_id: UUID) -> Reservation:
-    """The released reservation to keep; an order that never reserved gets one too, so that it never will."""
-    if known is not None and known.user_id != user_id:
+def release(stored: Reservation | None, order_id: UUID, user_id: UUID) -> Reservation:
+    """Returns the released reservation to store, also for an order that never reserved, so that it never will.
+
+    Raises ReservationConflict for an order of another user.
+    """
+    if stored is not None and stored.user_id != user_id:
         raise ReservationConflict("the order belongs to another user")
-    return Reservation(order_id, user_id, known.amount if known else 0, State.RELEASED)
+    return Reservation(order_id, user_id, stored.amount if stored else 0, State.RELEASED)
 
 
-def _again(known: Reservation, wanted: Reservation) -> Reservation:
-    if known.user_id != wanted.user_id:
+def _repeated(stored: Reservation, requested: Reservation) -> Reservation:
+    if stored.user_id != requested.user_id:
         raise ReservationConflict("the order belongs to another user")
-    if known.state is State.RELEASED:
+    if stored.state is State.RELEASED:
         raise ReservationReleased("the order was given back")
-    if known.amount != wanted.amount:
-        raise ReservationConflict(f"the order holds {known.amount}")
-    return known
+    if stored.amount != requested.amount:
+        raise ReservationConflict(f"the order holds {stored.amount}")
+    return stored
 
 
 def _clean(text: str) -> bool:
-    return not any(unicodedata.category(each) in ("Cc", "Cs") or each in _TURNS for each in text)
+    return not any(unicodedata.category(character) in ("Cc", "Cs") or character in _BIDI_CONTROLS for character in text)
 
 
 def _visible(character: str) -> bool:

@@ -1,4 +1,4 @@
-"""Passwords as peppered Argon2id hashes, worked out in threads: a few at once, a few wait, the rest is refused.
+"""Hashes passwords with Argon2id and a pepper, in a few threads with a bounded queue.
 
 Invariant: checking an unknown user costs as much as checking a known one whose hash is not outdated. The pepper is a
 key in Vault, so that hashes stolen with the database cannot be guessed at (NIST SP 800-63B, 5.1.1.2).
@@ -15,54 +15,55 @@ from typing import TypeVar
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
+from chassis.settings import Live
 from user_service.settings import Settings
 
 T = TypeVar("T")
 
 
-class TooBusy(Exception):  # noqa: N818 - an answer, not a defect
-    """More passwords wait than may; trying again in a moment may help."""
+class TooBusy(Exception):  # noqa: N818 - names a state, which may end in a moment
+    """The queue of passwords is full; a later attempt may succeed."""
 
 
 class Passwords:
-    """Hashes and checks with one pepper; `settings` gives the settings of the moment."""
+    """Hashes and checks passwords with one pepper."""
 
-    def __init__(self, settings: Callable[[], Settings], pepper: bytes) -> None:
+    def __init__(self, settings: Live[Settings], pepper: bytes) -> None:
         self._settings = settings
         self._pepper = pepper
-        self._size = settings().password_concurrency
+        self._size = settings.value.password_threads
         self._threads = ThreadPoolExecutor(self._size, thread_name_prefix="passwords")
         self._accepted = 0
 
     async def hash(self, password: str) -> str:
-        """The encoded hash with a salt of its own; raises TooBusy."""
-        return await self._work(lambda: self._hasher().hash(self._peppered(password)))
+        """Returns the encoded hash with its own salt; raises TooBusy."""
+        return await self._run(lambda: self._hasher().hash(self._peppered(password)))
 
-    async def matches(self, password: str, known: str | None) -> bool:
-        """Whether the password belongs to the hash; None (an unknown user) takes as long and is False."""
-        if known is None:
+    async def matches(self, password: str, encoded: str | None) -> bool:
+        """True if the password belongs to the hash; None (an unknown user) takes as long and is False."""
+        if encoded is None:
             await self.hash(password)
             return False
-        return await self._work(lambda: _matches(known, self._peppered(password)))
+        return await self._run(lambda: _matches(encoded, self._peppered(password)))
 
-    def outdated(self, known: str) -> bool:
-        """Whether a hash that has matched costs something else than the settings say now."""
-        return self._hasher().check_needs_rehash(known)
+    def outdated(self, encoded: str) -> bool:
+        """True if the hash was made at another cost than that of the current settings."""
+        return self._hasher().check_needs_rehash(encoded)
 
-    async def _work(self, work: Callable[[], T]) -> T:
-        settings = self._settings()
-        if self._accepted >= settings.password_concurrency + settings.password_waiting:
+    async def _run(self, work: Callable[[], T]) -> T:
+        settings = self._settings.value
+        if self._accepted >= settings.password_threads + settings.password_queue_size:
             raise TooBusy("too many passwords are being checked")
-        self._resize(settings.password_concurrency)
+        self._resize(settings.password_threads)
         self._accepted += 1
         loop = asyncio.get_running_loop()
         future = self._threads.submit(work)
-        # Counted until the thread is free again, also when the caller went away before.
+        # Counted until the thread is free again, also if the caller was cancelled before.
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._finished))
         return await asyncio.wrap_future(future)
 
     def _resize(self, size: int) -> None:
-        """Follow the setting; what waits for the threads there were is done by them still."""
+        """Applies a changed number of threads; the former threads still do the work that was queued for them."""
         if size != self._size:
             self._threads.shutdown(wait=False)
             self._size, self._threads = size, ThreadPoolExecutor(size, thread_name_prefix="passwords")
@@ -74,12 +75,12 @@ class Passwords:
         self._accepted -= 1
 
     def _hasher(self) -> PasswordHasher:
-        settings = self._settings()
+        settings = self._settings.value
         return PasswordHasher(settings.password_passes, settings.password_memory_kib, parallelism=1)
 
 
-def _matches(known: str, password: bytes) -> bool:
+def _matches(encoded: str, password: bytes) -> bool:
     try:
-        return PasswordHasher().verify(known, password)
+        return PasswordHasher().verify(encoded, password)
     except (Argon2Error, InvalidHashError):
         return False

@@ -1,22 +1,22 @@
-"""What the User Service tells."""
+"""The read side of the User Service."""
 
 from __future__ import annotations
 
 from uuid import UUID
 
 from user_service.domain import User, UserUnknown
-from user_service.user_repository import Accounts
+from user_service.user_repository import UserRepository
 
 
 class Queries:
-    """The read side."""
+    """Answers the queries."""
 
-    def __init__(self, accounts: Accounts) -> None:
-        self._accounts = accounts
+    def __init__(self, users: UserRepository) -> None:
+        self._users = users
 
     async def get_user(self, user_id: UUID) -> User:
-        """The user as of now; raises UserUnknown."""
-        user = await self._accounts.find(user_id)
+        """Returns the user with the current credit; raises UserUnknown."""
+        user = await self._users.find(user_id)
         if user is None:
             raise UserUnknown("there is no such user")
         return user

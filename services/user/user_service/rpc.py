@@ -1,5 +1,5 @@
-"""Wire to domain and back, nothing else: shop.user.v1.UserService."""
-# ruff: noqa: N802 - the contract gives the methods their names
+"""Serves shop.user.v1.UserService: converts messages to domain types and back."""
+# ruff: noqa: N802 - the contract defines the names of the methods
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ _REASONS: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
 
 
 class UserRpc(UserServiceServicer):
-    """The service as a gRPC server wants it."""
+    """The gRPC servicer of the User Service."""
 
     def __init__(self, commands: Commands, queries: Queries) -> None:
         self._commands = commands
         self._queries = queries
 
     async def RegisterUser(self, request: wire.RegisterUserRequest, _: Context) -> wire.RegisterUserResponse:
-        with _refusals():
+        with _domain_errors_as_rpc_errors():
             user = await self._commands.register_user(request.email, request.name, request.password)
         return wire.RegisterUserResponse(user=_user(user))
 
     async def CreateSession(self, request: wire.CreateSessionRequest, _: Context) -> wire.CreateSessionResponse:
-        with _refusals():
+        with _domain_errors_as_rpc_errors():
             session = await self._commands.create_session(request.email, request.password)
-        answer = wire.CreateSessionResponse(access_token=session.token)
-        answer.expires_in.FromSeconds(session.lifetime)
-        return answer
+        response = wire.CreateSessionResponse(access_token=session.token)
+        response.expires_in.FromSeconds(session.lifetime)
+        return response
 
     async def GetUser(self, request: wire.GetUserRequest, _: Context) -> wire.GetUserResponse:
-        with _refusals():
+        with _domain_errors_as_rpc_errors():
             return wire.GetUserResponse(user=_user(await self._queries.get_user(_id("user_id", request.user_id))))
 
     async def ReserveCredit(self, request: wire.ReserveCreditRequest, _: Context) -> wire.ReserveCreditResponse:
-        with _refusals():
+        with _domain_errors_as_rpc_errors():
             order_id, user_id = _id("order_id", request.order_id), _id("user_id", request.user_id)
             if request.amount < 0:
                 raise domain.Invalid({"amount": "must not be negative"})
@@ -65,22 +65,22 @@ class UserRpc(UserServiceServicer):
         return wire.ReserveCreditResponse()
 
     async def ReleaseCredit(self, request: wire.ReleaseCreditRequest, _: Context) -> wire.ReleaseCreditResponse:
-        with _refusals():
+        with _domain_errors_as_rpc_errors():
             order_id, user_id = _id("order_id", request.order_id), _id("user_id", request.user_id)
             await self._commands.release_credit(order_id, user_id)
         return wire.ReleaseCreditResponse()
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def _domain_errors_as_rpc_errors() -> Iterator[None]:
     try:
         yield
-    except domain.Refusal as refusal:
-        code, reason = _REASONS[type(refusal)]
-        fields = refusal.fields if isinstance(refusal, domain.Invalid) else None
-        raise RpcError(code, reason, str(refusal), fields) from None
-    except TooBusy as refusal:
-        raise RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", str(refusal), retry_after=1) from None
+    except domain.DomainError as error:
+        code, reason = _REASONS[type(error)]
+        fields = error.fields if isinstance(error, domain.Invalid) else None
+        raise RpcError(code, reason, str(error), fields) from None
+    except TooBusy as error:
+        raise RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", str(error), retry_after=1) from None
 
 
 def _id(field: str, text: str) -> UUID:

@@ -1,13 +1,13 @@
-"""Where users and their reservations are kept: the port, Postgres behind it, and the fake of the unit tests.
+"""Stores users and their reservations: the port, its Postgres adapter and the fake of the unit tests.
 
-Invariant: changes of one user's credit happen one after the other.
+Invariant: changes of one user's credit are serialized.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, LiteralString, Protocol
+from typing import LiteralString, Protocol
 from uuid import UUID
 
 from psycopg import AsyncConnection
@@ -15,10 +15,8 @@ from psycopg.errors import UniqueViolation
 from psycopg.rows import DictRow
 
 from chassis.errors import unstorable_value
+from chassis.postgres.database import Database
 from user_service.domain import Credit, EmailTaken, Reservation, State, User, UserUnknown, email_key
-
-if TYPE_CHECKING:
-    from chassis.postgres.database import Database
 
 Connection = AsyncConnection[DictRow]
 Decide = Callable[[Credit, Reservation | None], Reservation]
@@ -26,92 +24,92 @@ Decide = Callable[[Credit, Reservation | None], Reservation]
 
 @dataclass(frozen=True)
 class Credentials:
-    """By whom a password is known, and in which currency the credit of that user is."""
+    """The password hash of a user, with the currency of the user's credit."""
 
     user_id: UUID
     password_hash: str
     currency: str
 
 
-class Accounts(Protocol):
-    """What the User Service keeps; text with a NUL is RpcError(INVALID_ARGUMENT)."""
+class UserRepository(Protocol):
+    """Stores users and reservations; raises RpcError(INVALID_ARGUMENT) for text with a NUL."""
 
     async def add(self, user: User, password_hash: str) -> None:
-        """Keep a new user; raises EmailTaken."""
+        """Stores a new user; raises EmailTaken."""
 
     async def find(self, user_id: UUID) -> User | None:
-        """The user as of now."""
+        """Returns the user with the current credit, or None."""
 
     async def credentials(self, email: str) -> Credentials | None:
-        """The credentials of the user with this email, in whatever case."""
+        """Returns the credentials of the user with this email, in any case, or None."""
 
-    async def rehash(self, user_id: UUID, known: str, fresh: str) -> None:
-        """Keep another hash of the same password, unless `known` is not the one that is kept any more."""
+    async def replace_hash(self, user_id: UUID, old_hash: str, new_hash: str) -> None:
+        """Stores another hash of the same password, unless `old_hash` was replaced meanwhile."""
 
-    async def change(self, user_id: UUID, order_id: UUID, decide: Decide) -> None:
-        """Keep the reservation `decide` answers with, no other change between; raises UserUnknown."""
+    async def change_reservation(self, user_id: UUID, order_id: UUID, decide: Decide) -> None:
+        """Stores the reservation that `decide` returns, in one transaction; raises UserUnknown."""
 
 
-class PostgresAccounts:
-    """Accounts in the tables of `migrations/`."""
+class PostgresUserRepository:
+    """The repository in the tables of `migrations/`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def add(self, user: User, password_hash: str) -> None:
-        """See Accounts."""
+        """See UserRepository."""
         key, credit = email_key(user.email), user.credit
         row = (user.id, user.email, key, user.name, password_hash, credit.currency, credit.limit)
         async with self._database.connection() as connection:
             try:
-                await connection.execute(_ADD, row)
+                await connection.execute(_INSERT_USER, row)
             except UniqueViolation:
                 raise EmailTaken("another user has this email") from None
 
     async def find(self, user_id: UUID) -> User | None:
-        """See Accounts."""
+        """See UserRepository."""
         async with self._database.connection() as connection:
-            row = await _one(connection, _FIND, user_id)
+            row = await _fetch_one(connection, _SELECT_USER, user_id)
         return None if row is None else User(user_id, row["email"], row["name"], _credit(row))
 
     async def credentials(self, email: str) -> Credentials | None:
-        """See Accounts."""
+        """See UserRepository."""
         async with self._database.connection() as connection:
-            row = await _one(connection, _CREDENTIALS, email_key(email))
+            row = await _fetch_one(connection, _SELECT_CREDENTIALS, email_key(email))
         return None if row is None else Credentials(row["id"], row["password_hash"], row["currency"])
 
-    async def rehash(self, user_id: UUID, known: str, fresh: str) -> None:
-        """See Accounts."""
+    async def replace_hash(self, user_id: UUID, old_hash: str, new_hash: str) -> None:
+        """See UserRepository."""
         async with self._database.connection() as connection:
-            await connection.execute(_REHASH, (fresh, user_id, known))
+            await connection.execute(_UPDATE_HASH, (new_hash, user_id, old_hash))
 
-    async def change(self, user_id: UUID, order_id: UUID, decide: Decide) -> None:
-        """See Accounts."""
+    async def change_reservation(self, user_id: UUID, order_id: UUID, decide: Decide) -> None:
+        """See UserRepository."""
         async with self._database.connection() as connection:
-            user = await _one(connection, _LOCK, user_id)
+            user = await _fetch_one(connection, _LOCK_USER, user_id)
             if user is None:
                 raise UserUnknown("there is no such user")
-            before = _reservation(order_id, await _one(connection, _RESERVATION, order_id))
+            before = _reservation(order_id, await _fetch_one(connection, _LOCK_RESERVATION, order_id))
             after = decide(_credit(user), before)
             if after != before:
-                await connection.execute(_KEEP, (order_id, user_id, after.amount, after.state))
-                difference = after.holds - (before.holds if before else 0)
-                await connection.execute(_HOLD, (difference, user_id))
+                await connection.execute(_UPSERT_RESERVATION, (order_id, user_id, after.amount, after.state))
+                difference = after.held_amount - (before.held_amount if before else 0)
+                await connection.execute(_ADD_HELD, (difference, user_id))
 
 
-_ADD = """INSERT INTO users (id, email, email_key, name, password_hash, currency, credit_limit)
+_INSERT_USER = """INSERT INTO users (id, email, email_key, name, password_hash, currency, credit_limit)
           VALUES (%s, %s, %s, %s, %s, %s, %s)"""
-_FIND = "SELECT email, name, currency, credit_limit, held FROM users WHERE id = %s"
-_CREDENTIALS = "SELECT id, password_hash, currency FROM users WHERE email_key = %s"
-_REHASH = "UPDATE users SET password_hash = %s WHERE id = %s AND password_hash = %s"
-_LOCK = "SELECT currency, credit_limit, held FROM users WHERE id = %s FOR UPDATE"
-_RESERVATION = "SELECT user_id, amount, state FROM reservations WHERE order_id = %s FOR UPDATE"
-_KEEP = """INSERT INTO reservations (order_id, user_id, amount, state) VALUES (%s, %s, %s, %s)
+_SELECT_USER = "SELECT email, name, currency, credit_limit, held FROM users WHERE id = %s"
+_SELECT_CREDENTIALS = "SELECT id, password_hash, currency FROM users WHERE email_key = %s"
+_UPDATE_HASH = "UPDATE users SET password_hash = %s WHERE id = %s AND password_hash = %s"
+_LOCK_USER = "SELECT currency, credit_limit, held FROM users WHERE id = %s FOR UPDATE"
+_LOCK_RESERVATION = "SELECT user_id, amount, state FROM reservations WHERE order_id = %s FOR UPDATE"
+_UPSERT_RESERVATION = """INSERT INTO reservations (order_id, user_id, amount, state) VALUES (%s, %s, %s, %s)
            ON CONFLICT (order_id) DO UPDATE SET state = excluded.state, changed_at = now()"""
-_HOLD = "UPDATE users SET held = held + %s WHERE id = %s"
+_ADD_HELD = "UPDATE users SET held = held + %s WHERE id = %s"
 
 
-async def _one(connection: Connection, statement: LiteralString, key: UUID | str) -> DictRow | None:
+async def _fetch_one(connection: Connection, statement: LiteralString, key: UUID | str) -> DictRow | None:
     return await (await connection.execute(statement, (key,))).fetchone()
 
 
@@ -125,8 +123,8 @@ def _reservation(order_id: UUID, row: DictRow | None) -> Reservation | None:
     return Reservation(order_id, row["user_id"], row["amount"], State(row["state"]))
 
 
-class MemoryAccounts:
-    """The accounts of unit tests; passes the same behaviour suite as the ones in Postgres."""
+class MemoryUserRepository:
+    """The repository of unit tests; passes the same behaviour suite as the one in Postgres."""
 
     def __init__(self) -> None:
         self._users: dict[UUID, User] = {}
@@ -134,8 +132,8 @@ class MemoryAccounts:
         self._reservations: dict[UUID, Reservation] = {}
 
     async def add(self, user: User, password_hash: str) -> None:
-        """See Accounts."""
-        _writable(user.email, user.name, password_hash)
+        """See UserRepository."""
+        _check_writable(user.email, user.name, password_hash)
         key = email_key(user.email)
         if key in self._credentials:
             raise EmailTaken("another user has this email")
@@ -143,35 +141,35 @@ class MemoryAccounts:
         self._users[user.id] = user
 
     async def find(self, user_id: UUID) -> User | None:
-        """See Accounts."""
+        """See UserRepository."""
         return self._users.get(user_id)
 
     async def credentials(self, email: str) -> Credentials | None:
-        """See Accounts."""
-        _writable(email)
+        """See UserRepository."""
+        _check_writable(email)
         return self._credentials.get(email_key(email))
 
-    async def rehash(self, user_id: UUID, known: str, fresh: str) -> None:
-        """See Accounts."""
-        _writable(fresh)
+    async def replace_hash(self, user_id: UUID, old_hash: str, new_hash: str) -> None:
+        """See UserRepository."""
+        _check_writable(new_hash)
         key = email_key(self._users[user_id].email)
-        if self._credentials[key].password_hash == known:
-            self._credentials[key] = replace(self._credentials[key], password_hash=fresh)
+        if self._credentials[key].password_hash == old_hash:
+            self._credentials[key] = replace(self._credentials[key], password_hash=new_hash)
 
-    async def change(self, user_id: UUID, order_id: UUID, decide: Decide) -> None:
-        """See Accounts."""
+    async def change_reservation(self, user_id: UUID, order_id: UUID, decide: Decide) -> None:
+        """See UserRepository."""
         user = self._users.get(user_id)
         if user is None:
             raise UserUnknown("there is no such user")
         before = self._reservations.get(order_id)
         after = decide(user.credit, before)
-        held = user.credit.held + after.holds - (before.holds if before else 0)
+        held = user.credit.held + after.held_amount - (before.held_amount if before else 0)
         self._reservations[order_id] = after
         credit = Credit(user.credit.currency, user.credit.limit, held)
         self._users[user_id] = User(user.id, user.email, user.name, credit)
 
 
-def _writable(*texts: str) -> None:
-    """Refuse what Postgres refuses."""
+def _check_writable(*texts: str) -> None:
+    """Raises the error that Postgres raises for a NUL."""
     if any("\x00" in text for text in texts):
         raise unstorable_value()

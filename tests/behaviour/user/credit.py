@@ -1,4 +1,4 @@
-"""Credit: held once for an order, given back once, never more than there is."""
+"""Credit is held once for an order, released once, and never exceeded."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ async def test_an_unknown_user_reserves_nothing(service: Service) -> None:
         await service.commands.reserve_credit(uuid4(), uuid4(), "EUR", 1)
 
 
-async def test_more_than_is_left_is_refused_and_holds_nothing(service: Service) -> None:
+async def test_more_than_is_available_is_rejected_and_holds_nothing(service: Service) -> None:
     user_id = await register(service)
     with pytest.raises(CreditExceeded):
         await service.commands.reserve_credit(uuid4(), user_id, "EUR", 100_001)
     assert await available(service, user_id) == 100_000
 
 
-async def test_another_currency_is_refused(service: Service) -> None:
+async def test_another_currency_is_rejected(service: Service) -> None:
     user_id = await register(service)
     with pytest.raises(CurrencyMismatch):
         await service.commands.reserve_credit(uuid4(), user_id, "USD", 1)
 
 
-async def test_all_of_the_credit_can_be_held_and_then_not_one_cent_more(service: Service) -> None:
+async def test_the_whole_credit_can_be_held_and_nothing_beyond_it(service: Service) -> None:
     user_id = await register(service)
     await service.commands.reserve_credit(uuid4(), user_id, "EUR", 100_000)
     with pytest.raises(CreditExceeded):
@@ -56,7 +56,7 @@ async def test_the_same_reservation_again_holds_nothing_more(service: Service) -
     assert await available(service, user_id) == 99_700
 
 
-async def test_another_amount_for_the_same_order_is_refused(service: Service) -> None:
+async def test_another_amount_for_the_same_order_is_rejected(service: Service) -> None:
     user_id, order_id = await register(service), uuid4()
     await service.commands.reserve_credit(order_id, user_id, "EUR", 300)
     with pytest.raises(ReservationConflict):
@@ -64,7 +64,7 @@ async def test_another_amount_for_the_same_order_is_refused(service: Service) ->
     assert await available(service, user_id) == 99_700
 
 
-async def test_a_release_gives_back_once_however_often_it_is_asked(service: Service) -> None:
+async def test_a_repeated_release_gives_back_the_amount_once(service: Service) -> None:
     user_id, order_id = await register(service), uuid4()
     await service.commands.reserve_credit(order_id, user_id, "EUR", 300)
     for _ in range(3):
@@ -80,7 +80,7 @@ async def test_a_released_order_cannot_reserve_again(service: Service) -> None:
         await service.commands.reserve_credit(order_id, user_id, "EUR", 300)
 
 
-async def test_a_release_that_came_first_refuses_the_late_reservation(service: Service) -> None:
+async def test_a_reservation_after_its_release_is_rejected(service: Service) -> None:
     user_id, order_id = await register(service), uuid4()
     await service.commands.release_credit(order_id, user_id)
     with pytest.raises(ReservationReleased):
@@ -88,7 +88,7 @@ async def test_a_release_that_came_first_refuses_the_late_reservation(service: S
     assert await available(service, user_id) == 100_000
 
 
-async def test_a_release_for_an_unknown_user_is_fine(service: Service) -> None:
+async def test_a_release_for_an_unknown_user_succeeds(service: Service) -> None:
     await service.commands.release_credit(uuid4(), uuid4())
 
 
@@ -103,16 +103,16 @@ async def test_an_order_of_another_user_is_neither_reserved_nor_released(service
     assert await available(service, ada) == 99_700
 
 
-async def test_orders_that_reserve_at_once_hold_no_more_than_there_is(service: Service) -> None:
+async def test_concurrent_reservations_do_not_exceed_the_credit(service: Service) -> None:
     user_id = await register(service)
-    asked = (service.commands.reserve_credit(uuid4(), user_id, "EUR", 15_000) for _ in range(16))
-    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    reservations = (service.commands.reserve_credit(uuid4(), user_id, "EUR", 15_000) for _ in range(16))
+    outcomes = await asyncio.gather(*reservations, return_exceptions=True)
     assert outcomes.count(None) == 6
     assert sum(isinstance(outcome, CreditExceeded) for outcome in outcomes) == 10
     assert await available(service, user_id) == 10_000
 
 
-async def test_a_reservation_and_its_release_at_once_hold_nothing(service: Service) -> None:
+async def test_a_reservation_with_a_concurrent_release_holds_nothing(service: Service) -> None:
     user_id, order_ids = await register(service), [uuid4() for _ in range(8)]
     reserved = (service.commands.reserve_credit(order_id, user_id, "EUR", 300) for order_id in order_ids)
     released = (service.commands.release_credit(order_id, user_id) for order_id in order_ids)

@@ -1,4 +1,4 @@
-"""Who may register, and who comes in."""
+"""Rules of registration and of sessions."""
 
 from __future__ import annotations
 
@@ -48,27 +48,27 @@ GOOD = {"email": "ada@example.com", "name": "Ada", "password": "correct horse"}
     ],
 )
 async def test_a_registration_that_breaks_a_rule_names_the_field(service: Service, field: str, value: str) -> None:
-    with pytest.raises(Invalid) as refusal:
+    with pytest.raises(Invalid) as error:
         await service.commands.register_user(**{**GOOD, field: value})
-    assert list(refusal.value.fields) == [field]
+    assert list(error.value.fields) == [field]
 
 
-async def test_all_broken_fields_are_named_at_once(service: Service) -> None:
-    with pytest.raises(Invalid) as refusal:
+async def test_all_broken_fields_are_named_in_one_error(service: Service) -> None:
+    with pytest.raises(Invalid) as error:
         await service.commands.register_user("", "", "")
-    assert set(refusal.value.fields) == {"email", "name", "password"}
+    assert set(error.value.fields) == {"email", "name", "password"}
 
 
 @pytest.mark.parametrize("name", ["Å", "نیلوفر\u200cآبی", "👩\u200d🚀 Ada", "李", "O'Neill-Łoś"])
-async def test_a_name_of_any_script_is_taken_as_it_is(service: Service, name: str) -> None:
+async def test_a_name_of_any_script_is_stored_unchanged(service: Service, name: str) -> None:
     user = await service.commands.register_user(**{**GOOD, "name": name})
     assert (await service.queries.get_user(user.id)).name == name
 
 
-async def test_of_registrations_at_once_with_one_email_one_wins(
+async def test_of_concurrent_registrations_with_one_email_one_succeeds(
     service: Service, make_settings: SettingsFactory
 ) -> None:
-    service.settings = make_settings(password_concurrency=2, password_waiting=10)
+    service.settings.replace(make_settings(password_threads=2, password_queue_size=10))
     outcomes = await asyncio.gather(*(service.commands.register_user(**GOOD) for _ in range(4)), return_exceptions=True)
     assert sum(isinstance(outcome, EmailTaken) for outcome in outcomes) == 3
 
@@ -89,7 +89,7 @@ async def test_an_email_outside_ascii_is_taken_in_any_case_too(service: Service)
 async def test_a_new_user_has_the_initial_credit_of_the_settings(
     service: Service, make_settings: SettingsFactory
 ) -> None:
-    service.settings = make_settings(initial_credit=4200, currency="SEK")
+    service.settings.replace(make_settings(initial_credit=4200, currency="SEK"))
     user = await service.commands.register_user(**GOOD)
     assert (user.credit.currency, user.credit.limit, user.credit.available) == ("SEK", 4200, 4200)
     assert user.id.version == 7
@@ -117,43 +117,43 @@ async def test_wrong_credentials_are_refused_without_saying_which_part(
     service: Service, email: str, password: str
 ) -> None:
     await service.commands.register_user(**GOOD)
-    with pytest.raises(BadCredentials) as refusal:
+    with pytest.raises(BadCredentials) as error:
         await service.commands.create_session(email, password)
-    assert str(refusal.value) == "email and password do not belong together"
+    assert str(error.value) == "email and password do not belong together"
 
 
-async def test_right_credentials_open_a_session_in_any_case_of_the_email(service: Service) -> None:
+async def test_right_credentials_create_a_session_in_any_case_of_the_email(service: Service) -> None:
     await service.commands.register_user(**GOOD)
     session = await service.commands.create_session("ADA@example.com", "correct horse")
     assert session.lifetime == 3600
     assert session.token.count(".") == 2
 
 
-async def test_text_that_cannot_be_kept_is_no_defect_of_the_accounts(service: Service) -> None:
+async def test_text_that_postgres_cannot_store_is_an_invalid_argument(service: Service) -> None:
     user = await service.commands.register_user(**GOOD)
     attempts = [
-        service.accounts.credentials("a\x00@b.c"),
-        service.accounts.rehash(user.id, "known", "fre\x00sh"),
-        service.accounts.add(replace(user, id=uuid4(), email="e@v.e", name="E\x00ve"), "hash"),
+        service.users.credentials("a\x00@b.c"),
+        service.users.replace_hash(user.id, "old", "ne\x00w"),
+        service.users.add(replace(user, id=uuid4(), email="e@v.e", name="E\x00ve"), "hash"),
     ]
     for attempt in attempts:
-        with pytest.raises(RpcError) as refusal:
+        with pytest.raises(RpcError) as error:
             await attempt
-        assert (refusal.value.code, refusal.value.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID")
+        assert (error.value.code, error.value.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID")
 
 
 async def hash_of_ada(service: Service) -> str:
-    found = await service.accounts.credentials(GOOD["email"])
+    found = await service.users.credentials(GOOD["email"])
     assert found is not None
     return found.password_hash
 
 
-async def test_a_hash_follows_the_settings_at_the_next_session_and_not_before(
+async def test_a_hash_gets_the_cost_of_the_settings_at_the_next_session_and_not_before(
     service: Service, make_settings: SettingsFactory
 ) -> None:
     await service.commands.register_user(**GOOD)
     first = await hash_of_ada(service)
-    service.settings = make_settings(password_passes=2)
+    service.settings.replace(make_settings(password_passes=2))
     with pytest.raises(BadCredentials):
         await service.commands.create_session(GOOD["email"], "wrong")
     assert await hash_of_ada(service) == first
@@ -165,15 +165,15 @@ async def test_a_hash_follows_the_settings_at_the_next_session_and_not_before(
     assert await hash_of_ada(service) == second
 
 
-async def test_a_session_is_opened_although_there_is_no_time_for_a_new_hash(
+async def test_a_session_is_created_although_the_queue_is_full_for_a_new_hash(
     service: Service, make_settings: SettingsFactory
 ) -> None:
     await service.commands.register_user(**GOOD)
     first = await hash_of_ada(service)
-    service.settings = make_settings(password_passes=2)
+    service.settings.replace(make_settings(password_passes=2))
 
     async def busy(_: str) -> str:
-        raise TooBusy("others wait")
+        raise TooBusy("the queue is full")
 
     service.commands._passwords.hash = busy  # type: ignore[method-assign]
     assert (await service.commands.create_session(GOOD["email"], GOOD["password"])).token
@@ -183,6 +183,6 @@ async def test_a_session_is_opened_although_there_is_no_time_for_a_new_hash(
 async def test_a_hash_that_has_changed_meanwhile_is_not_replaced(service: Service) -> None:
     user = await service.commands.register_user(**GOOD)
     first = await hash_of_ada(service)
-    await service.accounts.rehash(user.id, first, "second")
-    await service.accounts.rehash(user.id, first, "third")
+    await service.users.replace_hash(user.id, first, "second")
+    await service.users.replace_hash(user.id, first, "third")
     assert await hash_of_ada(service) == "second"

@@ -1,4 +1,4 @@
-"""The User Service without its wire, on whatever accounts, with the shipped settings but cheap passwords."""
+"""The User Service without gRPC, on any repository, with the shipped settings but cheap passwords."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from user_service.access_tokens import Tokens
+from chassis.settings import Live
+from user_service.access_tokens import AccessTokenIssuer
 from user_service.commands import Commands
 from user_service.passwords import Passwords
 from user_service.queries import Queries
 from user_service.settings import Settings
-from user_service.user_repository import Accounts, MemoryAccounts
+from user_service.user_repository import MemoryUserRepository, UserRepository
 
 KV = Path(__file__).parents[3] / "consul" / "kv" / "config" / "user-service.json"
 SHIPPED: dict[str, Any] = json.loads(KV.read_text())
@@ -25,12 +26,12 @@ SettingsFactory = Callable[..., Settings]
 
 
 def shipped(**changes: Any) -> Settings:
-    """Settings as shipped but for the cost of passwords, with changes."""
+    """Returns the shipped settings with cheap passwords and with changes."""
     return Settings.model_validate({**SHIPPED, **CHEAP, **changes})
 
 
 class FakeSigner:
-    """Signs like the transit engine; each key version is a key of its own."""
+    """Signs like the transit engine: each key version has its own key."""
 
     def __init__(self) -> None:
         self.keys = {1: Ed25519PrivateKey.generate()}
@@ -44,13 +45,13 @@ class FakeSigner:
 
 @dataclass
 class Service:
-    """The service without its wire."""
+    """The service without gRPC."""
 
-    settings: Settings
+    settings: Live[Settings]
     signer: FakeSigner = field(default_factory=FakeSigner)
-    accounts: Accounts = field(default_factory=MemoryAccounts)
+    users: UserRepository = field(default_factory=MemoryUserRepository)
 
     def __post_init__(self) -> None:
-        passwords = Passwords(lambda: self.settings, b"pepper")
-        self.commands = Commands(self.accounts, passwords, Tokens(self.signer), lambda: self.settings)
-        self.queries = Queries(self.accounts)
+        passwords = Passwords(self.settings, b"pepper")
+        self.commands = Commands(self.users, passwords, AccessTokenIssuer(self.signer), self.settings)
+        self.queries = Queries(self.users)

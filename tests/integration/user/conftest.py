@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 from behaviour.user.service import Service, SettingsFactory, shipped
-from support.postgres.leased_database import started
+from support.postgres.database_under_test import database_under_test
 from support.postgres.private_postgres import Postgres
 
-from user_service.user_repository import PostgresAccounts
+from chassis.settings import Live
+from user_service.user_repository import PostgresUserRepository
 
 
 @pytest.fixture
@@ -20,11 +21,11 @@ def make_settings() -> SettingsFactory:
 
 @pytest.fixture(scope="module")
 def tables(postgres: Postgres) -> str:
-    """The schema in which the tables of the service are; each test begins with empty ones."""
+    """Creates the schema with the tables of the service, which are empty at the beginning of each test."""
     name = postgres.make_schema("user_service")
 
     async def migrate() -> None:
-        async with started(postgres, name) as world:
+        async with database_under_test(postgres, name) as world:
             await world.database.migrate("user_service")
 
     asyncio.run(migrate())
@@ -33,7 +34,7 @@ def tables(postgres: Postgres) -> str:
 
 @pytest.fixture
 async def service(postgres: Postgres, tables: str) -> AsyncIterator[Service]:
-    async with started(postgres, tables) as world:
+    async with database_under_test(postgres, tables) as world:
         async with world.database.connection() as connection:
             await connection.execute("TRUNCATE users, reservations")
-        yield Service(shipped(), accounts=PostgresAccounts(world.database))
+        yield Service(Live(shipped()), users=PostgresUserRepository(world.database))

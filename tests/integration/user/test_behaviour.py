@@ -1,4 +1,4 @@
-"""What the User Service does, on Postgres."""
+"""The behaviour suite of the User Service on Postgres."""
 # ruff: noqa: F403 - each function of the suites is a test here
 
 from behaviour.user.credit import *

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from behaviour.user.service import FakeSigner, Service, SettingsFactory, shipped
 
+from chassis.settings import Live
+
 __all__ = ["FakeSigner", "Service", "SettingsFactory"]
 
 
@@ -15,4 +17,4 @@ def make_settings() -> SettingsFactory:
 
 @pytest.fixture
 def service() -> Service:
-    return Service(shipped())
+    return Service(Live(shipped()))

@@ -1,0 +1,35 @@
+"""The parts behind the routes, which find them by their request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from sanic import Request
+
+from chassis.settings import Live
+from gateway.auth.access_tokens import AccessTokenVerifier
+from gateway.dependency_health import DependencyHealth
+from gateway.profile_cache import ProfileCache
+from gateway.settings import Settings
+
+if TYPE_CHECKING:  # the asyncio stubs exist for type checkers only
+    from shop.order.v1.order_pb2_grpc import OrderServiceAsyncStub
+    from shop.user.v1.user_pb2_grpc import UserServiceAsyncStub
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The services, caches and settings that the routes use."""
+
+    users: UserServiceAsyncStub
+    orders: OrderServiceAsyncStub
+    access_tokens: AccessTokenVerifier
+    health: DependencyHealth
+    profiles: ProfileCache
+    settings: Live[Settings]
+
+
+def backend_of(request: Request) -> Backend:
+    """Returns the backend that the request's app was created with."""
+    return cast(Backend, request.app.ctx)

@@ -1,0 +1,108 @@
+"""The uses of Sanic that go beyond what it documents, so that a new version is checked against few places.
+
+The two methods that `GatewayApp` overrides are the others. Each use carries a marker, which docs/fragile.md explains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import suppress
+from typing import Any
+
+from sanic import Request, Sanic
+from sanic.application.state import ApplicationServerInfo
+from sanic.compat import Header
+from sanic.exceptions import BadURL, SanicException
+from sanic.http import Http
+from sanic.http.constants import HTTP
+from sanic.router import Router
+from sanic.server.async_server import AsyncioServer
+
+UNREADABLE_METHOD = "NONE"  # fragile: sanic-unreadable-method
+"""The method that Sanic gives a request whose head could not be read."""
+
+
+class TolerantRequest(Request):
+    """A request that can be created for a head that could not be read, so that an error can answer it."""
+
+    def __init__(  # fragile: sanic-request-constructor
+        self, url_bytes: bytes, headers: Header, version: str, method: str, *args: Any, **kwargs: Any
+    ) -> None:
+        try:
+            super().__init__(url_bytes, headers, version, method, *args, **kwargs)
+        except BadURL:
+            if method != UNREADABLE_METHOD:
+                raise
+            super().__init__(b"*", headers, version, method, *args, **kwargs)
+
+
+class HeadAsGetRouter(Router):
+    """Routes HEAD as GET; Sanic leaves out the body where it writes the response."""
+
+    def _get(self, path: str, method: str, host: str | None) -> Any:  # fragile: sanic-router-get
+        return super()._get(path, "GET" if method == "HEAD" else method, host)
+
+
+def has_unread_body(request: Request) -> bool:
+    """True while a part of the request's body was not received."""
+    stream = request.stream
+    return isinstance(stream, Http) and bool(stream.request_body)  # fragile: sanic-request-body
+
+
+def abandon_body(request: Request) -> None:
+    """Makes Sanic not wait for the rest of the body, for which no timeout would apply any more."""
+    if isinstance(request.stream, Http):
+        request.stream.request_body = None  # fragile: sanic-request-body
+
+
+async def discard_body(request: Request, max_bytes: int, seconds: float) -> None:
+    """Reads and drops the rest of the body, because a client that is still sending would not see the response.
+
+    The connection ends after the response if the rest is larger or slower than allowed.
+    """
+    stream = request.stream
+    if not isinstance(stream, Http) or not has_unread_body(request):
+        return
+    stream.request_max_size = max_bytes  # fragile: sanic-request-max-size
+    with suppress(TimeoutError, SanicException):
+        async with asyncio.timeout(seconds):
+            async for _ in stream:
+                pass
+    if has_unread_body(request):
+        stream.keep_alive = False  # fragile: sanic-keep-alive
+        abandon_body(request)
+
+
+def stream_without_end(request: Request) -> None:
+    """Lifts the time limit of the response and ends the connection after it, so that a reconnect may be balanced."""
+    protocol: Any = request.protocol
+    protocol.response_timeout = math.inf  # fragile: sanic-response-timeout
+    protocol.http.keep_alive = False  # fragile: sanic-keep-alive
+
+
+def announce_only_http1(app: Sanic[Any, Any], port: str) -> None:
+    """Keeps Sanic from adding an empty alt-svc header to each response, as it does if the version is unknown."""
+    info = ApplicationServerInfo(settings={"version": HTTP.VERSION_1, "port": port})
+    app.state.server_info.append(info)  # fragile: sanic-server-info
+
+
+def stop_accepting(server: AsyncioServer) -> None:
+    """Closes the listening socket and leaves the connections open."""
+    server.server.close()  # type: ignore[attr-defined]  # fragile: sanic-asyncio-server
+
+
+def close_idle_connections(server: AsyncioServer) -> int:
+    """Closes each connection without a request; returns how many connections were open before."""
+    connections = tuple(server.connections)  # fragile: sanic-connections
+    for connection in connections:
+        connection.close_if_idle()  # fragile: sanic-connections
+    return len(connections)
+
+
+def abort_connections(server: AsyncioServer) -> int:
+    """Aborts every connection; returns how many there were."""
+    connections = tuple(server.connections)  # fragile: sanic-connections
+    for connection in connections:
+        connection.abort()  # fragile: sanic-connections
+    return len(connections)
