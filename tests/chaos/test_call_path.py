@@ -22,7 +22,7 @@ from support.traffic.api_user import Person
 from support.traffic.concurrent_users import all_settled, every_order, insist, kill_one
 from support.traffic.load import Answer, Load, Request
 from support.traffic.stub_server import StandIn, standing_before
-from support.traffic.targets import Form, forms
+from support.traffic.targets import Effort, efforts
 
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
 GROUPS = [("gateway", None), ("user-service", None), ("order-service", "api")]
@@ -35,14 +35,14 @@ Arrivals = Callable[[int], Request]
 # --- kills
 
 
-@forms(3, 20)
+@efforts(3, 20)
 def test_kills_of_random_instances_lose_and_double_no_order_and_are_over_at_once(
-    running: RunningStack, person: Person, placing: Arrivals, form: Form
+    running: RunningStack, person: Person, placing: Arrivals, effort: Effort
 ) -> None:
     listed = {order["id"] for order in every_order(person)}
     killed = []
     with Load(running.url("gateway"), 12, placing) as load:
-        for job, group in _victims(form.times):
+        for job, group in _victims(effort.times):
             killed.append(time.time())
             assert kill_one(running, job, group)
             running.steady()
@@ -55,8 +55,8 @@ def test_kills_of_random_instances_lose_and_double_no_order_and_are_over_at_once
         f"{len(killed)} SIGKILLs: {orders} keys, 0 orders lost or doubled; {100 * share:.2f} % of {len(reads)} reads "
         f"failed; goodput 95 % after {max(back):.1f} s at most; {load.report()}"
     )
-    assert share <= form.bound(0.001, 0.02)
-    assert max(back) <= form.bound(2.0, 15.0)
+    assert share <= effort.bound(0.001, 0.02)
+    assert max(back) <= effort.bound(2.0, 15.0)
 
 
 def _victims(count: int) -> list[tuple[str, str | None]]:
@@ -86,9 +86,9 @@ def _again(person: Person, answer: Answer) -> str:
 # --- a backend that fails
 
 
-@forms(5, 30)
+@efforts(5, 30)
 def test_a_failing_backend_is_asked_no_more_than_callers_ask_and_is_back_soon(
-    running: RunningStack, reading: Arrivals, form: Form
+    running: RunningStack, reading: Arrivals, effort: Effort
 ) -> None:
     with standing_before(running, "order-service") as backend, Load(running.url("gateway"), 20, reading) as load:
         eventually("the load flows", lambda: len(backend.attempts) > 40, 30)
@@ -96,7 +96,7 @@ def test_a_failing_backend_is_asked_no_more_than_callers_ask_and_is_back_soon(
         backend.failing = True
         eventually("every gateway's breaker is open", lambda: running.breakers("order-service") == {"open"}, 20, 0.05)
         opened = time.time() - began
-        time.sleep(form.much)
+        time.sleep(effort.amount)
         backend.failing, healed = False, time.time()
         enough = len(load.answers) + 200
         eventually("calls went on afterwards", lambda: len(load.answers) > enough, 60)
@@ -107,8 +107,8 @@ def test_a_failing_backend_is_asked_no_more_than_callers_ask_and_is_back_soon(
         f"breakers open after {opened:.2f} s, goodput 95 % {back:.1f} s after healing; {load.report()}"
     )
     assert attempts <= 1.1 * offered
-    assert opened <= form.bound(1.0, 10.0)
-    assert back <= form.bound(5.0, 20.0)
+    assert opened <= effort.bound(1.0, 10.0)
+    assert back <= effort.bound(5.0, 20.0)
 
 
 NO_BREAKER = {"failures_in_a_row": FAR, "minimum_calls": FAR}
@@ -152,9 +152,9 @@ def _ratio(backend: StandIn, load: Load, seconds: float) -> float:
 # --- callers that hang up
 
 
-@forms(200, 1000)
+@efforts(200, 1000)
 def test_callers_that_hang_up_trip_nothing(
-    running: RunningStack, person: Person, reading: Arrivals, form: Form
+    running: RunningStack, person: Person, reading: Arrivals, effort: Effort
 ) -> None:
     request = reading(0)
     lines = [f"GET {request.path} HTTP/1.1", "Host: gateway", *(f"{k}: {v}" for k, v in request.headers.items())]
@@ -162,14 +162,14 @@ def test_callers_that_hang_up_trip_nothing(
     with standing_before(running, "order-service") as backend:
         backend.pause = 0.3
         with Load(running.url("gateway"), 5, reading) as load, ThreadPoolExecutor(4) as pool:
-            hung_up = sum(pool.map(lambda _: _hang_up(running.url("gateway"), head), range(form.times)))
+            hung_up = sum(pool.map(lambda _: _hang_up(running.url("gateway"), head), range(effort.times)))
             breakers = running.breakers("order-service")
     print(
-        f"{hung_up} of {form.times} callers hung up in the middle of a call, {backend.cancelled} calls were cancelled "
+        f"{hung_up} of {effort.times} callers hung up in the middle of a call, {backend.cancelled} calls were cancelled "
         f"at the far end; breakers {breakers}, others: {load.report()}"
     )
-    assert hung_up > form.much / 2
-    assert backend.cancelled > form.much / 4
+    assert hung_up > effort.amount / 2
+    assert backend.cancelled > effort.amount / 4
     assert breakers == {"closed"}
     assert load.failures == []
 

@@ -19,7 +19,7 @@ from support.database_access import value
 from support.kv_settings import turned
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.load import Answer, Load, Request
-from support.traffic.targets import Form, forms
+from support.traffic.targets import Effort, efforts
 
 LATE_MILLISECONDS = 200
 CALLERS = 16
@@ -91,21 +91,21 @@ def _offered(running: RunningStack, reading: Arrivals, rate: float, seconds: flo
     return Seen(done / seconds, *middle, refusals, failures)
 
 
-@forms(4, 20)
+@efforts(4, 20)
 def test_three_times_of_what_can_be_done_costs_no_goodput_and_the_surplus_is_told_at_once(
-    running: RunningStack, slow: None, reading: Arrivals, form: Form
+    running: RunningStack, slow: None, reading: Arrivals, effort: Effort
 ) -> None:
     before = {name: running.pids(name) for name in ("gateway", "order-service")}
-    peak = _peak(running, reading, form.much)
-    seen = _offered(running, reading, 3 * peak, form.much)
+    peak = _peak(running, reading, effort.amount)
+    seen = _offered(running, reading, 3 * peak, effort.amount)
     print(
         f"peak {peak:.0f}/s, at 3 x offered {seen.goodput:.0f}/s ({seen.goodput / peak:.2f} x), answered in "
         f"{1000 * seen.answered:.0f} ms; {len(seen.refusals)} refused in {1000 * seen.refused:.0f} ms, medians"
     )
-    assert seen.goodput >= form.bound(0.8, 0.4) * peak
-    assert seen.refused < form.bound(0.05, 5.0)
-    assert len(seen.refusals) > form.much
-    assert len(seen.failures) <= form.bound(0, 50)
+    assert seen.goodput >= effort.bound(0.8, 0.4) * peak
+    assert seen.refused < effort.bound(0.05, 5.0)
+    assert len(seen.refusals) > effort.amount
+    assert len(seen.failures) <= effort.bound(0, 50)
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in seen.refusals)
     assert {name: running.pids(name) for name in before} == before
 

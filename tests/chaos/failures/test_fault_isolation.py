@@ -21,7 +21,7 @@ from support.kv_settings import turned
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import Person
 from support.traffic.load import Answer, Load, Request
-from support.traffic.targets import Form, forms
+from support.traffic.targets import Effort, efforts
 
 from stack.chaos import instances
 from stack.cluster.clients import Clients
@@ -91,25 +91,25 @@ def _listed(person: Person) -> list[str]:
 
 
 @pytest.mark.parametrize("job", ["order-service", "user-service"])
-@forms(6, 30)
+@efforts(6, 30)
 def test_one_stopped_instance_of_two_delays_few_and_nobody_beyond_the_deadline(
-    running: RunningStack, person: Person, reading: Callable[[int], Request], form: Form, job: str
+    running: RunningStack, person: Person, reading: Callable[[int], Request], effort: Effort, job: str
 ) -> None:
     me = Request("GET", "/v1/users/me", headers=person.headers)
     with Load(running.url("gateway"), 20, reading if job == "order-service" else lambda _: me) as load:
         eventually("the load flows", lambda: len(load.answers) > 40, 30)
         with _stopped(running, job) as began:
-            time.sleep(form.much)
+            time.sleep(effort.amount)
         running.steady()
-    longest = _refused_in_time(load.answers, form.bound(LATE_SECONDS, STARVED_SECONDS))
+    longest = _refused_in_time(load.answers, effort.bound(LATE_SECONDS, STARVED_SECONDS))
     share = len(load.failures) / len(load.answers)
     seen = [min(times, default=float("inf")) - began for times in running.logged("gateway", began, LEFT_OUT)]
     print(
-        f"one of two instances of {job} stopped for {form.much:g} s: left out after {max(seen):.2f} s by "
+        f"one of two instances of {job} stopped for {effort.amount:g} s: left out after {max(seen):.2f} s by "
         f"{len(seen)} gateways, {100 * share:.2f} % failed, the longest answer took {longest:.2f} s; {load.report()}"
     )
-    assert max(seen) <= form.bound(1.0, 10.0)
-    assert share <= form.bound(0.01, 0.2)
+    assert max(seen) <= effort.bound(1.0, 10.0)
+    assert share <= effort.bound(0.01, 0.2)
 
 
 @contextmanager
@@ -142,27 +142,27 @@ def test_a_stopped_instance_that_is_not_left_out_makes_many_wait(
     assert late >= 3
 
 
-@forms(2, 10)
+@efforts(2, 10)
 def test_a_killed_database_loses_no_acknowledged_order(
-    running: RunningStack, chaos: Chaos, person: Person, placing: Callable[[int], Request], form: Form
+    running: RunningStack, chaos: Chaos, person: Person, placing: Callable[[int], Request], effort: Effort
 ) -> None:
     away, back = [], []
     with Load(running.url("gateway"), RATE, placing) as load:
-        for _ in range(form.times):
+        for _ in range(effort.times):
             killed = time.monotonic()
             chaos.order("database kill")
             eventually("Postgres takes connections", lambda: _takes_connections(running), 60)
             away.append(time.monotonic() - killed)
             back.append(_writes_again(person))
             running.steady()
-    _refused_in_time(load.answers, form.bound(LATE_SECONDS, STARVED_SECONDS))
+    _refused_in_time(load.answers, effort.bound(LATE_SECONDS, STARVED_SECONDS))
     acknowledged = _none_is_lost(person, _sent(load, "POST"))
     print(
-        f"{form.times} kills of Postgres, {acknowledged} orders acknowledged, 0 lost; away for {max(away):.1f} s, "
+        f"{effort.times} kills of Postgres, {acknowledged} orders acknowledged, 0 lost; away for {max(away):.1f} s, "
         f"writes were back {max(back):.1f} s later, at most"
     )
-    assert acknowledged > form.times
-    assert max(back) <= form.bound(2.0, 15.0)
+    assert acknowledged > effort.times
+    assert max(back) <= effort.bound(2.0, 15.0)
 
 
 def test_a_database_that_says_done_before_it_is_loses_orders(
@@ -198,72 +198,72 @@ def _hasty_commits(running: RunningStack) -> Iterator[None]:
             postgres.execute("SELECT pg_reload_conf()")
 
 
-@forms(4, 60)
+@efforts(4, 60)
 def test_a_full_disk_refuses_orders_answers_reads_and_heals_without_a_restart(
-    running: RunningStack, chaos: Chaos, person: Person, placing: Callable[[int], Request], form: Form
+    running: RunningStack, chaos: Chaos, person: Person, placing: Callable[[int], Request], effort: Effort
 ) -> None:
     before = instances.process_ids(running.stack, Clients(running.stack), "postgres"), running.pids("order-service")
     with Load(running.url("gateway"), RATE, placing) as load:
-        chaos.order("disk full", 60 + form.much)
+        chaos.order("disk full", 60 + effort.amount)
         full = time.time()
-        time.sleep(form.much)
+        time.sleep(effort.amount)
         over = time.time()
         chaos.off()
         back = _writes_again(person)
     during = [answer for answer in _sent(load, "POST") if full < answer.at - answer.seconds and answer.at < over]
-    assert httpx.codes.SERVICE_UNAVAILABLE in {answer.status for answer in during} <= ({503} if form.full else LATER)
+    assert httpx.codes.SERVICE_UNAVAILABLE in {answer.status for answer in during} <= ({503} if effort.full else LATER)
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in during if answer.status == 503)
     reads = _sent(load, "GET")
     assert {answer.status for answer in reads if answer.failed} <= LATER
     after = instances.process_ids(running.stack, Clients(running.stack), "postgres"), running.pids("order-service")
     assert after == before
     _none_is_lost(person, _sent(load, "POST"))
-    print(f"disk full for {form.much:g} s: {len(during)} orders refused, writes back in {back:.1f} s; {load.report()}")
-    assert sum(answer.failed for answer in reads) <= form.bound(0.0, 0.1) * len(reads)
-    assert back <= form.bound(2.0, 15.0)
+    print(f"disk full for {effort.amount:g} s: {len(during)} orders refused, writes back in {back:.1f} s; {load.report()}")
+    assert sum(answer.failed for answer in reads) <= effort.bound(0.0, 0.1) * len(reads)
+    assert back <= effort.bound(2.0, 15.0)
 
 
-@forms(5, 60)
+@efforts(5, 60)
 def test_without_consul_no_request_fails(
-    running: RunningStack, chaos: Chaos, placing: Callable[[int], Request], form: Form
+    running: RunningStack, chaos: Chaos, placing: Callable[[int], Request], effort: Effort
 ) -> None:
     with Load(running.url("gateway"), RATE, placing) as load:
-        chaos.order("consul down", form.much)
+        chaos.order("consul down", effort.amount)
         assert timed(lambda: httpx.get(running.url("consul"), timeout=2))[0] == 0
-        chaos.over(form.much + 60)
+        chaos.over(effort.amount + 60)
         running.steady()
     assert load.failures == [], load.report()
-    print(f"Consul down for {form.much:g} s: {load.report()}")
+    print(f"Consul down for {effort.amount:g} s: {load.report()}")
 
 
-@forms(5, 300)
+@efforts(5, 300)
 def test_while_vault_is_sealed_no_order_fails(
-    running: RunningStack, chaos: Chaos, person: Person, placing: Callable[[int], Request], form: Form
+    running: RunningStack, chaos: Chaos, person: Person, placing: Callable[[int], Request], effort: Effort
 ) -> None:
     with Load(running.url("gateway"), RATE, placing) as load:
-        chaos.order("vault sealed", form.much)
+        chaos.order("vault sealed", effort.amount)
         session = {"email": person.email, "password": person.password}
         assert person.http.post("/v1/sessions", json=session).status_code == httpx.codes.SERVICE_UNAVAILABLE
-        chaos.over(form.much + 60)
+        chaos.over(effort.amount + 60)
     assert load.failures == [], load.report()
-    print(f"OpenBao sealed for {form.much:g} s: {load.report()}")
+    print(f"OpenBao sealed for {effort.amount:g} s: {load.report()}")
 
 
-@forms(5, 60)
+@efforts(5, 60)
 def test_hanging_telemetry_costs_no_request_and_holds_up_no_exit(
-    running: RunningStack, chaos: Chaos, placing: Callable[[int], Request], form: Form
+    running: RunningStack, chaos: Chaos, placing: Callable[[int], Request], effort: Effort
 ) -> None:
     if not running.instances("telemetry"):
         pytest.skip("the telemetry UI was left out: this machine has no C++ compiler")
     # Before and after, so that what else the machine does hits both alike.
-    good = _throughput(running, placing, form.much / 2)
-    with _hanging(running, chaos, form.much + 60):
-        hanging = _throughput(running, placing, form.much)
+    good = _throughput(running, placing, effort.amount / 2)
+    with _hanging(running, chaos, effort.amount + 60):
+        hanging = _throughput(running, placing, effort.amount)
         ended = _seconds_to_end(running.pids("order-service", "api")[0])
     running.steady()
-    good = (good + _throughput(running, placing, form.much / 2)) / 2
+    good = (good + _throughput(running, placing, effort.amount / 2)) / 2
     print(f"telemetry hanging: throughput {hanging / good:.3f} x, exit after {ended:.1f} s")
-    assert hanging >= form.bound(0.97, 0.2) * good
+    assert hanging >= effort.bound(0.97, 0.2) * good
 
 
 @contextmanager

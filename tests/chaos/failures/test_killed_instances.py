@@ -17,7 +17,7 @@ from support.operator_commands import run
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import Person, register
 from support.traffic.concurrent_users import Customers, all_settled, kill_one
-from support.traffic.targets import Form, forms
+from support.traffic.targets import Effort, efforts
 
 USERS, CUSTOMERS = 3, 2
 CREDIT = 100_000
@@ -41,15 +41,15 @@ def kill(running: RunningStack, times: int) -> Counter[str]:
 
 
 @pytest.mark.timeout(3600)
-@forms(4, 200)
+@efforts(4, 200)
 def test_kills_under_load_lose_and_double_no_order_and_leak_no_credit(
-    running: RunningStack, http: httpx.Client, form: Form
+    running: RunningStack, http: httpx.Client, effort: Effort
 ) -> None:
     crowd = [Customers(register(http), CUSTOMERS) for _ in range(USERS)]
     with ExitStack() as working:
         for customers in crowd:
             working.callback(customers.stop)
-        killed = kill(running, form.times)
+        killed = kill(running, effort.times)
     ends = sum((counted(customers) for customers in crowd), Counter[str]())
     audit = run("audit-orders")
     assert audit.returncode == 0, audit.stdout + audit.stderr
@@ -57,7 +57,7 @@ def test_kills_under_load_lose_and_double_no_order_and_leak_no_credit(
         f"SIGKILLs: {dict(killed)}; of {USERS} users {ends.total()} orders acknowledged, {dict(ends)}: "
         f"0 lost, 0 doubled, 0 leaked; {audit.stdout.strip()}"
     )
-    if form.full:
+    if effort.full:
         assert killed.keys() == {"api", "worker"}
         assert ends.keys() == {"confirmed", "rejected", "cancelled"}
 

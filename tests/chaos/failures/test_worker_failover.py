@@ -16,9 +16,9 @@ from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import Person
 from support.traffic.concurrent_users import LATER, PENNY, all_settled, insist
 from support.traffic.load import Load, Request
-from support.traffic.targets import Form, forms
+from support.traffic.targets import Effort, efforts
 
-HOLDER = "SELECT holder FROM terms WHERE name = 'worker' AND ends_at > clock_timestamp()"
+LEADER = "SELECT leader FROM leader_terms WHERE name = 'worker' AND ends_at > clock_timestamp()"
 GOAL_SECONDS, BOUND_SECONDS = 5.0, 15.0
 RATE = 8
 
@@ -33,7 +33,7 @@ def active(running: RunningStack) -> tuple[str, int]:
 
 def _active(running: RunningStack) -> tuple[str, int] | None:
     """None as long as nobody is, or one that has just ended."""
-    holder = value(running, "order_service", HOLDER)
+    holder = value(running, "order_service", LEADER)
     for alloc in running.allocations("order-service", "worker"):
         if alloc["ID"] == holder and (pids := running.working_in(running.folder(alloc, "order-service"))):
             return holder, pids[0]
@@ -46,22 +46,22 @@ def test_two_workers_run_and_one_is_active(running: RunningStack) -> None:
     assert holder in {alloc["ID"] for alloc in running.allocations("order-service", "worker")}
 
 
-@forms(5, 20)
+@efforts(5, 20)
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_orders_are_settled_soon_after_the_active_worker_is_gone(
-    running: RunningStack, person: Person, fault: signal.Signals, form: Form
+    running: RunningStack, person: Person, fault: signal.Signals, effort: Effort
 ) -> None:
     with Load(running.url("gateway"), RATE, placing(person)) as load:
         eventually("orders flow", lambda: len(load.answers) > 2 * RATE, 30)
         holder, pid = active(running)
         with gone(pid, fault):
-            waits = [settling(person) for _ in range(form.times)]
+            waits = [settling(person) for _ in range(effort.times)]
             successor, _ = active(running)
     assert {answer.status for answer in load.failures} <= LATER, load.report()
     acknowledged = [answer.headers["location"].rpartition("/")[2] for answer in load.answers if not answer.failed]
     assert {all_settled(person, acknowledged, 60)[order_id] for order_id in acknowledged} == {"confirmed"}
     print(f"{fault.name}: settled again {max(waits):.1f} s after, among {len(acknowledged)} orders; {load.report()}")
-    assert max(waits) <= form.bound(GOAL_SECONDS, BOUND_SECONDS)
+    assert max(waits) <= effort.bound(GOAL_SECONDS, BOUND_SECONDS)
     assert fault is signal.SIGKILL or successor != holder
 
 
@@ -96,16 +96,16 @@ def settling(person: Person) -> float:
     return time.monotonic() - began
 
 
-def test_an_errand_of_a_worker_that_is_gone_is_taken_over_at_once(running: RunningStack, person: Person) -> None:
+def test_an_outbox_entry_of_a_worker_that_is_gone_is_taken_over_at_once(running: RunningStack, person: Person) -> None:
     """What the one before had claimed is due for its successor, not when the claim ends."""
     order_id = person.settled(person.place().json()["id"])["id"]
-    owe = """INSERT INTO errands (position, order_id, kind, traceparent, claimed, due_at)
+    add = """INSERT INTO outbox (position, order_id, kind, traceparent, claimed, due_at)
              VALUES (-1, %s, 'reserve', '', true, now() + interval '1 hour')"""
-    assert change(running, "order_service", owe, order_id) == 1
+    assert change(running, "order_service", add, order_id) == 1
     try:
         _, pid = active(running)
         os.kill(pid, signal.SIGKILL)
-        left = "SELECT count(*) FROM errands WHERE position = -1"
+        left = "SELECT count(*) FROM outbox WHERE position = -1"
         eventually("it is done", lambda: value(running, "order_service", left) == 0, BOUND_SECONDS)
     finally:
-        change(running, "order_service", "DELETE FROM errands WHERE position = -1")
+        change(running, "order_service", "DELETE FROM outbox WHERE position = -1")

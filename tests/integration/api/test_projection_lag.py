@@ -7,24 +7,24 @@ from support.operator_commands import run
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import Person
 from support.traffic.projection_lag import GOAL_RATE, GOAL_SECONDS, measure
-from support.traffic.targets import Form, forms
+from support.traffic.targets import Effort, efforts
 
 from stack import telemetry_viewer
 
 BOUND_SECONDS = 10.0
 
 
-@forms(4, 20)
+@efforts(4, 20)
 def test_under_a_load_of_orders_events_are_visible_in_a_moment(
-    running: RunningStack, person: Person, form: Form
+    running: RunningStack, person: Person, effort: Effort
 ) -> None:
     running.steady()
-    rate = form.bound(GOAL_RATE, 20)
-    found = measure(running, person, rate=rate, seconds=form.much)
+    rate = effort.bound(GOAL_RATE, 20)
+    found = measure(running, person, rate=rate, seconds=effort.amount)
     print(found)
-    assert len(found.seconds) >= rate * form.much
-    assert found.quantile(0.99) <= form.bound(GOAL_SECONDS, BOUND_SECONDS)
-    assert found.rate >= form.bound(0.98 * rate, 0)
+    assert len(found.seconds) >= rate * effort.amount
+    assert found.quantile(0.99) <= effort.bound(GOAL_SECONDS, BOUND_SECONDS)
+    assert found.rate >= effort.bound(0.98 * rate, 0)
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def test_telemetry_knows_which_worker_is_active_and_how_far_it_is_behind(running
     def last(name: str) -> dict[str, float]:
         return telemetry_viewer.last_values(running.stack, name, "order-service")
 
-    eventually("one of two workers is active", lambda: sorted(last("worker.active").values()) == [0, 1], 60, every=1)
-    wanted = {"projection=errands", "projection=orders"}
+    eventually("one of two workers is active", lambda: sorted(last("worker.leader").values()) == [0, 1], 60, every=1)
+    wanted = {"projection=orders", "projection=outbox"}
     eventually("the projections tell", lambda: wanted <= last("projection.lag.events").keys(), 60, every=1)
-    for name in ("errands.open", "errands.oldest.seconds"):
+    for name in ("outbox.pending", "outbox.oldest.seconds"):
         assert eventually(f"{name} is told", lambda: list(last(name).values()), 60, every=1)[0] >= 0  # noqa: B023
 
 

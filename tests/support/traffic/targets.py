@@ -1,7 +1,7 @@
-"""How much of a test runs, and what it must show: a short form for every run, the goal's own with `-m long`.
+"""How long a test runs and which bound it must keep: a short form in every run, the full target with `-m long`.
 
-A goal is a figure for a machine that does nothing else. Among all the other tests the bound is generous: there a red
-test has to be a fault of the system, not of the machine.
+A target is a figure for a machine that does nothing else. Among all the other tests the bound is wider, so that a red
+test means a fault of the system and not of the machine; the name of a test promises no more than the wide bound.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ import pytest
 
 
 @dataclass(frozen=True)
-class Form:
-    """`much` is how many or how many seconds; `full` whether the goals count."""
+class Effort:
+    """`amount` is a number of repetitions or seconds; `full` says whether the targets apply."""
 
-    much: float
+    amount: float
     full: bool
 
     @property
     def times(self) -> int:
-        return int(self.much)
+        return int(self.amount)
 
-    def bound(self, goal: float, generous: float) -> float:
-        """What a measured figure has to keep to."""
-        return goal if self.full else generous
+    def bound(self, target: float, wide: float) -> float:
+        """The bound for a measured figure."""
+        return target if self.full else wide
 
 
-def forms(short: float, full: float) -> pytest.MarkDecorator:
-    """Parameter `form` of a test: the short one always, the full one by name."""
+def efforts(short: float, full: float) -> pytest.MarkDecorator:
+    """Parameter `effort` of a test: the short one always, the full one with `-m long`."""
     return pytest.mark.parametrize(
-        "form",
+        "effort",
         [
-            pytest.param(Form(short, full=False), id=f"{short:g}"),
-            pytest.param(Form(full, full=True), id=f"{full:g}", marks=pytest.mark.long),
+            pytest.param(Effort(short, full=False), id=f"{short:g}"),
+            pytest.param(Effort(full, full=True), id=f"{full:g}", marks=pytest.mark.long),
         ],
     )

@@ -1,0 +1,75 @@
+"""Processes of the stack: their users, limits and environments."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from support.infrastructure.deployed_stack import DeployedStack
+
+AGENTS = ("nomad", "consul", "vault")
+SERVICES = ("user-service", "order-service", "gateway")
+OPEN_FILES = 1024
+LIKE_A_SECRET = re.compile(r"TOKEN|PASSWORD|SECRET_KEY|\beyJ[\w-]+\.eyJ|\b(hvs|s)\.[A-Za-z0-9]{20}")
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_agent_runs_in_a_session_of_its_own(deployed: DeployedStack, host: Any, agent: str) -> None:
+    """Closing the terminal of the deploy does not end it."""
+    process = host.process.get(pid=agent_pid(deployed, agent))
+    assert int(process.pgid) == int(process.sid) == process.pid
+    assert process.user == host.file(deployed.state).user
+
+
+def agent_pid(deployed: DeployedStack, agent: str) -> int:
+    return int(deployed.host.file(f"{deployed.state}/logs/{agent}.pid").content_string.split()[0])
+
+
+def test_every_process_but_those_of_postgres_runs_as_the_user_who_deployed(deployed: DeployedStack, host: Any) -> None:
+    owner = host.file(deployed.state).user
+    processes = deployed.processes()
+    assert {process.name for process in processes} >= {"nomad", "consul", "bao", "traefik"}
+    others = [process for process in processes if process.user != owner and process.name != "postgres"]
+    assert others == []
+
+
+def test_postgres_does_not_run_as_root(deployed: DeployedStack) -> None:
+    users = {process.user for process in deployed.processes() if process.name == "postgres"}
+    assert users
+    assert "root" not in users
+
+
+def test_every_process_may_open_as_many_files_as_its_callers_need(deployed: DeployedStack, host: Any) -> None:
+    pids = [agent_pid(deployed, agent) for agent in AGENTS]
+    pids += [pid for job in (*SERVICES, "edge") for pid in deployed.pids(job)]
+    limits = {pid: soft_limit(host.file(f"/proc/{pid}/limits").content_string, "Max open files") for pid in pids}
+    assert {pid: limit for pid, limit in limits.items() if limit < OPEN_FILES} == {}
+
+
+def soft_limit(text: str, name: str) -> float:
+    (row,) = (line for line in text.splitlines() if line.startswith(name))
+    value = row.removeprefix(name).split()[0]
+    return float("inf") if value == "unlimited" else float(value)
+
+
+@pytest.mark.parametrize("job", SERVICES)
+def test_no_secret_is_in_the_environment_of_a_service(
+    deployed: DeployedStack, host: Any, secrets: set[str], job: str
+) -> None:
+    pids = deployed.pids(job)
+    assert pids
+    for pid in pids:
+        environment = host.file(f"/proc/{pid}/environ").content_string
+        assert "CONSUL_HTTP_ADDR" in environment
+        assert not [secret for secret in secrets if secret in environment]
+        assert not LIKE_A_SECRET.search(environment)
+
+
+def test_traefik_is_given_no_token(deployed: DeployedStack, host: Any) -> None:
+    folder = deployed.task_folder("edge")
+    written = [host.file(f"{folder}/local/{name}").content_string for name in host.file(f"{folder}/local").listdir()]
+    started = [host.file(f"/proc/{pid}/environ").content_string for pid in deployed.pids("edge")]
+    assert written
+    assert started
+    assert [text for text in written + started if "token" in text.lower() or "eyJ" in text] == []
