@@ -1,6 +1,6 @@
-"""What the edge needs beside it, in one process: the door to Consul and the words of a refusal.
+"""The sidecar of the edge: the authenticating proxy to Consul, and the error pages, in one process.
 
-It is run as the folder that the job puts these three files into: `python3 FOLDER SOCKET CONSUL_URL IDENTITY ADDRESS`.
+The job writes these three files into a folder and runs it: `python3 FOLDER SOCKET CONSUL_URL IDENTITY ADDRESS`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import error_pages
 
 def main() -> None:
     socket, consul, identity, address = sys.argv[1:]
-    ending = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ending.set())
-    with error_pages.listening(address), consul_auth_proxy.opened(socket, consul, identity):
-        ending.wait()
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    with error_pages.serving(address), consul_auth_proxy.serving(socket, consul, identity):
+        stopping.wait()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A door to Consul for a program that cannot log in itself: what comes through its socket is asked with a token.
+"""Forwards requests from a Unix socket to Consul and adds a token, for a program that cannot log in itself.
 
-Invariant: the token is in this process's memory only, is had by workload identity, and is fetched anew when it ends.
-It runs on a bare Python, because the job carries it as text.
+Invariant: the token is obtained by workload identity, exists only in the memory of this process, and is renewed when
+Consul rejects it. It needs only the standard library, because the job carries its source text.
 """
 
 from __future__ import annotations
@@ -18,51 +18,53 @@ from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 from urllib.parse import urlsplit
 
-# A blocking query may take ten minutes and a sixteenth more, says Consul.
+# Consul limits a blocking query to ten minutes, plus a sixteenth.
 _LONGEST_SECONDS = 640.0
-_AGAIN_SECONDS = 0.3
-_REFUSED = {401, 403}
-_PASSED_ON = ("Content-Type", "X-Consul-Index", "X-Consul-KnownLeader", "X-Consul-LastContact")
+_RETRY_SECONDS = 0.3
+_REJECTED = {401, 403}
+_FORWARDED = ("Content-Type", "X-Consul-Index", "X-Consul-KnownLeader", "X-Consul-LastContact")
 
 
 class Login:
-    """The token of this process; `renewed` trades the identity for another one unless somebody else just did."""
+    """Holds the token of this process."""
 
     def __init__(self, consul: str, identity: Path) -> None:
         self._consul, self._identity = consul, identity
         self._lock = threading.Lock()
         self.token = ""
 
-    def renewed(self, refused: str) -> str:
+    def renew(self, rejected: str) -> str:
+        """Logs in again, unless another thread has replaced the rejected token already; returns the token."""
         with self._lock:
-            if self.token == refused:
-                ask = {"AuthMethod": "nomad-workloads", "BearerToken": self._identity.read_text().strip()}
-                status, _, body = exchange(self._consul, "POST", "/v1/acl/login", "", json.dumps(ask).encode())
+            if self.token == rejected:
+                request = {"AuthMethod": "nomad-workloads", "BearerToken": self._identity.read_text().strip()}
+                status, _, body = exchange(self._consul, "POST", "/v1/acl/login", "", json.dumps(request).encode())
                 if status != http.HTTPStatus.OK:
-                    # Never without a token: to a stranger Consul says "there is nothing", which would be believed.
+                    # Never continue without a token: Consul would return an empty list, and Traefik would trust it.
                     raise PermissionError(f"login refused: {body.decode(errors='replace')[:200]}")
                 self.token = json.loads(body)["SecretID"]
             return self.token
 
     def end(self) -> None:
+        """Revokes the token."""
         if self.token:
             exchange(self._consul, "POST", "/v1/acl/logout", self.token)
 
 
 def exchange(consul: str, method: str, path: str, token: str, body: bytes = b"") -> tuple[int, dict[str, str], bytes]:
-    """One request to Consul: status, the headers worth passing on, and the body; raises OSError, HTTPException."""
+    """Sends one request to Consul; returns status, forwarded headers and body. Raises OSError, HTTPException."""
     connection = http.client.HTTPConnection(consul, timeout=_LONGEST_SECONDS if method == "GET" else 5.0)
     try:
         connection.request(method, path, body, {"X-Consul-Token": token} if token else {})
-        answer = connection.getresponse()
-        headers = {name: value for name in _PASSED_ON if (value := answer.headers[name])}
-        return answer.status, headers, answer.read()
+        response = connection.getresponse()
+        headers = {name: value for name in _FORWARDED if (value := response.headers[name])}
+        return response.status, headers, response.read()
     finally:
         connection.close()
 
 
-class Door(ThreadingMixIn, UnixStreamServer):
-    """Listens on a socket."""
+class Server(ThreadingMixIn, UnixStreamServer):
+    """Listens on a Unix socket."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -70,61 +72,61 @@ class Door(ThreadingMixIn, UnixStreamServer):
     def __init__(self, socket: str, consul: str, login: Login) -> None:
         Path(socket).unlink(missing_ok=True)
         self.consul, self.login = consul, login
-        super().__init__(socket, Visitor)
+        super().__init__(socket, Handler)
 
 
-class Visitor(BaseHTTPRequestHandler):
-    """Passes a question on; there is no way to change anything through here."""
+class Handler(BaseHTTPRequestHandler):
+    """Forwards GET requests; no other method exists, so nothing can be changed in Consul."""
 
     protocol_version = "HTTP/1.1"
-    server: Door
+    server: Server
 
     def do_GET(self) -> None:
         try:
-            status, headers, body = self._ask()
+            status, headers, body = self._forward_until_available()
         except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-            status, headers, body = 502, {}, f"consul is away: {error}\n".encode()
+            status, headers, body = 502, {}, f"consul is unavailable: {error}\n".encode()
         self.send_response(status)
         for name, value in (headers | {"Content-Length": str(len(body))}).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
-    def _ask(self) -> tuple[int, dict[str, str], bytes]:
-        """The answer; a Consul that is away is waited for, because the asker would back off for minutes."""
+    def _forward_until_available(self) -> tuple[int, dict[str, str], bytes]:
+        """Retries while Consul is unavailable: after an error Traefik would wait for minutes."""
         until = time.monotonic() + _LONGEST_SECONDS
         while True:
             try:
-                return self._answer()
+                return self._forward()
             except (OSError, http.client.HTTPException):
                 if time.monotonic() > until:
                     raise
-            time.sleep(_AGAIN_SECONDS)
+            time.sleep(_RETRY_SECONDS)
 
-    def _answer(self) -> tuple[int, dict[str, str], bytes]:
-        door = self.server
-        token = door.login.token or door.login.renewed("")
-        answer = exchange(door.consul, "GET", self.path, token)
-        return exchange(door.consul, "GET", self.path, door.login.renewed(token)) if answer[0] in _REFUSED else answer
+    def _forward(self) -> tuple[int, dict[str, str], bytes]:
+        consul, login = self.server.consul, self.server.login
+        token = login.token or login.renew("")
+        response = exchange(consul, "GET", self.path, token)
+        return exchange(consul, "GET", self.path, login.renew(token)) if response[0] in _REJECTED else response
 
     def address_string(self) -> str:
         return "socket"
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Every question is the same; only failures are worth a line."""
+        """Logs failures only: Traefik repeats the same requests all the time."""
         if int(code) >= http.HTTPStatus.BAD_REQUEST:
             super().log_request(code, size)
 
 
 @contextmanager
-def opened(socket: str, url: str, identity: str) -> Iterator[None]:
-    """Listens meanwhile; the token ends with it."""
+def serving(socket: str, url: str, identity: str) -> Iterator[None]:
+    """Listens on `socket` within the context, and revokes the token at its end."""
     consul = urlsplit(url).netloc
     login = Login(consul, Path(identity))
-    before = os.umask(0o177)  # nobody else may open the socket
-    door = Door(socket, consul, login)
+    before = os.umask(0o177)  # no other user may open the socket
+    server = Server(socket, consul, login)
     os.umask(before)
-    threading.Thread(target=door.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     yield
-    door.shutdown()
+    server.shutdown()
     login.end()

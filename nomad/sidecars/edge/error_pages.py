@@ -1,7 +1,7 @@
-"""Answers for the edge when no gateway does: an RFC 9457 problem like the gateway's own, with a trace id.
+"""Serves the error pages of the edge, for requests without a response of a gateway: RFC 9457 problems with a trace id.
 
-Types and texts are those of gateway/gateway/http/problems.py. The job carries this program as text, so it uses the
-standard library only. The edge requests `/STATUS?at=URL`.
+Types and texts are those of gateway/gateway/http/problems.py. It needs only the standard library, because the job
+carries its source text. The edge requests `/STATUS?at=URL`.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ _ORIGIN = re.compile(r"^https?://[^/?]*")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-class Refusal(BaseHTTPRequestHandler):
-    """The answer to one request that the edge could not have answered."""
+class Handler(BaseHTTPRequestHandler):
+    """Responds with the problem that belongs to the requested status."""
 
     protocol_version = "HTTP/1.1"
     timeout = 20.0  # longer than the edge keeps an idle connection
 
     def do_GET(self) -> None:
-        asked, _, url = self.path.partition("?at=")
-        status = 502 if asked == "/502" else 503
-        self._refuse(status, _ORIGIN.sub("", unquote_plus(url)).partition("?")[0])
+        requested, _, url = self.path.partition("?at=")
+        status = 502 if requested == "/502" else 503
+        self._send_problem(status, _ORIGIN.sub("", unquote_plus(url)).partition("?")[0])
 
     def send_error(self, *_: Any) -> None:
-        """Also to what this small server does not take, such as a request with too many headers."""
+        """Replaces the HTML error pages of the standard library, for example for a request with too many headers."""
         self.headers = Message()
-        self._refuse(503, "/")
+        self._send_problem(503, "/")
 
-    def _refuse(self, status: int, instance: str) -> None:
+    def _send_problem(self, status: int, instance: str) -> None:
         name, title, detail = KINDS[status]
-        found = _TRACEPARENT.fullmatch(self.headers.get("traceparent", ""))
-        trace_id = found[1] if found else secrets.token_hex(16)
+        match = _TRACEPARENT.fullmatch(self.headers.get("traceparent", ""))
+        trace_id = match[1] if match else secrets.token_hex(16)
         problem = {
             "type": f"/problems/{name}",
             "title": title,
@@ -68,7 +68,7 @@ class Refusal(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/problem+json")
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Retry-After", _RETRY_AFTER)
-        # Nobody records this answer, and its last part says so.
+        # The last part says that no span of this response is recorded.
         self.send_header("traceresponse", f"00-{trace_id}-{secrets.token_hex(8)}-00")
         for header, value in _SECURITY.items():
             self.send_header(header, value)
@@ -76,21 +76,21 @@ class Refusal(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """A line for each would only add to an outage."""
+        """Logs nothing: a line for each request would make an outage worse."""
 
 
-class Refusals(ThreadingHTTPServer):
-    """Listens for the edge."""
+class Server(ThreadingHTTPServer):
+    """Accepts the requests of the edge."""
 
     daemon_threads = True
     request_queue_size = 128
 
 
 @contextmanager
-def listening(address: str) -> Iterator[None]:
-    """Listens meanwhile, at HOST:PORT."""
+def serving(address: str) -> Iterator[None]:
+    """Listens at HOST:PORT within the context."""
     host, _, port = address.rpartition(":")
-    server = Refusals((host, int(port)), Refusal)
+    server = Server((host, int(port)), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield
     server.shutdown()

@@ -1,4 +1,4 @@
-"""The door to Consul, before a Consul of the test's own: with a token always, without one never."""
+"""The proxy to Consul, with a stub of Consul: every request has a token."""
 
 from __future__ import annotations
 
@@ -21,34 +21,35 @@ Get = Callable[[str], tuple[int, bytes]]
 
 
 class Consul(ThreadingHTTPServer):
-    """Knows one token at a time and remembers what it was asked, and with which token."""
+    """Accepts one token at a time, and records the path and the token of each request."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Answers)
+        super().__init__(("127.0.0.1", 0), _StubHandler)
         self.number, self.closed = 1, False
-        self.asked: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, str]] = []
 
     @property
     def token(self) -> str:
         return f"token-{self.number}"
 
 
-class _Answers(BaseHTTPRequestHandler):
+class _StubHandler(BaseHTTPRequestHandler):
     server: Consul
 
     def do_GET(self) -> None:
         token = self.headers["X-Consul-Token"] or ""
-        self.server.asked.append((self.path, token))
-        self._answer(200 if token == self.server.token else 403, b"[]")
+        self.server.requests.append((self.path, token))
+        self._respond(200 if token == self.server.token else 403, b"[]")
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        welcome = asked == {"AuthMethod": "nomad-workloads", "BearerToken": "identity"} and not self.server.closed
-        self._answer(200 if welcome else 403, json.dumps({"SecretID": self.server.token}).encode())
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        valid = request == {"AuthMethod": "nomad-workloads", "BearerToken": "identity"}
+        accepted = valid and not self.server.closed
+        self._respond(200 if accepted else 403, json.dumps({"SecretID": self.server.token}).encode())
 
-    def _answer(self, status: int, body: bytes) -> None:
+    def _respond(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("X-Consul-Index", "7")
         self.send_header("Content-Length", str(len(body)))
@@ -56,7 +57,7 @@ class _Answers(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Tests are read, not listened to."""
+        """Logs nothing."""
 
 
 @pytest.fixture
@@ -76,53 +77,53 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def get(consul: Consul, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Get]:
-    """Asks through the door."""
+    """Sends a GET request through the proxy; returns status and body."""
     identity = tmp_path / "nomad_consul.jwt"
     identity.write_text("identity\n")
-    monkeypatch.setitem(PROGRAM["Visitor"]._ask.__globals__, "_LONGEST_SECONDS", 1.0)
+    monkeypatch.setitem(PROGRAM["Handler"]._forward.__globals__, "_LONGEST_SECONDS", 1.0)
     address = f"127.0.0.1:{consul.server_port}"
-    door = PROGRAM["Door"](str(path), address, PROGRAM["Login"](address, identity))
-    threading.Thread(target=door.serve_forever, daemon=True).start()
+    proxy = PROGRAM["Server"](str(path), address, PROGRAM["Login"](address, identity))
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
 
-    def ask(what: str) -> tuple[int, bytes]:
+    def send(target: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("consul", timeout=10)
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.connect(str(path))
-        connection.request("GET", what)
-        answer = connection.getresponse()
-        assert answer.status != 200 or answer.headers["X-Consul-Index"] == "7"
-        return answer.status, answer.read()
+        connection.request("GET", target)
+        response = connection.getresponse()
+        assert response.status != 200 or response.headers["X-Consul-Index"] == "7"
+        return response.status, response.read()
 
-    yield ask
-    door.shutdown()
-    door.server_close()
+    yield send
+    proxy.shutdown()
+    proxy.server_close()
 
 
-def test_what_is_asked_is_asked_with_the_token_of_the_identity(consul: Consul, get: Get) -> None:
+def test_a_request_is_forwarded_with_the_token_of_the_identity(consul: Consul, get: Get) -> None:
     assert get("/v1/catalog/services?index=7&wait=1s") == (200, b"[]")
-    assert consul.asked == [("/v1/catalog/services?index=7&wait=1s", "token-1")]
+    assert consul.requests == [("/v1/catalog/services?index=7&wait=1s", "token-1")]
 
 
-def test_a_token_is_used_until_consul_refuses_it_and_then_had_anew(consul: Consul, get: Get) -> None:
+def test_a_token_is_used_until_consul_rejects_it_and_is_then_renewed(consul: Consul, get: Get) -> None:
     for number in (1, 1, 2):
         consul.number = number
         assert get("/v1/health/state/any")[0] == 200
-    assert [token for _, token in consul.asked] == ["token-1", "token-1", "token-1", "token-2"]
+    assert [token for _, token in consul.requests] == ["token-1", "token-1", "token-1", "token-2"]
 
 
-def test_without_a_token_nothing_is_asked(consul: Consul, get: Get) -> None:
+def test_no_request_is_forwarded_without_a_token(consul: Consul, get: Get) -> None:
     consul.closed = True
-    status, said = get("/v1/catalog/services")
-    assert (status, consul.asked) == (502, [])
-    assert b"login refused" in said
+    status, body = get("/v1/catalog/services")
+    assert (status, consul.requests) == (502, [])
+    assert b"login refused" in body
 
 
-def test_a_consul_that_is_away_is_waited_for(consul: Consul, get: Get) -> None:
+def test_a_request_waits_while_consul_is_unavailable(consul: Consul, get: Get) -> None:
     consul.closed = True
     opening = threading.Timer(0.4, lambda: setattr(consul, "closed", False))
     opening.start()
     assert get("/v1/catalog/services")[0] == 200
 
 
-def test_nothing_can_be_changed_through_the_door() -> None:
-    assert [name for name in vars(PROGRAM["Visitor"]) if name.startswith("do_")] == ["do_GET"]
+def test_the_proxy_forwards_only_reads() -> None:
+    assert [name for name in vars(PROGRAM["Handler"]) if name.startswith("do_")] == ["do_GET"]

@@ -1,4 +1,4 @@
-"""What is said in the place of a gateway: always a problem, in the caller's trace or in a new one."""
+"""The error pages of the edge: always a problem, in the trace of the caller or in a new one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AT = "?at=http%3A%2F%2Fedge%3A8080%2Fv1%2Forders%3Fx%3D1"
 
 @pytest.fixture(scope="module")
 def http() -> Iterator[httpx.Client]:
-    server = PROGRAM["Refusals"](("127.0.0.1", 0), PROGRAM["Refusal"])
+    server = PROGRAM["Server"](("127.0.0.1", 0), PROGRAM["Handler"])
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with httpx.Client(base_url=f"http://127.0.0.1:{server.server_port}") as client:
         yield client
@@ -39,9 +39,7 @@ def problem(reply: httpx.Response) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("status", "kind"), [(502, "/problems/answer-lost"), (503, "/problems/unavailable")])
-def test_each_status_is_a_problem_of_its_kind_at_the_path_that_was_asked(
-    http: httpx.Client, status: int, kind: str
-) -> None:
+def test_each_status_has_a_problem_with_the_requested_path(http: httpx.Client, status: int, kind: str) -> None:
     reply = http.get(f"/{status}{AT}")
     found = problem(reply)
     assert (reply.status_code, found["type"], found["instance"]) == (status, kind, "/v1/orders")
@@ -59,11 +57,11 @@ def test_a_broken_traceparent_begins_a_new_trace(http: httpx.Client, header: str
     assert len(found - {TRACE, "0" * 32}) == 2
 
 
-def test_what_it_does_not_understand_is_refused_in_the_same_form(http: httpx.Client) -> None:
+def test_invalid_requests_get_a_problem_too(http: httpx.Client) -> None:
     many = {f"x-{number}": "y" for number in range(150)}
     for reply in (http.get(f"/503{AT}", headers=many), http.post("/503"), http.get("/418"), http.get("/")):
         assert problem(reply)["type"] == "/problems/unavailable"
 
 
-def test_it_tells_nothing_of_what_it_is_made_of(http: httpx.Client) -> None:
+def test_no_header_names_the_implementation(http: httpx.Client) -> None:
     assert "python" not in str(http.get(f"/503{AT}").headers).lower()
