@@ -1,5 +1,5 @@
-# Consul, single node, everything refused that no policy allows.
-# Ports, folders and tokens come from the stack's own file, rendered beside its state.
+# Consul, single node. It denies everything that no policy allows.
+# Ports, folders and tokens are in a second file, which the stack writes into its state folder.
 
 datacenter       = "dc1"
 node_name        = "waypost-1"
@@ -8,7 +8,7 @@ bootstrap_expect = 1
 bind_addr        = "127.0.0.1"
 client_addr      = "127.0.0.1"
 log_level        = "WARN"
-# A node that starts again is itself, whatever address it had before.
+# A restarted agent stays the same node.
 leave_on_terminate = false
 
 ui_config {
@@ -25,10 +25,10 @@ connect {
   enabled = true
 }
 
-# Intentions are decided by their own default, apart from the ACL default.
+# Intentions have a default of their own, independent of the ACL default.
 default_intention_policy = "deny"
 
-# A stranger's telemetry and update calls have no place on a private node.
+# A private node sends no update checks to the vendor.
 disable_update_check = true
 
 performance {

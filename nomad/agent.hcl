@@ -1,29 +1,28 @@
-# Nomad, server and client in one agent, everything refused that no policy allows.
-# Ports, folders and tokens come from the stack's own file, rendered beside its state.
+# Nomad, server and client in one agent. It denies everything that no policy allows.
+# Ports, folders and tokens are in a second file, which the stack writes into its state folder.
 
 datacenter           = "dc1"
 name                 = "waypost-1"
 bind_addr            = "127.0.0.1"
 log_level            = "WARN"
 disable_update_check = true
-# Tasks outlive the agent: an agent that starts again takes them up where they are.
+# Tasks outlive the agent: after a restart it attaches to them again.
 leave_on_terminate = false
 leave_on_interrupt = false
 
 server {
   enabled          = true
   bootstrap_expect = 1
-  raft_multiplier  = 1 # as for machines of production: a leader is there within a second, not five
+  raft_multiplier  = 1 # the value for production: a leader is elected within a second instead of five
 }
 
 client {
   enabled           = true
   network_interface = "lo"
-  # A killed instance must be back within seconds, so a lost heartbeat is not what finds it: the client restarts it in place.
-  gc_max_allocs = 60
+  gc_max_allocs     = 60
 
   options = {
-    # Asking a cloud for its metadata stops or slows an agent that is not in one.
+    # Requests for the metadata of a cloud delay the start of an agent outside of one.
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
   }
 }
@@ -42,9 +41,9 @@ ui {
   enabled = true
 }
 
-# Workload identity: every service and task proves who it is with a token that Nomad signs.
+# Workload identity: each service and task authenticates with a token that Nomad signs.
 consul {
-  # Tokens of this one do not end: Nomad registers a service once, and has no way to renew the token of its checks.
+  # Tokens of nomad-services do not expire: Nomad registers a service once and cannot renew the token of its checks.
   service_auth_method = "nomad-services"
   task_auth_method    = "nomad-workloads"
 
@@ -73,6 +72,6 @@ vault {
 }
 
 telemetry {
-  # Anybody may read the metrics of an agent. These name allocations, and nothing collects them.
+  # The metrics of an agent are public. These contain allocation ids, and nothing collects them.
   prefix_filter = ["-nomad.client.allocs"]
 }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Puts programs, configuration and services in place on a node; run as root, once, with everything in /tmp/node.
+# Installs programs, configuration and services on a node. Run it once, as root, with all files in /tmp/node.
 set -eu
 from=${1:-/tmp/node}
 
@@ -7,7 +7,7 @@ for name in nomad consul vault; do
   program=$name
   [ "$name" != vault ] || program=bao
   install -m 0755 "$from/programs/$program" "/usr/local/bin/$program"
-  # Nomad starts tasks under other users and so stays root; the other two need nobody's files but their own.
+  # Nomad runs as root, because it starts tasks as other users; the other two only need their own files.
   [ "$name" = nomad ] || id "$name" >/dev/null 2>&1 ||
     useradd --system --home-dir "/var/lib/$name" --shell /usr/sbin/nologin "$name"
   owner=$name

@@ -1,5 +1,5 @@
 # The machine image of a cluster node: Nomad, Consul and OpenBao as services, configured by the files of this repo.
-# What a node alone knows (its address, its peers, its keys) is not in the image; it arrives at first boot in *.d/node.*.
+# The address, the peers and the keys of a node are not in the image; they arrive at first boot as *.d/30-node.hcl.
 
 packer {
   required_version = ">= 1.11"

@@ -1,5 +1,5 @@
-# OpenBao, single node. Addresses, folders and the unseal key come from the stack's own file, rendered beside its state.
-# It initialises itself on the first start and unseals itself on every later one: nobody types a key.
+# OpenBao, single node. Addresses, folders and the unseal key are in a second file, which the stack writes into its
+# state folder. It initialises itself on the first start, and unseals itself on every start without a typed key.
 
 ui            = true
 log_level     = "warn"

@@ -1,4 +1,4 @@
-# Finds the instances of the gateway.
+# Find the instances of the gateway.
 service "gateway" {
   policy = "read"
 }

@@ -1,4 +1,4 @@
-# The Nomad agent registers itself, and takes services off whose tasks ended while it was away.
+# Register the agent and its services; deregister services whose tasks ended while the agent was down.
 agent_prefix "" {
   policy = "read"
 }

@@ -1,4 +1,4 @@
-# Reads its own configuration and finds the services it calls.
+# Read the own configuration; find the called services.
 key "config/user-service" {
   policy = "read"
 }

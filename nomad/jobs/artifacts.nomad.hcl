@@ -1,4 +1,4 @@
-# Serves the built zipapps to Nomad over loopback HTTP; every job checks what it fetched against a checksum.
+# Serves the built zipapps to Nomad over loopback HTTP; every job compares its download with a checksum.
 
 variable "python" { type = string }
 variable "artifacts_dir" { type = string }
@@ -30,7 +30,7 @@ job "artifacts" {
       provider = "consul"
 
       check {
-        type     = "tcp" # a request would be a line in the log
+        type     = "tcp" # an HTTP request would write a line to the log
         interval = "5s"
         timeout  = "2s"
       }

@@ -1,4 +1,4 @@
-# The edge: Traefik on the one documented port, before every gateway instance that Consul and Traefik itself find well.
+# The edge: Traefik listens on the documented port and forwards to the healthy instances of the gateway.
 
 variable "python" { type = string }
 variable "traefik_bin" { type = string }
@@ -11,7 +11,7 @@ variable "error_pages" { type = string }
 job "edge" {
   type = "service"
 
-  # No canary: two of them cannot have the same port of one node. On a cluster there is an edge on several nodes.
+  # No canary: two instances cannot use the same port of a node. A cluster has an edge on several nodes.
   update {
     max_parallel      = 1
     min_healthy_time  = "2s"
@@ -49,9 +49,8 @@ job "edge" {
       }
     }
 
-    # Two things that Traefik lacks, in one small process. It can only be told a token by file, and never a new one: it asks
-    # a door, which logs in by workload identity. And it says in plain text that there is no gateway, or no answer: what is
-    # here says so as a problem.
+    # Adds what Traefik lacks. Traefik reads a token of Consul once and cannot renew it, so it sends its requests through
+    # a proxy that logs in by workload identity. And its own errors are plain text; the error pages are RFC 9457 problems.
     task "sidecar" {
       driver = "raw_exec"
 
@@ -118,16 +117,16 @@ job "edge" {
           global: { checkNewVersion: false, sendAnonymousUsage: false }
           log: { level: WARN, format: json }
 
-          # Nothing but these two: no dashboard, no API. What callers say of earlier hops is not believed, but replaced.
+          # No other entry points: no dashboard, no API. Forwarded headers of callers are not trusted, but replaced.
           entryPoints:
             web:
               address: {{ env "NOMAD_ADDR_http" }}
               http:
                 aliasHeadersStrategy: delete
-                maxHeaderBytes: 32768 # the gateway refuses earlier, with a problem that says so
+                maxHeaderBytes: 32768 # the gateway has a lower limit, and responds with a problem
               transport:
                 respondingTimeouts:
-                  readTimeout: 60s # of a whole request; answers may take as long as they like, events do
+                  readTimeout: 60s # of a whole request; responses have no limit, because event streams stay open
                   writeTimeout: 0s
                   idleTimeout: 75s
                 lifeCycle: { requestAcceptGraceTimeout: 1s, graceTimeOut: 10s }
@@ -135,8 +134,8 @@ job "edge" {
               address: {{ env "NOMAD_ADDR_ping" }}
           ping: { entryPoint: ping }
 
-          # A connection to a gateway is given up before the gateway does so (keep_alive_seconds of its settings):
-          # the other way round, a request would now and then be written to one that is just being closed.
+          # The edge closes an idle connection before the gateway does (keep_alive_seconds of its settings). Otherwise
+          # a request is sometimes written to a connection that the gateway is just closing.
           serversTransport:
             maxIdleConnsPerHost: 256
             forwardingTimeouts: { dialTimeout: 1s, responseHeaderTimeout: 20s, idleConnTimeout: 10s }
@@ -157,23 +156,28 @@ job "edge" {
         data        = <<-YAML
           http:
             middlewares:
-              # A request that was not sent is tried again, whatever it is; one that got no answer (502) only if it reads.
-              # A killed gateway looks like the less busy one until Consul's check has found it, so the tries last as long
-              # as a request may take: pauses grow to twice the first.
+              # A request that was not sent is always retried; a request without a response (502) only if it is safe.
+              # Until Consul's check fails, a killed gateway looks like the less busy one. So the attempts last as long
+              # as a request may take; the delay grows to twice the first.
               again:
                 retry: { attempts: 20, initialInterval: 100ms, status: ["502"] }
-              # Whose 503 or 504 it is cannot be told here, and a gateway's must come through; no gateway says 502.
+              # Replaces only 502: a 503 or 504 may come from a gateway and must be forwarded, a 502 never does.
               lost:
                 errors: { status: ["502"], service: error_pages, query: "/{status}?at={url}" }
-              nowhere:
+              unavailable:
                 errors: { status: ["503"], service: error_pages, query: "/{status}?at={url}" }
-              later: # even then, when what the line above asks is away too
+              retry_after: # also while the error pages are unavailable
                 headers: { customResponseHeaders: { Retry-After: "1" } }
-            # While there is no gateway: 503, where Traefik would say that the path does not exist.
+            # Responds with 503 while no gateway is healthy; Traefik itself would respond with 404.
             routers:
-              away: { rule: PathPrefix(`/`), priority: 1, entryPoints: [web], middlewares: [later, nowhere], service: nobody }
+              no_gateway:
+                rule: PathPrefix(`/`)
+                priority: 1
+                entryPoints: [web]
+                middlewares: [retry_after, unavailable]
+                service: no_server
             services:
-              nobody: { loadBalancer: { servers: [] } }
+              no_server: { loadBalancer: { servers: [] } }
               error_pages: { loadBalancer: { servers: [{ url: "http://{{ env "NOMAD_ADDR_error_pages" }}" }] } }
         YAML
       }

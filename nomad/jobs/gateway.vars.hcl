@@ -8,6 +8,7 @@ groups = {
   api = { count = 2, service = "gateway", args = [] }
 }
 
+# While instances with different router tags run at the same time, Traefik drops the router.
 tags = [
   "traefik.enable=true",
   "traefik.http.routers.gateway.rule=PathPrefix(`/`)",

@@ -10,7 +10,7 @@ groups = {
 }
 
 actions = {
-  audit           = ["audit"]
-  rebuild-orders  = ["rebuild", "orders"]
-  rebuild-errands = ["rebuild", "errands"]
+  audit          = ["audit"]
+  rebuild-orders = ["rebuild", "orders"]
+  rebuild-outbox = ["rebuild", "outbox"]
 }

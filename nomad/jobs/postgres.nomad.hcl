@@ -1,5 +1,5 @@
-# Postgres for all services: a database, an owner and a schema each. Its files survive the job.
-# Nobody has a password to it but the database engine of Vault, which hands out short-lived logins.
+# Postgres for all services: each has a database, an owner and a schema. Its files survive the job.
+# Only the database engine of Vault has a password; it creates short-lived logins for the services.
 
 variable "postgres_bin" { type = string }
 variable "postgres_dir" { type = string }
@@ -20,7 +20,7 @@ job "postgres" {
       port "postgres" { static = var.postgres_port }
     }
 
-    # The only copy of the data is on this node: start it here again, however often.
+    # The only copy of the data is on this node, so restarts in place have no limit.
     restart {
       interval = "1m"
       attempts = 60
@@ -33,8 +33,8 @@ job "postgres" {
       port     = "postgres"
       provider = "consul"
 
-      # The kernel takes connections for a Postgres that is stopped or still recovers, so Postgres itself is asked. Nomad
-      # asks: while it is away for half a minute this check fails, and services stay with the server they know.
+      # The kernel accepts connections for a Postgres that is stopped or recovers, so the check asks Postgres itself. Nomad
+      # runs the check: without Nomad it fails after half a minute, and services keep the last known address.
       check {
         type     = "script"
         task     = "postgres"
@@ -66,8 +66,8 @@ job "postgres" {
         max_file_size = 10
       }
 
-      # Postgres refuses to run as root: root hands over to `nobody`, and shows it the two folders it needs
-      # in a mount namespace of its own, because the path to them may be closed to others (/root is).
+      # Postgres refuses to run as root, so root starts it as `nobody`. A mount namespace shows it the two folders it
+      # needs, because `nobody` may not be allowed to read the path to them (below /root it is not).
       template {
         destination = "local/postgres.sh"
         data        = <<-SH
@@ -101,7 +101,7 @@ job "postgres" {
             sed -i 's/^local.*peer$/& map=owner/' data.new/pg_hba.conf
             mv data.new data
           fi
-          # Who runs the stack is the superuser, by the socket; nobody else is, not even the user that Postgres runs as.
+          # Only the owner of the stack is superuser, through the socket; even the user of the Postgres process is not.
           printf 'owner "%s" postgres\n' "$OWNER" > data/pg_ident.conf
           exec "$PG_BIN/postgres" -D data \
             -c listen_addresses=127.0.0.1 -c port="$PG_PORT" -c unix_socket_directories="$PG_DIR/run" \
@@ -116,7 +116,7 @@ job "postgres" {
       }
     }
 
-    # Makes what every service needs before its first login; says nothing where it is there already.
+    # Creates what each service needs before its first login; changes nothing that exists.
     task "databases" {
       driver = "raw_exec"
 

@@ -1,4 +1,4 @@
-# A node of a cluster, other than the single agent of the default profile.
+# Settings of a cluster node that differ from those of the single agent.
 data_dir    = "/var/lib/consul/data"
 bind_addr   = "{{ GetPrivateIP }}"
 client_addr = "127.0.0.1"

@@ -1,4 +1,4 @@
-# The public half of the token key.
+# Read the public part of the token key.
 path "transit/keys/tokens" {
   capabilities = ["read"]
 }

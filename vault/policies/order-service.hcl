@@ -1,4 +1,4 @@
-# A database login of its own.
+# Create the own database login.
 path "database/creds/order-service" {
   capabilities = ["read"]
 }

@@ -1,4 +1,4 @@
-# The password under which Vault makes logins.
+# Read the password that Vault uses to create logins.
 path "secret/data/postgres" {
   capabilities = ["read"]
 }

@@ -1,4 +1,4 @@
-# A database login of its own, and signatures under the token key.
+# Create the own database login; sign with the token key; read the own secret.
 path "database/creds/user-service" {
   capabilities = ["read"]
 }
