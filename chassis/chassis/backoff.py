@@ -11,7 +11,7 @@ _MOST_DOUBLINGS = 32
 
 def delay(attempt: int, first: float, longest: float) -> float:
     """Returns the seconds to wait after failed attempt number `attempt` (1, 2, …)."""
-    doubled = first * 2 ** min(attempt - 1, _MOST_DOUBLINGS)
+    doubled = first * 2.0 ** min(attempt - 1, _MOST_DOUBLINGS)
     return min(doubled, longest) * random.uniform(0.5, 1.0)  # noqa: S311
 
 

@@ -1,4 +1,4 @@
-"""Starts and stops the export of traces, metrics and logs to an OTLP receiver.
+"""Exports traces, metrics and logs to an OTLP receiver, in batches and in threads of the SDK.
 
 Invariant: nothing waits for a collector; an unreachable one costs lost telemetry and at most `stop(timeout)`.
 """
@@ -10,13 +10,19 @@ import threading
 import time
 from collections.abc import Callable
 
+from opentelemetry import metrics, trace
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from chassis.telemetry.otlp_logs import start_logs
-from chassis.telemetry.otlp_metrics import start_metrics
-from chassis.telemetry.otlp_traces import start_traces
+from chassis.telemetry.log_export import start_logs
 
 METRIC_INTERVAL_SECONDS = 30.0
+_EXPORT_SECONDS = 3.0
 _shutdowns: list[Callable[[], object]] = []
 
 
@@ -25,9 +31,9 @@ def start(name: str, version: str, instance: str, endpoint: str) -> None:
     # Resource.create would also load every detector plugin: 40 ms of start time for nothing.
     resource = Resource({"service.name": name, "service.version": version, "service.instance.id": instance})
     _shutdowns[:] = [
-        start_traces(resource, endpoint),
-        start_metrics(resource, endpoint, METRIC_INTERVAL_SECONDS),
-        start_logs(resource, endpoint),
+        _start_traces(resource, endpoint),
+        _start_metrics(resource, endpoint),
+        start_logs(resource, endpoint, _EXPORT_SECONDS),
     ]
 
 
@@ -39,6 +45,25 @@ def stop(timeout: float) -> None:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, ends_at - time.monotonic()))
+
+
+def _start_traces(resource: Resource, endpoint: str) -> Callable[[], object]:
+    exporter = OTLPSpanExporter(endpoint, insecure=True, timeout=_EXPORT_SECONDS)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
+    trace.set_tracer_provider(provider)
+    return provider.shutdown
+
+
+def _start_metrics(resource: Resource, endpoint: str) -> Callable[[], object]:
+    reader = PeriodicExportingMetricReader(
+        OTLPMetricExporter(endpoint, insecure=True, timeout=_EXPORT_SECONDS),
+        export_interval_millis=METRIC_INTERVAL_SECONDS * 1000,
+        export_timeout_millis=_EXPORT_SECONDS * 1000,
+    )
+    provider = MeterProvider([reader], resource, shutdown_on_exit=False)
+    metrics.set_meter_provider(provider)
+    return provider.shutdown
 
 
 def _shut_down(shutdown: Callable[[], object]) -> None:
