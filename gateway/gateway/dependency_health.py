@@ -1,14 +1,15 @@
 """Watches what the gateway depends on: Consul, Vault, the token keys and the instances of the called services.
 
-Invariant: `started` becomes true once the token keys and the addresses of all called services were read, and never
-becomes false again. A version that cannot reach Vault or Consul therefore never replaces a working one, while a later
-outage only degrades the gateway.
+Invariant: the process is ready once the token keys and the addresses of all called services were read, and stays so
+until it stops. A version that cannot reach Vault or Consul therefore never replaces a working one, while a later outage
+only degrades the gateway.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 
 import httpx
 
@@ -20,6 +21,7 @@ from gateway.settings import Settings
 
 _PROBE_TIMEOUT_SECONDS = 1.0
 _UNKNOWN = "not probed yet"
+_NO_KEYS = "none was read yet"
 
 
 class DependencyHealth:
@@ -33,11 +35,13 @@ class DependencyHealth:
         self._channels = channels
         self._endpoints = {name: process.discovery.endpoints(name) for name in channels}
         self._agents = {"consul": _UNKNOWN, "vault": _UNKNOWN}
+        process.add_readiness("token keys", lambda: None if access_tokens.has_keys else _NO_KEYS)
+        for name, endpoints in self._endpoints.items():
+            process.add_readiness(name, partial(_loaded, endpoints))
 
-    @property
-    def started(self) -> bool:
-        """True once everything was read that no request can do without."""
-        return self._access_tokens.has_keys and all(e.loaded for e in self._endpoints.values())
+    async def started(self) -> bool:
+        """True if every readiness probe of the process passes."""
+        return set((await self._process.readiness()).values()) == {"ok"}
 
     @property
     def draining(self) -> bool:
@@ -50,7 +54,7 @@ class DependencyHealth:
 
     def dependencies(self) -> dict[str, str]:
         """Returns the state of each dependency: "ok" or the reason why it is not."""
-        keys = {} if self._access_tokens.has_keys else {"token keys": "none was read yet"}
+        keys = {} if self._access_tokens.has_keys else {"token keys": _NO_KEYS}
         return {**self._agents, **keys, **{name: _state_of(e) for name, e in self._endpoints.items()}}
 
     def breakers(self) -> dict[str, str]:
@@ -73,7 +77,11 @@ class DependencyHealth:
 def _state_of(endpoints: Endpoints) -> str:
     if endpoints.current:
         return "ok"
-    return "no healthy instance" if endpoints.loaded else "addresses not read from consul yet"
+    return _loaded(endpoints) or "no healthy instance"
+
+
+def _loaded(endpoints: Endpoints) -> str | None:
+    return None if endpoints.loaded else "addresses not read from consul yet"
 
 
 async def _probe(client: httpx.AsyncClient, url: str) -> str:

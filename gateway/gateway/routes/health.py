@@ -29,7 +29,7 @@ async def readyz(request: Request) -> HTTPResponse:
     }
     if set(body["dependencies"].values()) != {"ok"} or set(body["breakers"].values()) != {"closed"}:
         body["status"] = "degraded"
-    if not health.started:
+    if not await health.started():
         body["status"] = "starting"
     if health.draining:
         body["status"] = "draining"

@@ -112,7 +112,8 @@ async def test_after_sigterm_health_fails_first_and_accepted_calls_finish(
     echo = Echo(slow)
     serving = asyncio.create_task(server.serve(alive, echo.register, [NAME]))
     async with grpc.aio.insecure_channel(alive.environment.bind_address) as channel:
-        stub, health = Stub(channel), health_pb2_grpc.HealthStub(channel)
+        stub = Stub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
 
         async def status() -> int:
             answer = await health.Check(health_pb2.HealthCheckRequest(service=NAME), wait_for_ready=True, timeout=5)
@@ -139,7 +140,7 @@ async def test_health_follows_readiness(alive: Process[ProcessSettings], monkeyp
     alive.add_readiness("postgres", lambda: state["postgres"])
     serving = asyncio.create_task(server.serve(alive, lambda _: None, []))
     async with grpc.aio.insecure_channel(alive.environment.bind_address) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=5)
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         state["postgres"] = None
