@@ -1,9 +1,8 @@
-"""Brings Consul to what the files in `consul/` say: policies, roles, the auth method of workloads, and the KV seed."""
+"""Brings Consul to the state of the files in `consul/`: policies, roles, the auth method of workloads, the KV seed."""
 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from consul import ACLPermissionDenied
 
 from stack.cluster.changes import Change, render, shown
 from stack.cluster.clients import Clients
+from stack.cluster.kv.seed import KvSeed
 from stack.config import ROOT, Stack
 
 FILES = ROOT / "consul"
@@ -21,13 +21,17 @@ BUILT_IN = "00000000-0000-0000-0000-"
 
 
 class Consul:
-    """Compares the running Consul with the files, and says what differs."""
+    """Compares the running Consul with the files and yields the differences as changes."""
 
     def __init__(self, stack: Stack, clients: Clients) -> None:
         self.stack, self.clients, self.api = stack, clients, clients.consul
 
+    @property
+    def seed(self) -> KvSeed:
+        return KvSeed(self.api.kv)
+
     def agent_changes(self) -> Iterator[Change]:
-        """What the agents work with: Consul's own a token as the node it is, Nomad's a policy and a token."""
+        """Yields changes to the tokens of the agents: Consul's own acts as its node, Nomad's has a policy."""
         config = self.api.agent.self()["Config"]
         node = {"NodeName": config["NodeName"], "Datacenter": config["Datacenter"]}
         yield from self._token("consul-agent", NodeIdentities=[node])
@@ -35,15 +39,15 @@ class Consul:
         yield from self._token("consul-nomad-agent", Policies=[{"Name": AGENT}])
 
     def changes(self) -> Iterator[Change]:
+        """Yields changes to everything that services need."""
         services = [file for file in sorted((FILES / "policies").glob("*.hcl")) if file.stem != AGENT]
         for file in services:
             yield from self._policy(file)
             yield from self._role(file.stem)
-        yield from self._without_a_file({file.stem for file in services})
+        yield from self._remove_without_file({file.stem for file in services})
         for file in sorted((FILES / "auth").glob("*.json")):
             yield from self._auth_method(file)
-        for file in sorted((FILES / "kv").rglob("*.*")):
-            yield from self._key(file)
+        yield from self.seed.changes()
 
     def _token(self, name: str, **grants: Any) -> Iterator[Change]:
         secret, tokens, where = self.clients.credentials.token(name), self.api.acl.tokens, f"consul token {name}"
@@ -74,8 +78,8 @@ class Consul:
         elif _grants(found) != _grants(wanted):
             yield Change(where, _grants(found), _grants(wanted), lambda: roles.update(wanted, found["ID"]))
 
-    def _without_a_file(self, services: set[str]) -> Iterator[Change]:
-        """Every role and policy that somebody else made; only what Consul brings along stays."""
+    def _remove_without_file(self, services: set[str]) -> Iterator[Change]:
+        """Yields the removal of every role and policy without a file, except those that are built into Consul."""
         acl = self.api.acl
         for role in acl.roles.list():
             if role["Name"] not in services:
@@ -113,31 +117,9 @@ class Consul:
             where, delete = f"consul binding rule {other['Description']!r}", self.api.acl.binding_rule.delete
             yield Change(where, shown(other), "", partial(delete, other["ID"]))
 
-    def _key(self, file: Path) -> Iterator[Change]:
-        """A key still as it was seeded follows its file; one that an operator changed since is left alone."""
-        key = file.relative_to(FILES / "kv").with_suffix("").as_posix()
-        wanted = file.read_text()
-        _, found = self.api.kv.get(key)
-        now = (found["Value"] or b"").decode() if found else None
-        put = lambda: self.api.kv.put(key, wanted, flags=zlib.crc32(wanted.encode()))  # noqa: E731
-        if now is None:
-            yield Change(f"consul kv {key}", "", wanted, put)
-        elif now != wanted and zlib.crc32(now.encode()) == found["Flags"]:
-            yield Change(f"consul kv {key}", now, wanted, put)
-
-    def live_edits(self) -> list[str]:
-        """Keys under the seed that were changed by hand since; a deploy keeps those."""
-        edited = []
-        for file in sorted((FILES / "kv").rglob("*.*")):
-            key = file.relative_to(FILES / "kv").with_suffix("").as_posix()
-            _, found = self.api.kv.get(key)
-            if found and zlib.crc32(found["Value"] or b"") != found["Flags"] and found["Value"] != file.read_bytes():
-                edited.append(key)
-        return edited
-
 
 def _grants(found: dict[str, Any]) -> str:
-    """What a role or a token lets its holder do; Consul adds ids and leaves out what is empty."""
+    """Returns the grants of a role or token without ids and empty lists, which Consul adds or leaves out."""
     kinds = ("Policies", "Roles", "ServiceIdentities", "NodeIdentities", "TemplatedPolicies")
     return shown({kind: [_without_id(grant) for grant in found[kind]] for kind in kinds if found.get(kind)})
 
@@ -147,12 +129,12 @@ def _without_id(grant: dict[str, Any]) -> dict[str, Any]:
 
 
 def _known(answer: Any) -> Any:
-    """The thing asked for, or None: python-consul2 answers a 404 with (index, None)."""
+    """Returns the object, or None: for a 404, python-consul2 returns (index, None)."""
     return None if isinstance(answer, tuple) else answer
 
 
 def _covers(found: Any, wanted: Any) -> bool:
-    """Whether everything wanted is there; Consul adds fields of its own."""
+    """Returns whether every wanted field has its value; Consul adds fields of its own."""
     if isinstance(wanted, dict):
         return isinstance(found, dict) and all(_covers(found.get(key), value) for key, value in wanted.items())
     return bool(found == wanted) or {str(found), str(wanted)} == {"1h", "1h0m0s"}

@@ -66,8 +66,8 @@ def _deploy(stack: Stack) -> int:
     changed += _run_jobs(server, [name for name in _jobs(found) if name in nomad.FOUNDATION])
     changed += _apply("vault: database logins", lambda: _patiently(vault.database_changes))
     changed += _run_jobs(server, [name for name in _jobs(found) if name not in nomad.FOUNDATION])
-    for key in consul.live_edits():
-        say(f"  kept: {key} was changed by hand in Consul; delete the key and deploy to have the file's value")
+    for key in consul.seed.changed_by_hand():
+        say(f"  kept: {key} was changed by hand in Consul; delete the key and deploy to get the file's value")
     _prove(stack, changed)
     zipapps.prune(stack.state, server.artifact_files())
     return changed
@@ -133,9 +133,19 @@ def _wait_for_node(stack: Stack, found: tools.Tools, server: Nomad) -> None:
 
 
 def _apply(title: str, changes: Callable[[], Iterable[Change]]) -> int:
+    """Applies the changes one by one, since a later one may need an earlier one; prints their notes."""
+    notes: list[str] = []
+
+    def noted() -> Iterator[Change]:
+        for change in changes():
+            notes.extend(change.notes)
+            yield change
+
     with step(title) as now:
-        count = apply_all(changes())
+        count = apply_all(noted())
         now.result = f"{count} changed" if count else "as in the files"
+    for note in notes:
+        say(f"    {note}")
     return count
 
 

@@ -23,9 +23,11 @@ _SIGNS = {"add": "+", "change": "~", "remove": "-"}
 def plan(stack: Stack, as_json: bool = False) -> int:
     """Prints the changes as a diff or as JSON; returns 0 for none, 2 for some."""
     require_running(stack)
-    found = tools.there()
+    found = tools.installed()
     changes = list(_changes(stack, found))
-    kept = Consul(stack, Clients(stack)).live_edits()
+    changing = {change.where for change in changes}
+    by_hand = Consul(stack, Clients(stack)).seed.changed_by_hand()
+    kept = [key for key in by_hand if f"consul kv {key}" not in changing]
     if as_json:
         say(json.dumps(document(changes, kept, found.notes), indent=2))
     else:

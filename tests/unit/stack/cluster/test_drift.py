@@ -60,7 +60,7 @@ def test_what_no_file_names_is_removed_and_what_consul_brings_stays() -> None:
     roles = Listed(NARROW, {"ID": "r2", "Name": "by-hand"})
     named = [{"ID": f"p{name}", "Name": name} for name in ("gateway", "nomad-agent", "by-hand")]
     policies = Listed(BUILT_IN, *named)
-    found: list[Change] = list(server(roles, policies)._without_a_file({"gateway"}))
+    found: list[Change] = list(server(roles, policies)._remove_without_file({"gateway"}))
     assert [(change.where, change.after) for change in found] == [
         ("consul role by-hand", ""),
         ("consul policy by-hand", ""),
