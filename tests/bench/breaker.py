@@ -1,4 +1,4 @@
-"""What the breaker costs a call on a closed circuit, beside plain pybreaker, in one run: the best of many rounds."""
+"""Measures the cost of the breaker per call on a closed circuit, beside plain pybreaker: the best of many rounds."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from collections.abc import Awaitable, Callable
 
 import pybreaker
 
-from chassis.calls.breaker import AsyncBreaker, BreakerSettings
+from chassis.calls.breaker import AsyncBreaker
+from chassis.calls.settings import ClientSettings
+from chassis.settings import Live
 
 CALLS, ROUNDS = 10_000, 20
-SETTINGS = BreakerSettings(
-    window_seconds=1.5, minimum_calls=5, failure_ratio=0.5, slow_seconds=1.0, slow_ratio=0.8,
-    failures_in_a_row=20, reset_seconds=3.0, half_open_max=1,
+SETTINGS = ClientSettings(
+    deadline_seconds=3.0, calls_at_once=100, failure_ratio=0.5, reset_seconds=3.0, attempts=3, attempt_seconds=1.0,
+    retry_budget_ratio=0.1, ejection_seconds=1.0,
 )  # fmt: skip
 
 
 async def work() -> None:
-    """The call itself."""
+    """The guarded call."""
 
 
 def plain_work() -> None:
-    """The call itself, for a breaker that cannot guard a coroutine."""
+    """The guarded call for pybreaker alone, which cannot guard a coroutine."""
 
 
 async def ours() -> float:
-    breaker = AsyncBreaker("bench", lambda: SETTINGS)
+    breaker = AsyncBreaker("bench", Live(SETTINGS))
     return await _seconds(lambda: breaker.call(work)) - await _seconds(work)
 
 

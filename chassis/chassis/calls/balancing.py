@@ -1,6 +1,6 @@
-"""Which instance gets a call: the less busy of two picked at random among those that nothing speaks against.
+"""Client-side load balancing: power of two choices among the available instances, with outlier detection.
 
-Invariant: an instance that leaves the set gets no new call, and its connection closes when its last call has ended.
+Invariant: an instance that leaves the list gets no new call, and its connection closes when its last call has ended.
 """
 
 from __future__ import annotations
@@ -16,185 +16,191 @@ import grpc
 import structlog
 from opentelemetry import trace
 
-from chassis.calls.outlier_detection import BalancingSettings, Call, Peer
-from chassis.calls.transport import Method, NeverSent, Transport
+from chassis.calls.outlier_detection import Call, EjectionRules, Instance
+from chassis.calls.settings import ClientSettings
+from chassis.calls.transport import FAULT_CODES, Method, NotProcessed, Transport
 from chassis.errors import RpcError, unavailable
 from chassis.platform.discovery import Endpoint, Endpoints
+from chassis.settings import Live
 from chassis.telemetry.metrics import meter
 
 log = structlog.get_logger(__name__)
 
-_FAILING = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNKNOWN,
-}
-# So many times the usual time of a method have to pass before a call of it says that something is wrong.
-_UNUSUAL = 3.0
-_FORGET = 0.05
-_ejections = meter().create_counter("balancer.ejections", description="instances left out, by reason")
+RULES = EjectionRules()
+# A call is unusually slow at this multiple of the typical time of its method.
+_SLOW_FACTOR = 3.0
+_SMOOTHING = 0.05
+_ejections = meter().create_counter("balancer.ejections", description="ejections of instances, by reason")
 
 
 @dataclass(slots=True, eq=False)
-class Turn:
-    """One try of a call at one instance."""
+class Attempt:
+    """One attempt of a call at one instance."""
 
-    peer: Peer
+    instance: Instance
     call: Call
-    streaming: bool = False
+    is_stream: bool = False
 
 
 class Balancer:
-    """Spreads calls over the live instances of one service; `on_news` is called when an instance appears."""
+    """Spreads calls over the live instances of one service; `on_new_instance` is called when an instance appears."""
 
     def __init__(
         self,
         endpoints: Endpoints,
         transport: Transport,
-        on_news: Callable[[], None],
-        settings: Callable[[], BalancingSettings],
+        on_new_instance: Callable[[], None],
+        settings: Live[ClientSettings],
+        *,
+        rules: EjectionRules = RULES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._endpoints = endpoints
         self._transport = transport
-        self._on_news = on_news
+        self._on_new_instance = on_new_instance
         self._settings = settings
+        self._rules = rules
         self._clock = clock
-        self._peers: dict[Endpoint, Peer] = {}
-        self._usual: dict[str, float] = {}
+        self._instances: dict[Endpoint, Instance] = {}
+        self._typical_seconds: dict[str, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        endpoints.on_change(self._follow)
-        self._follow()
+        endpoints.on_change(self._update_instances)
+        self._update_instances()
 
     @property
-    def left_out(self) -> list[str]:
-        """Addresses of the instances that are avoided now."""
+    def ejected(self) -> list[str]:
+        """Addresses of the instances that get no calls now."""
         now = self._clock()
-        return [peer.endpoint.address for peer in self._peers.values() if not peer.open_to_calls(now)]
+        return [each.endpoint.address for each in self._instances.values() if not each.is_available(now)]
 
     @contextmanager
-    def pick(self, tried: Set[Endpoint], method: Method) -> Iterator[Turn]:
-        """A turn at an instance, not in `tried` if another is good; raises RpcError(UNAVAILABLE) without any."""
+    def pick(self, tried: Set[Endpoint], method: Method) -> Iterator[Attempt]:
+        """Yields an attempt at an instance, if possible not in `tried`; raises RpcError(UNAVAILABLE) without any."""
         now = self._clock()
-        usual = self._usual.get(method.path, self._settings().silent_seconds)
-        turn = Turn(self._choose(tried, now), Call(now, _UNUSUAL * usual))
-        turn.peer.start(turn.call)
+        typical = self._typical_seconds.get(method.path, self._rules.stall_seconds)
+        attempt = Attempt(self._choose(tried, now), Call(now, _SLOW_FACTOR * typical))
+        attempt.instance.start(attempt.call)
         try:
-            yield turn
+            yield attempt
         finally:
-            self._end(turn)
+            self._end(attempt)
 
-    def streaming(self, turn: Turn) -> None:
-        """The turn goes on as a stream that has begun to answer: it does not make its instance busy."""
-        if not turn.streaming:
-            turn.streaming = True
-            turn.peer.end(turn.call)
-            turn.peer.streams += 1
+    def mark_as_stream(self, attempt: Attempt) -> None:
+        """Stops counting the attempt as load of its instance: it is a stream that has begun to answer."""
+        if not attempt.is_stream:
+            attempt.is_stream = True
+            attempt.instance.end(attempt.call)
+            attempt.instance.streams += 1
 
-    def settle(self, turn: Turn, method: Method, error: RpcError | None) -> None:
-        """Remember how a try ended; an instance that cannot be reached, fails or is slow is left out for a while."""
-        now, peer, began = self._clock(), turn.peer, turn.call.began
-        if error is not None and error.code in _FAILING:
-            refused = isinstance(error, NeverSent)
+    def record(self, attempt: Attempt, method: Method, error: RpcError | None) -> None:
+        """Counts the result of an attempt and ejects an instance that is unreachable, fails or is slow."""
+        now, instance, began = self._clock(), attempt.instance, attempt.call.began
+        if error is not None and error.code in FAULT_CODES:
             if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                # Of a method that was never answered this is all that is known: it takes longer.
-                self._usual.setdefault(method.path, now - began)
-            peer.failures = self._settings().failures if refused else peer.failures + 1
-            if peer.failures >= self._settings().failures or peer.doubted:
-                self._leave_out(peer, now, "refused" if refused else "failures")
+                # A method that was never answered takes at least this long.
+                self._typical_seconds.setdefault(method.path, now - began)
+            self._record_failure(instance, now, unreachable=isinstance(error, NotProcessed))
             return
-        peer.answered(began, now)
+        instance.record_answer(began, now)
         if error is None:
-            self._timed(peer, method.path, now - began)
-            if peer.outlying(self._settings(), list(self._peers.values())):
-                self._leave_out(peer, now, "slow")
+            self._record_latency(instance, method.path, now - began)
+            if instance.is_slow(self._rules, list(self._instances.values())):
+                self._eject(instance, now, "slow")
 
-    def unusual(self, method: Method) -> float:
-        """Seconds after which a call of the method takes unusually long; 0 while nothing is known of it."""
-        return _UNUSUAL * self._usual.get(method.path, 0.0)
+    def slow_after(self, method: Method) -> float:
+        """Returns the seconds after which a call of the method is unusually slow; 0 if it has not been called yet."""
+        return _SLOW_FACTOR * self._typical_seconds.get(method.path, 0.0)
 
-    def spare(self, tried: Set[Endpoint]) -> bool:
-        """Whether there is a good instance that was not tried."""
+    def has_alternative(self, tried: Set[Endpoint]) -> bool:
+        """True if there is an available instance that was not tried."""
         now = self._clock()
-        return any(at not in tried and peer.open_to_calls(now) for at, peer in self._peers.items())
+        return any(at not in tried and each.is_available(now) for at, each in self._instances.items())
 
     async def close(self) -> None:
-        """Close every connection."""
-        for endpoint in list(self._peers):
-            del self._peers[endpoint]
+        """Closes every connection."""
+        for endpoint in list(self._instances):
+            del self._instances[endpoint]
             await self._transport.close(endpoint.address)
 
-    def _choose(self, tried: Set[Endpoint], now: float) -> Peer:
-        peers, settings = list(self._peers.values()), self._settings()
-        for peer in peers:
-            if peer.silent(now, settings.silent_seconds, peers):
-                self._leave_out(peer, now, "silent")
-        if not peers:
+    def _choose(self, tried: Set[Endpoint], now: float) -> Instance:
+        instances = list(self._instances.values())
+        for each in instances:
+            if each.is_stalled(now, self._rules.stall_seconds, instances):
+                self._eject(each, now, "stalled")
+        if not instances:
             raise unavailable("UNAVAILABLE", f"no healthy instance of {self._endpoints.service}", 1.0)
-        usable = [peer for peer in peers if peer.open_to_calls(now)]
-        fresh = [peer for peer in usable if peer.endpoint not in tried] or usable
-        if not fresh:
-            return min(peers, key=lambda peer: (peer.endpoint in tried, peer.out_until))
-        return _less_busy([peer for peer in fresh if _admitted(peer.share(now, settings))] or fresh)
+        available = [each for each in instances if each.is_available(now)]
+        candidates = [each for each in available if each.endpoint not in tried] or available
+        if not candidates:
+            return min(instances, key=lambda each: (each.endpoint in tried, each.ejected_until))
+        return _less_busy([each for each in candidates if _drawn(each.share(now, self._rules))] or candidates)
 
-    def _leave_out(self, peer: Peer, now: float, reason: str) -> None:
-        if peer.doubted and now < peer.out_until:
+    def _record_failure(self, instance: Instance, now: float, unreachable: bool) -> None:
+        instance.failures_in_a_row += 1
+        # A failed probe is enough: the instance has not proved that it is back.
+        if unreachable or instance.ejected or instance.failures_in_a_row >= self._rules.failures_in_a_row:
+            self._eject(instance, now, "unreachable" if unreachable else "failures")
+
+    def _eject(self, instance: Instance, now: float, reason: str) -> None:
+        seconds = self._settings.value.ejection_seconds
+        if not seconds or (instance.ejected and now < instance.ejected_until):
             return
-        out = sum(other.doubted for other in self._peers.values() if other is not peer)
-        if out + 1 > self._settings().left_out_share * len(self._peers):
+        ejected = 1 + sum(other.ejected for other in self._instances.values() if other is not instance)
+        if ejected > self._rules.max_share * len(self._instances):
             return
-        peer.leave_out(now, self._settings())
-        told = {"service": self._endpoints.service, "reason": reason}
-        _ejections.add(1, told)
-        log.warning("instance left out", of=self._endpoints.service, address=peer.endpoint.address, reason=reason)
-        trace.get_current_span().add_event("balancer.ejected", {**told, "server.address": peer.endpoint.address})
+        instance.eject(now, seconds)
+        attributes = {"service": self._endpoints.service, "reason": reason}
+        address = instance.endpoint.address
+        _ejections.add(1, attributes)
+        log.warning("instance ejected", of=self._endpoints.service, address=address, reason=reason)
+        trace.get_current_span().add_event("balancer.ejected", {**attributes, "server.address": address})
 
-    def _timed(self, peer: Peer, path: str, seconds: float) -> None:
-        usual = self._usual.get(path, seconds)
-        self._usual[path] = usual + _FORGET * (seconds - usual)
-        peer.took(seconds, max(usual, 1e-6))
+    def _record_latency(self, instance: Instance, path: str, seconds: float) -> None:
+        typical = self._typical_seconds.get(path, seconds)
+        self._typical_seconds[path] = typical + _SMOOTHING * (seconds - typical)
+        instance.record_latency(seconds, max(typical, 1e-6))
 
-    def _end(self, turn: Turn) -> None:
-        peer = turn.peer
-        if turn.streaming:
-            peer.streams -= 1
+    def _end(self, attempt: Attempt) -> None:
+        instance = attempt.instance
+        if attempt.is_stream:
+            instance.streams -= 1
         else:
-            peer.end(turn.call)
-        if peer.gone and not peer.outstanding and not peer.streams:
-            self._retire(peer)
+            instance.end(attempt.call)
+        if instance.removed and instance.idle:
+            self._disconnect(instance)
 
-    def _follow(self) -> None:
-        wanted = set(self._endpoints.current)
-        for endpoint in self._peers.keys() - wanted:
-            peer = self._peers.pop(endpoint)
-            peer.gone = True
-            if not peer.outstanding and not peer.streams:
-                self._retire(peer)
-        new = wanted - self._peers.keys()
-        # The first ones are no newcomers: there is nobody beside whom they could warm up.
-        joined_at = self._clock() if self._peers else float("-inf")
+    def _update_instances(self) -> None:
+        listed = set(self._endpoints.current)
+        for endpoint in self._instances.keys() - listed:
+            instance = self._instances.pop(endpoint)
+            instance.removed = True
+            if instance.idle:
+                self._disconnect(instance)
+        new = listed - self._instances.keys()
+        # The first instances get full shares: no other instance could take calls while they warm up.
+        joined_at = self._clock() if self._instances else float("-inf")
         for endpoint in new:
-            self._peers[endpoint] = Peer(endpoint, joined_at)
+            self._instances[endpoint] = Instance(endpoint, joined_at)
             self._transport.open(endpoint.address)
         if new:
-            self._on_news()
+            self._on_new_instance()
 
-    def _retire(self, peer: Peer) -> None:
-        if any(other.address == peer.endpoint.address for other in self._peers):
+    def _disconnect(self, instance: Instance) -> None:
+        address = instance.endpoint.address
+        if any(endpoint.address == address for endpoint in self._instances):
             return
-        task = asyncio.create_task(self._transport.close(peer.endpoint.address))
+        task = asyncio.create_task(self._transport.close(address))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
 
-def _admitted(share: float) -> bool:
+def _drawn(share: float) -> bool:
     return share >= 1 or random.random() < share  # noqa: S311
 
 
-def _less_busy(peers: list[Peer]) -> Peer:
-    if len(peers) == 1:
-        return peers[0]
-    one = random.randrange(len(peers))  # noqa: S311
-    other = (one + random.randrange(1, len(peers))) % len(peers)  # noqa: S311
-    return min(peers[one], peers[other], key=lambda peer: peer.outstanding)
+def _less_busy(instances: list[Instance]) -> Instance:
+    if len(instances) == 1:
+        return instances[0]
+    first = random.randrange(len(instances))  # noqa: S311
+    second = (first + random.randrange(1, len(instances))) % len(instances)  # noqa: S311
+    return min(instances[first], instances[second], key=lambda each: each.outstanding)

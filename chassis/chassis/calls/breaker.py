@@ -1,58 +1,61 @@
-"""Circuit breaker for asyncio: pybreaker's states, storage and listeners behind an adapter modelled on gobreaker v2.
+"""Circuit breaker for asyncio: a pybreaker circuit behind an adapter modelled on gobreaker v2.
 
-Invariant: admitted under a lock, run outside it; a half-open breaker has at most `half_open_max` probes out, and a
-result that arrives after the state it was admitted in has ended, or a cancelled call, counts for nothing.
+Invariant: calls are admitted under a lock and run outside of it. A half-open circuit never has more probes under way
+than successes it needs to close. A result that arrives after a change of state, or of a cancelled call, is not counted.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-import weakref
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Literal, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, TypeVar, cast
 
-import grpc
 import pybreaker
 import structlog
 from opentelemetry import trace
-from opentelemetry.metrics import CallbackOptions, Observation
-from pydantic import Field
 
-from chassis.calls.rolling_window import Window
+from chassis.calls.rolling_window import RollingWindow
+from chassis.calls.settings import ClientSettings
+from chassis.calls.transport import FAULT_CODES
 from chassis.errors import RpcError
-from chassis.settings import Section
-from chassis.telemetry.metrics import meter
+from chassis.settings import Live
+from chassis.telemetry.metrics import LiveGauges, meter
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 State = Literal["closed", "open", "half-open"]
+Excluded = type[Exception] | Callable[[Any], bool]
 GAUGE: dict[State, int] = {"closed": 0, "half-open": 1, "open": 2}
-_FAULTS = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNKNOWN,
-}
-_all: weakref.WeakSet[AsyncBreaker] = weakref.WeakSet()
+_CLOSED: State = "closed"
+_transitions = meter().create_counter("breaker.transitions", description="changes of breaker state")
 
 
-class BreakerSettings(Section):
-    """When a breaker opens, and how it finds out that it may close. A slow probe is a failed one."""
+@dataclass(frozen=True)
+class BreakerRules:
+    """Constants of the breaker; a parameter only so that tests can vary them.
 
-    window_seconds: float = Field(gt=0, le=300, description="how far back the ratios look")
-    minimum_calls: int = Field(gt=0, le=100_000, description="calls in the window before a ratio means anything")
-    failure_ratio: float = Field(gt=0, le=1, description="share of failed calls that opens it")
-    slow_seconds: float = Field(gt=0, le=300, description="a call that takes longer counts as slow")
-    slow_ratio: float = Field(gt=0, le=1, description="share of slow calls that opens it")
-    failures_in_a_row: int = Field(gt=0, le=100_000, description="failures without a success between them that open it")
-    reset_seconds: float = Field(gt=0, le=60, description="time it stays open before it probes")
-    half_open_max: int = Field(gt=0, le=1000, description="probes at the same time, and successes that close it")
+    The window is short, so that the breaker opens within a second or two of a fault. The ratios apply from
+    `minimum_calls` on; `failures_in_a_row` opens the breaker where calls are too rare for that. A success that took
+    `slow_share` of the deadline is slow: under a little more load it would be a timeout.
+    """
+
+    window_seconds: float = 1.5
+    minimum_calls: int = 5
+    slow_share: float = 5 / 6
+    slow_ratio: float = 0.8
+    failures_in_a_row: int = 20
+    half_open_max: int = 1
 
 
-class BreakerOpen(Exception):  # noqa: N818 - a state of the breaker, not a defect
-    """The call was refused without being made; trying again makes sense after `retry_after` seconds."""
+RULES = BreakerRules()
+
+
+class BreakerOpen(pybreaker.CircuitBreakerError):
+    """The call was rejected without being made; a retry makes sense after `retry_after` seconds."""
 
     def __init__(self, name: str, retry_after: float) -> None:
         super().__init__(f"breaker {name} is open")
@@ -60,132 +63,216 @@ class BreakerOpen(Exception):  # noqa: N818 - a state of the breaker, not a defe
         self.retry_after = retry_after
 
 
-def is_fault(error: BaseException) -> bool:
-    """Whether an error says the callee is broken. A refusal, or load it sheds (RESOURCE_EXHAUSTED), says it lives."""
-    return error.code in _FAULTS if isinstance(error, RpcError) else isinstance(error, Exception)
+def is_business_error(error: BaseException) -> bool:
+    """True for an error that a working service returns: a rejected request, or load that it sheds."""
+    return isinstance(error, RpcError) and error.code not in FAULT_CODES
+
+
+class BreakerStorage(pybreaker.CircuitBreakerStorage):
+    """Holds all that a breaker knows: what pybreaker's circuit keeps in its storage, and what the adapter adds.
+
+    Each change of state starts a generation, to which only calls admitted in it belong. `opened_monotonic` is the time
+    of opening on a clock that is never set back.
+    """
+
+    counter: int = 0
+    success_counter: int = 0
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__("memory")
+        self.generation = 0
+        self.probes = 0
+        self.window = RollingWindow()
+        self.opened_monotonic = float("-inf")
+        self._clock = clock
+        self._state = pybreaker.STATE_CLOSED
+        self._opened_at: datetime | None = None
+
+    @property
+    def state(self) -> str:
+        """Returns closed, open or half-open; a new value starts a generation."""
+        return self._state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self._state = state
+        self.generation += 1
+        self.probes = 0
+        self.window.clear()
+
+    @property
+    def opened_at(self) -> datetime | None:
+        """Returns the date of the last opening."""
+        return self._opened_at
+
+    @opened_at.setter
+    def opened_at(self, datetime: datetime) -> None:
+        self._opened_at = datetime
+        self.opened_monotonic = self._clock()
+
+    def increment_counter(self) -> None:
+        """Counts one more failure in a row."""
+        self.counter += 1
+
+    def reset_counter(self) -> None:
+        """Starts a new row of failures."""
+        self.counter = 0
+
+    def increment_success_counter(self) -> None:
+        """Counts one more successful probe."""
+        self.success_counter += 1
+
+    def reset_success_counter(self) -> None:
+        """Forgets the successful probes."""
+        self.success_counter = 0
+
+
+class TransitionTelemetry(pybreaker.CircuitBreakerListener):
+    """Logs, traces and counts each change of state."""
+
+    def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
+        """See pybreaker.CircuitBreakerListener."""
+        before, after = old_state.name, new_state.name
+        log.warning("breaker changed", breaker=cb.name, before=before, after=after)
+        attributes = {"breaker.name": cb.name, "breaker.before": before, "breaker.after": after}
+        trace.get_current_span().add_event("breaker.changed", attributes)
+        _transitions.add(1, {"breaker.name": cb.name, "breaker.state": after})
+
+
+LISTENERS: tuple[pybreaker.CircuitBreakerListener, ...] = (TransitionTelemetry(),)
 
 
 class AsyncBreaker:
-    """Guards calls to one thing that can break; `limits()` is read at each call, so settings are live."""
+    """Guards the calls to one service.
+
+    `circuit` is the pybreaker circuit: its storage is the only state, its listeners are notified of each counted
+    call and each change of state, and its excluded exceptions count as success. It may be opened and closed by hand.
+    """
 
     def __init__(
         self,
         name: str,
-        limits: Callable[[], BreakerSettings],
-        is_failure: Callable[[BaseException], bool] = is_fault,
+        settings: Live[ClientSettings],
+        *,
+        rules: BreakerRules = RULES,
+        listeners: Sequence[pybreaker.CircuitBreakerListener] = LISTENERS,
+        excluded_exceptions: Iterable[Excluded] = (is_business_error,),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
-        self.is_failure = is_failure
-        self.state: State = "closed"
-        self._limits = limits
+        self._settings = settings
+        self._rules = rules
         self._clock = clock
         self._lock = threading.RLock()
-        self._generation = 0
-        self._probes = 0
-        self._proved = 0
-        self._in_a_row = 0
-        self._opened_at = 0.0
-        self._window = Window()
-        self._machine = pybreaker.CircuitBreaker(name=name, listeners=[_Transitions(self)])
-        _all.add(self)
+        self._storage = BreakerStorage(clock)
+        self.circuit = pybreaker.CircuitBreaker(
+            fail_max=rules.failures_in_a_row,
+            success_threshold=rules.half_open_max,
+            exclude=excluded_exceptions,
+            listeners=listeners,
+            state_storage=self._storage,
+            name=name,
+        )
+        self._apply(settings.value)
+        settings.on_change(self._apply)
+        _breakers.add(self)
+
+    @property
+    def state(self) -> State:
+        """The state in pybreaker's storage."""
+        return cast(State, self._storage.state)
 
     async def call(self, func: Callable[[], Awaitable[T]]) -> T:
-        """The result of `func()`, whose failures are counted; raises BreakerOpen when it may not be made."""
+        """Returns the result of `func()` and counts it; raises BreakerOpen without calling it while open."""
         generation, began = self.admit(), self._clock()
         try:
+            for listener in self.circuit.listeners:
+                listener.before_call(self.circuit, func)
             result = await func()
         except Exception as error:
-            self.settle(generation, failed=self.is_failure(error), seconds=self._clock() - began)
+            self.record(generation, error, self._clock() - began)
             raise
         except BaseException:
-            self.settle(generation, failed=None)
+            self.cancel(generation)
             raise
-        self.settle(generation, failed=False, seconds=self._clock() - began)
+        self.record(generation, None, self._clock() - began)
         return result
 
     def admit(self) -> int:
-        """Allow one call, which must be settled with the generation returned; raises BreakerOpen."""
-        if self.state == "closed":
-            return self._generation
+        """Admits one call, which must end with `record` or `cancel` of the returned generation; raises BreakerOpen."""
+        if self._storage.state == _CLOSED:
+            return self._storage.generation
         with self._lock:
-            limits = self._limits()
+            if self._settings.value.failure_ratio >= 1:
+                self.circuit.close()
+                return self._storage.generation
             if self.state == "open":
-                wait = self._opened_at + limits.reset_seconds - self._clock()
+                wait = self._storage.opened_monotonic + self.circuit.reset_timeout - self._clock()
                 if wait > 0:
                     raise BreakerOpen(self.name, wait)
-                self._machine.half_open()
-            if self._probes + self._proved >= limits.half_open_max:
-                raise BreakerOpen(self.name, min(1.0, limits.reset_seconds))
-            self._probes += 1
-            return self._generation
+                self.circuit.half_open()
+            if self._storage.probes + self.circuit.success_counter >= self.circuit.success_threshold:
+                raise BreakerOpen(self.name, min(1.0, self.circuit.reset_timeout))
+            self._storage.probes += 1
+            return self._storage.generation
 
-    def settle(self, generation: int, failed: bool | None, seconds: float = 0.0) -> None:
-        """Count the outcome of an admitted call; None (cancelled) only gives its place back."""
+    def record(self, generation: int, error: Exception | None, seconds: float = 0.0) -> None:
+        """Counts the result of an admitted call that took `seconds`."""
+        failure = error if error is not None and self.circuit.is_system_error(error) else None
+        listeners: tuple[pybreaker.CircuitBreakerListener, ...] = self.circuit.listeners
         with self._lock:
-            if generation != self._generation:
+            if generation != self._storage.generation:
                 return
-            if self.state == "closed":
-                if failed is not None:
-                    self._count(failed, seconds)
+            if failure is not None:
+                self._storage.increment_counter()
+                for listener in listeners:
+                    listener.failure(self.circuit, failure)
+                self._decide(seconds, failed=True)
             else:
-                self._probes -= 1
-                if failed is not None:
-                    self._prove(failed, seconds)
+                self._storage.reset_counter()
+                self._decide(seconds, failed=False)
+                for listener in listeners:
+                    listener.success(self.circuit)
 
-    def probe_soon(self) -> None:
-        """Let an open breaker probe at the next call: there is news of what it guards."""
+    def cancel(self, generation: int) -> None:
+        """Ends an admitted call that has no result; a probe makes room for the next one."""
         with self._lock:
-            self._opened_at = float("-inf")
+            if generation == self._storage.generation and self.state != _CLOSED:
+                self._storage.probes -= 1
 
-    def _count(self, failed: bool, seconds: float) -> None:
-        limits = self._limits()
-        slow = seconds > limits.slow_seconds
-        window = self._window
-        window.add(self._clock(), limits.window_seconds, failed, slow)
-        self._in_a_row = self._in_a_row + 1 if failed else 0
-        if (failed or slow) and (self._in_a_row >= limits.failures_in_a_row or _too_many(window, limits)):
-            self._machine.open()
+    def allow_probe(self) -> None:
+        """Lets an open breaker probe at the next call, for example because an instance has appeared."""
+        self._storage.opened_monotonic = float("-inf")
 
-    def _prove(self, failed: bool, seconds: float) -> None:
-        limits = self._limits()
-        if failed or seconds > limits.slow_seconds:
-            self._machine.open()
+    def _decide(self, seconds: float, *, failed: bool) -> None:
+        storage, slow = self._storage, seconds > self._slow_seconds
+        if storage.state == _CLOSED:
+            storage.window.add(self._clock(), self._rules.window_seconds, failed, slow)
+            if (failed or slow) and self._limit_exceeded():
+                self.circuit.open()
             return
-        self._proved += 1
-        if self._proved >= limits.half_open_max:
-            self._machine.close()
+        storage.probes -= 1
+        if failed or slow:
+            self.circuit.open()
+            return
+        storage.increment_success_counter()
+        if self.circuit.success_counter >= self.circuit.success_threshold:
+            self.circuit.close()
 
-    def _changed(self, before: str, after: State) -> None:
-        self.state = after
-        self._generation += 1
-        self._probes = self._proved = self._in_a_row = 0
-        self._window.clear()
-        self._opened_at = self._clock()
-        log.warning("breaker changed", breaker=self.name, before=before, after=after)
-        trace.get_current_span().add_event(
-            "breaker.changed", {"breaker.name": self.name, "breaker.before": before, "breaker.after": after}
+    def _limit_exceeded(self) -> bool:
+        ratio, rules, window = self._settings.value.failure_ratio, self._rules, self._storage.window
+        if ratio >= 1:
+            return False
+        if self.circuit.fail_counter >= self.circuit.fail_max:
+            return True
+        return window.calls >= rules.minimum_calls and (
+            window.failures >= ratio * window.calls or window.slow >= rules.slow_ratio * window.calls
         )
-        _transitions.add(1, {"breaker.name": self.name, "breaker.state": after})
+
+    def _apply(self, settings: ClientSettings) -> None:
+        self.circuit.reset_timeout = settings.reset_seconds
+        self._slow_seconds = self._rules.slow_share * settings.deadline_seconds
 
 
-def _too_many(window: Window, limits: BreakerSettings) -> bool:
-    return window.calls >= limits.minimum_calls and (
-        window.failures >= limits.failure_ratio * window.calls or window.slow >= limits.slow_ratio * window.calls
-    )
-
-
-class _Transitions(pybreaker.CircuitBreakerListener):
-    def __init__(self, breaker: AsyncBreaker) -> None:
-        self._breaker = weakref.proxy(breaker)
-
-    def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:  # noqa: ARG002
-        self._breaker._changed(old_state.name, new_state.name)
-
-
-def _observations(_options: CallbackOptions) -> Iterable[Observation]:
-    return [Observation(GAUGE[breaker.state], {"breaker.name": breaker.name}) for breaker in list(_all)]
-
-
-meter().create_observable_gauge("breaker.state", [_observations], description="0 closed, 1 half-open, 2 open")
-_transitions = meter().create_counter("breaker.transitions", description="changes of breaker state")
+_breakers: LiveGauges[AsyncBreaker] = LiveGauges("breaker.name", lambda breaker: breaker.name)
+_breakers.gauge("breaker.state", lambda breaker: GAUGE[breaker.state], "0 closed, 1 half-open, 2 open")

@@ -1,70 +1,67 @@
-"""A wall around what one dependency may take of this process: so many calls at once, a short wait, then a refusal.
+"""Bulkhead: bounds the concurrent calls to one service, so that a slow service cannot occupy the whole process.
 
-Invariant: places given out never exceed the limit (a lowered one is reached as calls end), and first come is first in.
+Invariant: no more permits are in use than the limit allows (a lowered limit is reached as calls end), and waiting calls
+get permits in the order in which they arrived.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 
 import grpc
-from pydantic import Field
 
+from chassis.calls.settings import ClientSettings
 from chassis.errors import RpcError
-from chassis.settings import Section
+from chassis.settings import Live
 
-
-class BulkheadSettings(Section):
-    """How much of this process calls to one dependency may hold."""
-
-    calls_at_once: int = Field(ge=1, le=100_000, description="calls under way; more wait, then are refused")
-    wait_seconds: float = Field(ge=0, le=10, description="longest wait for a place")
+# Long enough for a short burst, too short to add up to a queue in front of a slow service.
+WAIT_SECONDS = 0.05
+_RETRY_AFTER_SECONDS = 1.0
 
 
 class Bulkhead:
-    """Places for calls: `await enter(left)`, and `leave()` however the call ends."""
+    """Permits for calls: `await acquire(timeout)` before the call, `release()` however it ends."""
 
-    def __init__(self, name: str, settings: Callable[[], BulkheadSettings]) -> None:
+    def __init__(self, name: str, settings: Live[ClientSettings], wait_seconds: float = WAIT_SECONDS) -> None:
         self.name = name
-        self.taken = 0
-        self.refused = 0
+        self.in_use = 0
+        self.rejected = 0
         self._settings = settings
+        self._wait_seconds = wait_seconds
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def enter(self, left: float) -> None:
-        """Take a place; raises RpcError(RESOURCE_EXHAUSTED, BULKHEAD_FULL) when none gets free in time."""
-        settings = self._settings()
-        if self.taken < settings.calls_at_once and not self._waiting:
-            self.taken += 1
+    async def acquire(self, timeout: float) -> None:  # noqa: ASYNC109
+        """Takes a permit; raises RpcError(RESOURCE_EXHAUSTED, BULKHEAD_FULL) if none becomes free in time."""
+        if self.in_use < self._settings.value.calls_at_once and not self._waiting:
+            self.in_use += 1
             return
-        place = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
+        permit = asyncio.get_running_loop().create_future()
+        self._waiting.append(permit)
         try:
-            await asyncio.wait({place}, timeout=min(left, settings.wait_seconds))
+            await asyncio.wait({permit}, timeout=min(timeout, self._wait_seconds))
         except asyncio.CancelledError:
-            self._gone(place)
+            self._stop_waiting(permit)
             raise
-        if not place.done():
-            self._gone(place)
-            self.refused += 1
+        if not permit.done():
+            self._stop_waiting(permit)
+            self.rejected += 1
             raise _full(self.name)
 
-    def leave(self) -> None:
-        """Give the place back, to whoever waits longest."""
-        self.taken -= 1
-        while self._waiting and self.taken < self._settings().calls_at_once:
-            self.taken += 1
+    def release(self) -> None:
+        """Gives a permit back; the call that has waited longest gets it."""
+        self.in_use -= 1
+        while self._waiting and self.in_use < self._settings.value.calls_at_once:
+            self.in_use += 1
             self._waiting.popleft().set_result(None)
 
-    def _gone(self, place: asyncio.Future[None]) -> None:
-        if place.done():
-            self.leave()
+    def _stop_waiting(self, permit: asyncio.Future[None]) -> None:
+        if permit.done():
+            self.release()
         else:
-            self._waiting.remove(place)
+            self._waiting.remove(permit)
 
 
 def _full(name: str) -> RpcError:
-    message = f"too many calls to {name} at once"
-    return RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "BULKHEAD_FULL", message, retry_after=1.0)
+    message = f"too many concurrent calls to {name}"
+    return RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "BULKHEAD_FULL", message, retry_after=_RETRY_AFTER_SECONDS)

@@ -1,32 +1,33 @@
-"""What a generated stub calls through: deadline, bulkhead, breaker, retries under a budget, balancing, telemetry.
+"""The channel that generated stubs call through: deadline, bulkhead, breaker, retries, balancing and telemetry.
 
-Invariant: a call ends within its deadline as an answer or an RpcError; with nobody to call it fails at once.
+Invariant: a call ends within its deadline, with a response or an RpcError; without any instance it fails at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
-from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
-from pydantic import Field
 
+from chassis.calls.balancing import RULES as EJECTION_RULES
 from chassis.calls.balancing import Balancer
-from chassis.calls.breaker import AsyncBreaker, BreakerOpen, BreakerSettings
-from chassis.calls.bulkhead import Bulkhead, BulkheadSettings
-from chassis.calls.outlier_detection import BalancingSettings
-from chassis.calls.retry import Retries, RetryBudget, RetrySettings
-from chassis.calls.transport import GrpcTransport, Method, Transport, repeatable
+from chassis.calls.breaker import RULES as BREAKER_RULES
+from chassis.calls.breaker import AsyncBreaker, BreakerOpen, BreakerRules
+from chassis.calls.bulkhead import Bulkhead
+from chassis.calls.outlier_detection import EjectionRules
+from chassis.calls.retry import RULES as RETRY_RULES
+from chassis.calls.retry import Retries, RetryBudget, RetryRules
+from chassis.calls.settings import ClientSettings
+from chassis.calls.transport import GrpcTransport, Metadata, Method, Transport, is_idempotent
 from chassis.deadline import at_most, remaining
 from chassis.errors import RpcError, deadline_exceeded, unavailable
-from chassis.settings import Section
-from chassis.telemetry.metrics import meter
+from chassis.settings import Live
+from chassis.telemetry.metrics import LiveGauges, meter
 from chassis.telemetry.traces import traceparent, tracer
 
 if TYPE_CHECKING:
@@ -34,47 +35,45 @@ if TYPE_CHECKING:
     from chassis.process import Process
 
 T = TypeVar("T")
-Metadata = Sequence[tuple[str, str]]
 
-_FIRST_ANSWER_SECONDS = 1.0
-_LATER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
-_END: Any = object()
+_DISCOVERY_SECONDS = 1.0
+_RETRYABLE_BY_CALLER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+_END_OF_STREAM: Any = object()
 _tracer = tracer()
-_duration = meter().create_histogram("rpc.client.duration", "ms", "time of a call as its caller sees it")
+_duration = meter().create_histogram("rpc.client.duration", "ms", "duration of a call, all attempts included")
+_retries = meter().create_counter("rpc.client.retries", description="attempts after the first")
 
 
-class ClientSettings(Section):
-    """How one service is called."""
-
-    deadline_seconds: float = Field(gt=0, le=60, description="longest time a call may take, its retries included")
-    bulkhead: BulkheadSettings = Field(description="how many calls at once")
-    breaker: BreakerSettings = Field(description="when no call is made for a while")
-    retry: RetrySettings = Field(description="when a failed call is made again")
-    balancing: BalancingSettings = Field(description="which instance a call goes to")
-
-
-def connect(process: Process[Any], service: str, *, settings: ClientSettings | Callable[[], ClientSettings]) -> Channel:
-    """A channel to every healthy instance of a Consul service; give it to a generated stub. Closed with the process."""
-    live = settings if callable(settings) else lambda: settings
-    channel = Channel(service, process.discovery.endpoints(service), live, GrpcTransport())
+def connect(process: Process[Any], service: str, *, settings: Live[ClientSettings]) -> Channel:
+    """Returns a channel to all healthy instances of a Consul service, for a generated stub; the process closes it."""
+    channel = Channel(service, process.discovery.endpoints(service), settings, GrpcTransport())
     process.on_close(channel.close)
     return channel
 
 
 class Channel:
-    """Stands where a stub expects a grpc.aio channel; unary and server-streaming methods."""
+    """Replaces a grpc.aio channel in generated stubs; supports unary and server-streaming methods."""
 
     def __init__(
-        self, service: str, endpoints: Endpoints, settings: Callable[[], ClientSettings], transport: Transport
+        self,
+        service: str,
+        endpoints: Endpoints,
+        settings: Live[ClientSettings],
+        transport: Transport,
+        *,
+        breaker_rules: BreakerRules = BREAKER_RULES,
+        retry_rules: RetryRules = RETRY_RULES,
+        ejection_rules: EjectionRules = EJECTION_RULES,
     ) -> None:
         self.service = service
-        self.bulkhead = Bulkhead(service, lambda: settings().bulkhead)
-        self.breaker = AsyncBreaker(service, lambda: settings().breaker)
-        self.budget = RetryBudget(lambda: settings().retry)
+        self.bulkhead = Bulkhead(service, settings)
+        self.breaker = AsyncBreaker(service, settings, rules=breaker_rules)
+        self.budget = RetryBudget(settings, retry_rules.budget_size)
+        self.balancer = Balancer(endpoints, transport, self.breaker.allow_probe, settings, rules=ejection_rules)
         self._endpoints = endpoints
         self._settings = settings
-        self.balancer = Balancer(endpoints, transport, self.breaker.probe_soon, lambda: settings().balancing)
         self._transport = transport
+        self._retry_rules = retry_rules
         _channels.add(self)
 
     def unary_unary(
@@ -82,10 +81,13 @@ class Channel:
         method: str,
         request_serializer: Callable[[Any], bytes],
         response_deserializer: Callable[[bytes], Any],
-        _registered_method: bool = False,
+        **_: Any,
     ) -> Callable[..., Awaitable[Any]]:
-        """For generated stubs: `await call(request, timeout=seconds, metadata=pairs)`; raises RpcError."""
-        target = Method(method, request_serializer, response_deserializer, repeatable(method))
+        """For generated stubs: `await call(request, timeout=seconds, metadata=pairs)`; raises RpcError.
+
+        The remaining keyword arguments are private to grpc's own channels and change between its versions.
+        """
+        target = Method(method, request_serializer, response_deserializer, is_idempotent(method))
 
         def call(request: Any, *, timeout: float | None = None, metadata: Metadata = ()) -> Awaitable[Any]:
             return self._unary(target, request, timeout, metadata)
@@ -97,13 +99,13 @@ class Channel:
         method: str,
         request_serializer: Callable[[Any], bytes],
         response_deserializer: Callable[[bytes], Any],
-        _registered_method: bool = False,
+        **_: Any,
     ) -> Callable[..., AsyncIterator[Any]]:
         """For generated stubs: `async for message in call(request)`; `timeout` bounds the whole stream.
 
         The first message is due within the setting `deadline_seconds`; the breaker counts nothing after it.
         """
-        target = Method(method, request_serializer, response_deserializer, repeatable=False)
+        target = Method(method, request_serializer, response_deserializer, idempotent=False)
 
         def call(request: Any, *, timeout: float | None = None, metadata: Metadata = ()) -> AsyncIterator[Any]:
             return self._stream(target, request, timeout, metadata)
@@ -111,120 +113,124 @@ class Channel:
         return call
 
     async def close(self) -> None:
-        """Close the connections to every instance."""
+        """Closes the connections to all instances."""
         await self.balancer.close()
 
-    async def _unary(self, method: Method, request: Any, limit: float | None, metadata: Metadata) -> Any:
-        settings = self._settings()
-        budget = at_most(settings.deadline_seconds if limit is None else limit)
-        ends_at = time.monotonic() + budget
-        with self._observed(method) as span:
-            if budget <= 0:
+    async def _unary(self, method: Method, request: Any, timeout: float | None, metadata: Metadata) -> Any:  # noqa: ASYNC109
+        seconds = at_most(self._settings.value.deadline_seconds if timeout is None else timeout)
+        ends_at = time.monotonic() + seconds
+        with self._span(method) as span:
+            if seconds <= 0:
                 raise deadline_exceeded()
-            sent = _traced(metadata, span)
-            return await self._guarded(lambda: self._attempts(method, request, ends_at, sent, span), budget, span)
+            sent = _with_traceparent(metadata, span)
+            return await self._protected(lambda: self._attempts(method, request, ends_at, sent, span), seconds, span)
 
     async def _attempts(self, method: Method, request: Any, ends_at: float, metadata: Metadata, span: Span) -> Any:
-        await self._known(ends_at - time.monotonic())
-        self.budget.earn()
-        retries = Retries(self._settings().retry, self.budget, method)
+        await self._wait_for_discovery(ends_at - time.monotonic())
+        self.budget.deposit()
+        retries = Retries(self._settings.value, self.budget, method, self._retry_rules)
         while True:
             try:
-                return await self._try(method, request, retries, ends_at=ends_at, metadata=metadata, span=span)
+                return await self._attempt(method, request, retries, ends_at=ends_at, metadata=metadata, span=span)
             except RpcError as error:
-                pause = retries.pause(error, ends_at - time.monotonic(), self.balancer.spare(retries.tried))
-                if pause is None:
+                has_alternative = self.balancer.has_alternative(retries.tried)
+                backoff = retries.backoff(error, ends_at - time.monotonic(), has_alternative)
+                if backoff is None:
                     raise
-                span.add_event("rpc.retry", {"error.message": error.message[:200], "pause": pause})
+                span.add_event("rpc.retry", {"error.message": error.message[:200], "backoff": backoff})
                 _retries.add(1, {"rpc.service": self.service})
-            await asyncio.sleep(pause)
+            await asyncio.sleep(backoff)
 
-    async def _try(
+    async def _attempt(
         self, method: Method, request: Any, retries: Retries, *, ends_at: float, metadata: Metadata, span: Span
     ) -> Any:
-        with self.balancer.pick(retries.tried, method) as turn:
-            address = turn.peer.endpoint.address
-            retries.tried.add(turn.peer.endpoint)
+        with self.balancer.pick(retries.tried, method) as attempt:
+            address = attempt.instance.endpoint.address
+            retries.tried.add(attempt.instance.endpoint)
             span.set_attribute("server.address", address)
             left = max(0.001, ends_at - time.monotonic())
-            spare = self.balancer.spare(retries.tried)
+            has_alternative = self.balancer.has_alternative(retries.tried)
             try:
-                async with retries.patience(left, spare, self.balancer.unusual(method)):
-                    answer = await self._transport.unary(address, method, request, left, metadata)
+                async with retries.attempt_timeout(left, has_alternative, self.balancer.slow_after(method)):
+                    response = await self._transport.unary(address, method, request, left, metadata)
             except RpcError as error:
-                self.balancer.settle(turn, method, error)
+                self.balancer.record(attempt, method, error)
                 raise
-            self.balancer.settle(turn, method, None)
-            return answer
+            self.balancer.record(attempt, method, None)
+            return response
 
     async def _stream(
-        self, method: Method, request: Any, limit: float | None, metadata: Metadata
+        self,
+        method: Method,
+        request: Any,
+        timeout: float | None,  # noqa: ASYNC109
+        metadata: Metadata,
     ) -> AsyncIterator[Any]:
-        seconds = remaining() if limit is None else at_most(limit)
-        with self._observed(method) as span:
-            answers = self._answers(method, request, seconds, _traced(metadata, span), span)
+        seconds = remaining() if timeout is None else at_most(timeout)
+        with self._span(method) as span:
+            responses = self._responses(method, request, seconds, _with_traceparent(metadata, span), span)
             try:
-                first = await self._guarded(lambda: self._first(answers), seconds, span)
-                if first is not _END:
+                first = await self._protected(lambda: self._first(responses), seconds, span)
+                if first is not _END_OF_STREAM:
                     yield first
-                    async for answer in answers:
-                        yield answer
+                    async for response in responses:
+                        yield response
             finally:
-                await answers.aclose()
+                await responses.aclose()
 
-    async def _first(self, answers: AsyncGenerator[Any, None]) -> Any:
+    async def _first(self, responses: AsyncGenerator[Any, None]) -> Any:
         try:
-            async with asyncio.timeout(at_most(self._settings().deadline_seconds)):
-                return await anext(answers, _END)
+            async with asyncio.timeout(at_most(self._settings.value.deadline_seconds)):
+                return await anext(responses, _END_OF_STREAM)
         except TimeoutError:
-            raise deadline_exceeded("the first message did not come in time") from None
+            raise deadline_exceeded("the first message did not arrive in time") from None
 
-    async def _answers(
+    async def _responses(
         self, method: Method, request: Any, seconds: float | None, metadata: Metadata, span: Span
     ) -> AsyncGenerator[Any, None]:
-        await self._known(_FIRST_ANSWER_SECONDS)
-        with self.balancer.pick(frozenset(), method) as turn:
-            address = turn.peer.endpoint.address
+        await self._wait_for_discovery(_DISCOVERY_SECONDS)
+        with self.balancer.pick(frozenset(), method) as attempt:
+            address = attempt.instance.endpoint.address
             span.set_attribute("server.address", address)
             try:
-                async for answer in self._transport.stream(address, method, request, seconds, metadata):
-                    if not turn.streaming:
-                        self.balancer.settle(turn, method, None)
-                        self.balancer.streaming(turn)
-                    yield answer
+                async for response in self._transport.stream(address, method, request, seconds, metadata):
+                    if not attempt.is_stream:
+                        self.balancer.record(attempt, method, None)
+                        self.balancer.mark_as_stream(attempt)
+                    yield response
             except RpcError as error:
-                self.balancer.settle(turn, method, error)
+                self.balancer.record(attempt, method, error)
                 raise
 
-    async def _guarded(self, work: Callable[[], Awaitable[T]], left: float | None, span: Span) -> T:
-        """Run `work` in a place of the bulkhead and behind the breaker; a full or open one answers in its place."""
-        await self.bulkhead.enter(_FIRST_ANSWER_SECONDS if left is None else left)
+    async def _protected(self, work: Callable[[], Awaitable[T]], left: float | None, span: Span) -> T:
+        """Runs `work` with a permit of the bulkhead and through the breaker; raises RpcError if either rejects it."""
+        await self.bulkhead.acquire(self._settings.value.deadline_seconds if left is None else left)
         try:
-            return await self._broken_or(work, span)
+            return await self._through_breaker(work, span)
         finally:
-            self.bulkhead.leave()
+            self.bulkhead.release()
 
-    async def _broken_or(self, work: Callable[[], Awaitable[T]], span: Span) -> T:
+    async def _through_breaker(self, work: Callable[[], Awaitable[T]], span: Span) -> T:
         try:
             return await self.breaker.call(work)
-        except BreakerOpen as refusal:
-            span.add_event("breaker.refused", {"breaker.name": refusal.name, "retry_after": refusal.retry_after})
-            raise unavailable("BREAKER_OPEN", str(refusal), refusal.retry_after) from None
+        except BreakerOpen as rejection:
+            span.add_event("breaker.rejected", {"breaker.name": rejection.name, "retry_after": rejection.retry_after})
+            raise unavailable("BREAKER_OPEN", str(rejection), rejection.retry_after) from None
         except RpcError as error:
-            if error.code in _LATER and error.retry_after is None:
-                error.retry_after = self._settings().breaker.reset_seconds
+            if error.code in _RETRYABLE_BY_CALLER and error.retry_after is None:
+                error.retry_after = self._settings.value.reset_seconds
             raise
         finally:
             span.set_attribute("breaker.state", self.breaker.state)
 
-    async def _known(self, seconds: float) -> None:
-        """Give discovery a moment for its very first answer; without one there is simply nobody to call."""
+    async def _wait_for_discovery(self, seconds: float) -> None:
+        """Waits briefly for the first list of instances; without one the call fails because there is no instance."""
         if not self._endpoints.loaded:
             with suppress(TimeoutError):
-                await self._endpoints.ready(min(seconds, _FIRST_ANSWER_SECONDS))
+                await self._endpoints.ready(min(seconds, _DISCOVERY_SECONDS))
 
     @contextmanager
-    def _observed(self, method: Method) -> Iterator[Span]:
+    def _span(self, method: Method) -> Iterator[Span]:
         # Not made current: a stream's generator may end in another context than it began in.
         span = _tracer.start_span(method.name, kind=SpanKind.CLIENT, attributes=method.attributes)
         started, code = time.perf_counter(), "CANCELLED"
@@ -243,22 +249,14 @@ class Channel:
             _duration.record(milliseconds, {**method.attributes, "rpc.grpc.status_code": code})
 
 
-def _traced(metadata: Metadata, span: Span) -> Metadata:
+def _with_traceparent(metadata: Metadata, span: Span) -> Metadata:
     header = traceparent(span)
     return (*metadata, ("traceparent", header)) if header else tuple(metadata)
 
 
-def _gauge(name: str, unit: str, read: Callable[[Channel], float], description: str) -> None:
-    def observe(_options: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(read(channel), {"rpc.service": channel.service}) for channel in list(_channels)]
-
-    meter().create_observable_gauge(name, [observe], unit, description)
-
-
-_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
-_retries = meter().create_counter("rpc.client.retries", description="calls made once more")
-_gauge("rpc.client.retry_budget", "1", lambda c: c.budget.left, "retries that could be made now")
-_gauge("rpc.client.retries_refused", "1", lambda c: c.budget.refused, "retries not made: the budget was spent")
-_gauge("bulkhead.taken", "1", lambda c: c.bulkhead.taken, "calls under way")
-_gauge("bulkhead.refused", "1", lambda c: c.bulkhead.refused, "calls refused for want of a place")
-_gauge("balancer.left_out", "1", lambda c: len(c.balancer.left_out), "instances that are avoided now")
+_channels: LiveGauges[Channel] = LiveGauges("rpc.service", lambda channel: channel.service)
+_channels.gauge("rpc.client.retry_budget", lambda c: c.budget.available, "retries that the budget permits now")
+_channels.gauge("rpc.client.retries_denied", lambda c: c.budget.denied, "retries not made because the budget was empty")
+_channels.gauge("bulkhead.in_use", lambda c: c.bulkhead.in_use, "permits in use: calls under way")
+_channels.gauge("bulkhead.rejected", lambda c: c.bulkhead.rejected, "calls rejected because no permit was free")
+_channels.gauge("balancer.ejected", lambda c: len(c.balancer.ejected), "instances that get no calls now")

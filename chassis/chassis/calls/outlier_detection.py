@@ -1,6 +1,6 @@
-"""What a caller knows of each instance, and the rules by which one is left out for a while and taken back slowly.
+"""Statistics of each instance of a called service, and the rules by which an instance is ejected and returns.
 
-Invariant: at most the allowed share of the instances is left out at a time, and never all of them.
+The terms are those of Envoy's outlier detection and of gRPC A50.
 """
 
 from __future__ import annotations
@@ -9,115 +9,127 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pydantic import Field
-
 from chassis.platform.discovery import Endpoint
-from chassis.settings import Section
 
-_FORGET = 0.1
-_SAMPLES = 20
-_HALF = 0.5
-_COLD = 0.1
+_SMOOTHING = 0.1
+_MIN_SAMPLES = 20
+_MOST_DOUBLINGS = 4
+_SHARE_ON_RETURN = 0.5
+_SHARE_ON_JOINING = 0.1
 
 
-class BalancingSettings(Section):
-    """When an instance is left out, for how long, and how fast a new or returned one gets its full share."""
+@dataclass(frozen=True)
+class EjectionRules:
+    """Constants of outlier detection; a parameter only so that tests can vary them.
 
-    failures: int = Field(ge=1, le=100_000, description="calls in a row an instance fails before it is left out")
-    silent_seconds: float = Field(gt=0, le=60, description="no answer for so long, while others answer: left out")
-    outlier_factor: float = Field(gt=1, le=1000, description="so many times as slow as the others: left out")
-    outlier_seconds: float = Field(ge=0, le=60, description="an instance this fast is never an outlier")
-    left_out_seconds: float = Field(gt=0, le=300, description="how long the first time; doubles with each")
-    left_out_longest_seconds: float = Field(gt=0, le=3600, description="how long at most")
-    left_out_share: float = Field(ge=0, lt=1, description="largest share of the instances left out; 0 turns it off")
-    return_seconds: float = Field(ge=0, le=300, description="from half to full share after coming back")
-    warmup_seconds: float = Field(ge=0, le=300, description="until an instance that joins has its full share")
+    Two failures in a row are no accident of one call. An instance is stalled when it holds a call for `stall_seconds`
+    while others answer, well before the deadline of that call. It is slow at `slow_factor` times the latency of the
+    others, but never below `slow_seconds`, where noise is larger than that factor. At most `max_share` of the
+    instances is ejected, so that outlier detection alone cannot take a service down. An instance that joins or
+    returns reaches its full share of calls step by step, because its caches and connections are cold.
+    """
+
+    failures_in_a_row: int = 2
+    stall_seconds: float = 0.6
+    slow_factor: float = 5.0
+    slow_seconds: float = 0.1
+    max_share: float = 0.5
+    return_seconds: float = 5.0
+    warmup_seconds: float = 5.0
 
 
 class Call(NamedTuple):
-    """A call under way: when it began, and how long one of its method may take before that says anything."""
+    """A call under way: its start, and the seconds after which a call of its method is unusually slow."""
 
     began: float
-    allowance: float
+    slow_after: float
 
 
 @dataclass(slots=True, eq=False)
-class Peer:
-    """An instance as its caller knows it; times are of the monotonic clock."""
+class Instance:
+    """One instance as this caller sees it; times are of the monotonic clock.
+
+    `ejected` stays true after `ejected_until` until a call that started later has been answered: the probe.
+    """
 
     endpoint: Endpoint
     joined_at: float = float("-inf")
     outstanding: int = 0
     streams: int = 0
-    failures: int = 0
-    times_out: int = 0
-    out_until: float = 0.0
-    doubted: bool = False
-    back_at: float = float("-inf")
-    slowness: float = 1.0
-    seconds: float = 0.0
+    failures_in_a_row: int = 0
+    ejections: int = 0
+    ejected: bool = False
+    ejected_until: float = 0.0
+    returned_at: float = float("-inf")
+    relative_latency: float = 1.0
+    mean_seconds: float = 0.0
     samples: int = 0
     answered_at: float = float("-inf")
     calls: deque[Call] = field(default_factory=deque)
-    gone: bool = False
+    removed: bool = False
+
+    @property
+    def idle(self) -> bool:
+        """True if it has neither a call nor a stream."""
+        return not self.outstanding and not self.streams
 
     def start(self, call: Call) -> None:
-        """A call begins."""
+        """Adds a call that starts now."""
         self.outstanding += 1
         self.calls.append(call)
 
     def end(self, call: Call) -> None:
-        """A call has ended, or its stream has begun to answer."""
+        """Removes a call that has ended, or whose stream has begun to answer."""
         self.outstanding -= 1
         self.calls.remove(call)
 
-    def answered(self, began: float, now: float) -> None:
-        """It answers, whatever it says; a call that began after its time out proves that it is back."""
-        self.failures, self.answered_at = 0, now
-        if self.doubted and began >= self.out_until:
-            self.doubted, self.out_until, self.back_at = False, 0.0, now
-            self.slowness, self.samples = 1.0, 0
+    def record_answer(self, began: float, now: float) -> None:
+        """Notes that it answers, with whatever result; the answer to a probe ends the ejection."""
+        self.failures_in_a_row, self.answered_at = 0, now
+        if self.ejected and began >= self.ejected_until:
+            self.ejected, self.ejected_until, self.returned_at = False, 0.0, now
+            self.relative_latency, self.samples = 1.0, 0
 
-    def took(self, seconds: float, usual: float) -> None:
-        """A call that the service usually answers in `usual` seconds took `seconds` here."""
-        weight = max(_FORGET, 1 / (self.samples + 1))
-        self.slowness += weight * (seconds / usual - self.slowness)
-        self.seconds += weight * (seconds - self.seconds)
+    def record_latency(self, seconds: float, typical: float) -> None:
+        """Adds a sample: a call of a method that typically takes `typical` seconds took `seconds` here."""
+        weight = max(_SMOOTHING, 1 / (self.samples + 1))
+        self.relative_latency += weight * (seconds / typical - self.relative_latency)
+        self.mean_seconds += weight * (seconds - self.mean_seconds)
         self.samples += 1
-        if self.samples > 3 * _SAMPLES and self.times_out:
-            self.times_out = 0
+        if self.samples > 3 * _MIN_SAMPLES and self.ejections:
+            self.ejections = 0
 
-    def leave_out(self, now: float, settings: BalancingSettings) -> None:
-        """No call for a while; then one at a time until it answers."""
-        self.out_until = now + min(settings.left_out_longest_seconds, settings.left_out_seconds * 2**self.times_out)
-        self.times_out = min(self.times_out + 1, 16)
-        self.failures, self.doubted = 0, True
+    def eject(self, now: float, base_seconds: float) -> None:
+        """Takes it out of use for `base_seconds`, doubled with each ejection in a row; then a probe decides."""
+        self.ejected_until = now + base_seconds * 2**self.ejections
+        self.ejections = min(self.ejections + 1, _MOST_DOUBLINGS)
+        self.failures_in_a_row, self.ejected = 0, True
 
-    def open_to_calls(self, now: float) -> bool:
-        """Whether it takes part: not left out, and not still owing the answer that would prove it."""
-        asked_again = any(call.began >= self.out_until for call in self.calls)
-        return not self.doubted or (now >= self.out_until and not asked_again)
+    def is_available(self, now: float) -> bool:
+        """True if it may receive calls: not ejected, and no probe outstanding."""
+        probe_outstanding = any(call.began >= self.ejected_until for call in self.calls)
+        return not self.ejected or (now >= self.ejected_until and not probe_outstanding)
 
-    def share(self, now: float, settings: BalancingSettings) -> float:
-        """The part of a full share it gets now, 0 to 1."""
-        warm = _ramp(now - self.joined_at, settings.warmup_seconds, _COLD)
-        return min(warm, _ramp(now - self.back_at, settings.return_seconds, _HALF))
+    def share(self, now: float, rules: EjectionRules) -> float:
+        """The part of a full share of calls that it gets now, 0 to 1."""
+        warm = _ramp(now - self.joined_at, rules.warmup_seconds, _SHARE_ON_JOINING)
+        return min(warm, _ramp(now - self.returned_at, rules.return_seconds, _SHARE_ON_RETURN))
 
-    def silent(self, now: float, seconds: float, others: list[Peer]) -> bool:
-        """Whether it has given no answer for `seconds`, and longer than its call may take, while another answered."""
-        if not self.calls or self.doubted:
+    def is_stalled(self, now: float, seconds: float, instances: list[Instance]) -> bool:
+        """True if its oldest call has been unusually slow for `seconds` without any answer, while others answered."""
+        if not self.calls or self.ejected:
             return False
         oldest = self.calls[0]
         since = max(oldest.began, self.answered_at)
-        answered = any(other.answered_at > since for other in others if other is not self)
-        return answered and now - since > max(seconds, oldest.allowance)
+        others_answered = any(other.answered_at > since for other in instances if other is not self)
+        return others_answered and now - since > max(seconds, oldest.slow_after)
 
-    def outlying(self, settings: BalancingSettings, others: list[Peer]) -> bool:
-        """Whether it is much slower than the others are, over enough calls of each."""
-        if self.samples < _SAMPLES or self.seconds < settings.outlier_seconds:
+    def is_slow(self, rules: EjectionRules, instances: list[Instance]) -> bool:
+        """True if it is much slower than the other instances, over enough calls of each."""
+        if self.samples < _MIN_SAMPLES or self.mean_seconds < rules.slow_seconds:
             return False
-        known = [other.slowness for other in others if other is not self and other.samples >= _SAMPLES]
-        return bool(known) and self.slowness > settings.outlier_factor * sum(known) / len(known)
+        others = [each.relative_latency for each in instances if each is not self and each.samples >= _MIN_SAMPLES]
+        return bool(others) and self.relative_latency > rules.slow_factor * sum(others) / len(others)
 
 
 def _ramp(age: float, seconds: float, low: float) -> float:

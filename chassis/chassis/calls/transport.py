@@ -1,6 +1,6 @@
-"""How a call gets to one instance: the small interface a faster client can take over, and grpc.aio behind it.
+"""Transport of calls to one instance: a small interface, which a faster client can implement, and grpc.aio behind it.
 
-Invariant: a failure comes out as RpcError; as NeverSent only when no server can have begun to work on the call.
+Invariant: every failure is an RpcError; it is NotProcessed only if no handler can have begun to work on the call.
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ from chassis.errors import RpcError, from_grpc
 
 Metadata = Sequence[tuple[str, str]]
 
+# Status codes that show a fault of the called instance, as opposed to a rejected request.
+FAULT_CODES = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
 _OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -26,13 +35,13 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
 )
-OVERLOADED = "OVERLOADED"
-_SHED = "Concurrent RPC limit exceeded"
+_OVERLOADED = "OVERLOADED"
+# grpc has no status of its own for a connection that was never established, only these texts.
 _NOT_CONNECTED = ("failed to connect", "connection refused", "no connection established", "dns resolution")
 
 
-class NeverSent(RpcError):  # noqa: N818 - says when, not what
-    """The call did not reach a handler, so it may be made again whatever it does."""
+class NotProcessed(RpcError):  # noqa: N818 - says how far the call got
+    """The call did not reach a handler, so it may be repeated even if its method is not idempotent."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +51,16 @@ class Method:
     path: str
     serialize: Callable[[Any], bytes]
     deserialize: Callable[[bytes], Any]
-    repeatable: bool
+    idempotent: bool
 
     @cached_property
     def name(self) -> str:
-        """Full name without the leading slash, as spans are called."""
+        """The path without its leading slash, as spans are named."""
         return self.path.strip("/")
 
     @cached_property
     def attributes(self) -> dict[str, str]:
-        """What telemetry says about every call of it."""
+        """Telemetry attributes of every call of this method."""
         service, _, name = self.name.partition("/")
         return {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
 
@@ -60,22 +69,22 @@ class Transport(Protocol):
     """Calls instances by address (host:port); every failure is an RpcError."""
 
     def open(self, address: str) -> None:
-        """Begin to connect, before the first call needs it."""
+        """Starts to connect, before the first call needs the connection."""
 
-    async def unary(self, address: str, method: Method, request: Any, seconds: float, metadata: Metadata) -> Any:
-        """One request, one answer, within `seconds`."""
+    async def unary(self, address: str, method: Method, request: Any, timeout: float, metadata: Metadata) -> Any:  # noqa: ASYNC109
+        """Sends one request and returns its response, within `timeout` seconds."""
 
     def stream(
-        self, address: str, method: Method, request: Any, seconds: float | None, metadata: Metadata
+        self, address: str, method: Method, request: Any, timeout: float | None, metadata: Metadata
     ) -> AsyncIterator[Any]:
-        """One request, many answers."""
+        """Sends one request and yields its responses; `timeout` bounds the whole stream."""
 
     async def close(self, address: str) -> None:
-        """Let the connection go; there is no call on it any more."""
+        """Closes the connection, on which there is no call any more."""
 
 
-def repeatable(path: str) -> bool:
-    """Whether the contract (`option idempotency_level`) says that a call may be made twice."""
+def is_idempotent(path: str) -> bool:
+    """True if the contract (`option idempotency_level`) permits to repeat a call of the method."""
     try:
         method = descriptor_pool.Default().FindMethodByName(path.strip("/").replace("/", "."))
     except KeyError:
@@ -84,7 +93,7 @@ def repeatable(path: str) -> bool:
 
 
 class GrpcTransport:
-    """One grpc.aio channel for each address."""
+    """One grpc.aio channel per address."""
 
     def __init__(self) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -94,26 +103,31 @@ class GrpcTransport:
         """See Transport."""
         self._channel(address).get_state(try_to_connect=True)
 
-    async def unary(self, address: str, method: Method, request: Any, seconds: float, metadata: Metadata) -> Any:
+    async def unary(self, address: str, method: Method, request: Any, timeout: float, metadata: Metadata) -> Any:  # noqa: ASYNC109
         """See Transport."""
         call = self._call(address, method, "unary_unary")
         try:
-            return await call(request, timeout=seconds, metadata=metadata)
+            return await call(request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            raise _meaning(error) from error
+            raise _translated(error) from error
 
     async def stream(
-        self, address: str, method: Method, request: Any, seconds: float | None, metadata: Metadata
+        self,
+        address: str,
+        method: Method,
+        request: Any,
+        timeout: float | None,  # noqa: ASYNC109
+        metadata: Metadata,
     ) -> AsyncIterator[Any]:
         """See Transport."""
-        answers = self._call(address, method, "unary_stream")(request, timeout=seconds, metadata=metadata)
+        responses = self._call(address, method, "unary_stream")(request, timeout=timeout, metadata=metadata)
         try:
-            async for answer in answers:
-                yield answer
+            async for response in responses:
+                yield response
         except grpc.aio.AioRpcError as error:
-            raise _meaning(error) from error
+            raise _translated(error) from error
         finally:
-            answers.cancel()
+            responses.cancel()
 
     async def close(self, address: str) -> None:
         """See Transport."""
@@ -131,21 +145,19 @@ class GrpcTransport:
         key = (address, method.path)
         if key not in self._calls:
             make = getattr(self._channel(address), kind)
-            self._calls[key] = make(method.path, method.serialize, method.deserialize, _registered_method=True)
+            self._calls[key] = make(method.path, method.serialize, method.deserialize)
         return self._calls[key]
 
 
-def _meaning(error: grpc.aio.AioRpcError) -> RpcError:
+def _translated(error: grpc.aio.AioRpcError) -> RpcError:
     found, code, details = from_grpc(error), error.code(), error.details() or ""
-    if found.reason == OVERLOADED and code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return NeverSent(code, found.reason, found.message, None, found.retry_after, pushback=found.pushback)
+    if found.reason == _OVERLOADED and code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return NotProcessed(code, found.reason, found.message, None, found.retry_after, pushback=found.pushback)
     if found.reason != code.name:
         return found
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith(_SHED):
-        return NeverSent(code, code.name, "the server has enough to do", pushback=found.pushback)
-    # A server that stops ends what it has not accepted as CANCELLED (grpc#41785), what it cuts off as UNAVAILABLE.
-    unaccepted = code is grpc.StatusCode.CANCELLED
-    unconnected = code is grpc.StatusCode.UNAVAILABLE and any(sign in details.lower() for sign in _NOT_CONNECTED)
-    if unaccepted or unconnected:
-        return NeverSent(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", details or "cancelled")
+    # A server that stops ends calls it has not accepted as CANCELLED (grpc#41785), running ones as UNAVAILABLE.
+    not_accepted = code is grpc.StatusCode.CANCELLED
+    not_connected = code is grpc.StatusCode.UNAVAILABLE and any(text in details.lower() for text in _NOT_CONNECTED)
+    if not_accepted or not_connected:
+        return NotProcessed(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", details or "cancelled")
     return found

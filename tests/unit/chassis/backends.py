@@ -6,58 +6,55 @@ from typing import Any
 
 import pytest
 
-from chassis.calls.breaker import BreakerSettings
-from chassis.calls.bulkhead import BulkheadSettings
-from chassis.calls.client import Channel, ClientSettings
-from chassis.calls.outlier_detection import BalancingSettings
-from chassis.calls.retry import RetrySettings
+from chassis.calls.breaker import BreakerRules
+from chassis.calls.client import Channel
+from chassis.calls.outlier_detection import EjectionRules
+from chassis.calls.retry import RetryRules
+from chassis.calls.settings import ClientSettings
 from chassis.calls.transport import GrpcTransport
 from chassis.errors import RpcError
 from chassis.platform.discovery import Endpoint, Endpoints
+from chassis.settings import Live
 
 from .echo_service import Echo, Stub
 
 SETTINGS = ClientSettings(
-    deadline_seconds=2.0,
-    bulkhead=BulkheadSettings(calls_at_once=1000, wait_seconds=0.05),
-    breaker=BreakerSettings(
-        window_seconds=5.0, minimum_calls=3, failure_ratio=0.5, slow_seconds=60.0, slow_ratio=1.0,
-        failures_in_a_row=50, reset_seconds=0.3, half_open_max=1,
-    ),
-    retry=RetrySettings(
-        attempts=2, attempt_seconds=5.0, first_seconds=0.01, longest_seconds=0.05,
-        budget_ratio=0.1, budget_per_second=0.0, budget_saved=50,
-    ),
-    balancing=BalancingSettings(
-        failures=1, silent_seconds=5.0, outlier_factor=100.0, outlier_seconds=1.0, left_out_seconds=1.0,
-        left_out_longest_seconds=16.0, left_out_share=0.5, return_seconds=0.0, warmup_seconds=0.0,
-    ),
+    deadline_seconds=2.0, calls_at_once=1000, failure_ratio=0.5, reset_seconds=0.3, attempts=2, attempt_seconds=5.0,
+    retry_budget_ratio=0.1, ejection_seconds=1.0,
 )  # fmt: skip
+BREAKER_RULES = BreakerRules(
+    window_seconds=5.0, minimum_calls=3, slow_share=30.0, slow_ratio=1.0, failures_in_a_row=50, half_open_max=1
+)
+RETRY_RULES = RetryRules(first_seconds=0.001, longest_seconds=0.05, budget_size=50)
+EJECTION_RULES = EjectionRules(
+    failures_in_a_row=1, stall_seconds=5.0, slow_factor=100.0, slow_seconds=1.0, return_seconds=0.0, warmup_seconds=0.0
+)
 
 
 def settings(**changes: Any) -> ClientSettings:
-    """The settings with some changed, each named section__setting or by its own name."""
-    changed = SETTINGS.model_dump()
-    for name, value in changes.items():
-        section, _, setting = name.partition("__")
-        if setting:
-            changed[section][setting] = value
-        else:
-            changed[name] = value
-    return ClientSettings(**changed)
+    """Returns the settings of these tests with some changed."""
+    return ClientSettings(**(SETTINGS.model_dump() | changes))
 
 
-class World:
-    """A channel, the endpoints it follows and the servers behind them."""
+class Backends:
+    """A channel, the list of endpoints it follows, and the servers behind them."""
 
     def __init__(self) -> None:
-        self.settings = SETTINGS
+        self.settings = Live(SETTINGS)
         self.endpoints = Endpoints("echo")
-        self.channel = Channel("echo", self.endpoints, lambda: self.settings, GrpcTransport())
+        self.channel = Channel(
+            "echo", self.endpoints, self.settings, GrpcTransport(),
+            breaker_rules=BREAKER_RULES, retry_rules=RETRY_RULES, ejection_rules=EJECTION_RULES,
+        )  # fmt: skip
         self.stub = Stub(self.channel)
         self.servers: list[Echo] = []
 
+    def change(self, **changes: Any) -> None:
+        """Changes some settings from now on."""
+        self.settings.replace(settings(**changes))
+
     async def start(self, *behaviours: Any) -> list[Echo]:
+        """Starts one server per behaviour and makes them the only endpoints."""
         started = [await Echo(behaviour).start() for behaviour in behaviours]
         self.servers += started
         self.announce(*started)
@@ -67,11 +64,12 @@ class World:
         return self.channel.breaker.state
 
     def announce(self, *servers: Echo) -> None:
+        """Makes these servers the only endpoints, as an answer of Consul does."""
         self.endpoints.replace(tuple(Endpoint(s.address, s.address) for s in servers))
 
 
-async def refusal(call: Any) -> RpcError:
-    """The error that a call ends in; fails if there is none."""
+async def error_of(call: Any) -> RpcError:
+    """Returns the error that a call ends in; fails if there is none."""
     with pytest.raises(RpcError) as caught:
         await call
     return caught.value

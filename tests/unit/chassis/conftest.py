@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from .backends import World
+from .backends import Backends
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    made = World()
+async def backends() -> AsyncIterator[Backends]:
+    made = Backends()
     yield made
     await made.channel.close()
     for server in made.servers:

@@ -1,4 +1,4 @@
-"""A small gRPC service for these tests, without generated stubs: it answers, refuses, waits or streams on demand."""
+"""A small gRPC service for these tests, without generated stubs: it answers, fails, waits or streams on demand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Behaviour = Callable[[str, Any], Awaitable[str]]
 
 
 def declare() -> None:
-    """Put the contract in the descriptor pool: Read may be repeated, Say may not."""
+    """Adds the contract to the descriptor pool: Read is idempotent, Say is not."""
     file = descriptor_pb2.FileDescriptorProto(name="test_echo.proto", package="test", syntax="proto3")
     file.dependency.append("google/protobuf/wrappers.proto")
     service = file.service.add(name="Echo")
@@ -33,10 +33,9 @@ def declare() -> None:
 
 @dataclass
 class Echo:
-    """One instance: what it was asked, how it behaves."""
+    """One instance: its behaviour, and the requests it received."""
 
     behave: Behaviour
-    limit: int | None = None
     interceptors: Any = INTERCEPTORS
     seen: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
@@ -51,9 +50,7 @@ class Echo:
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(NAME, handlers)])
 
     async def start(self, address: str = "127.0.0.1:0") -> Echo:
-        self.server = grpc.aio.server(
-            interceptors=self.interceptors, options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=self.limit
-        )
+        self.server = grpc.aio.server(interceptors=self.interceptors, options=[("grpc.so_reuseport", 0)])
         self.register(self.server)
         port = self.server.add_insecure_port(address)
         await self.server.start()
@@ -86,19 +83,13 @@ async def never(_text: str, _context: Any) -> str:
 
 
 class Stub:
-    """What grpcio-tools would have generated."""
+    """Makes calls as a generated stub does."""
 
     def __init__(self, channel: Any) -> None:
         decode, encode = StringValue.FromString, StringValue.SerializeToString
-        self.Say = channel.unary_unary(
-            SAY, request_serializer=encode, response_deserializer=decode, _registered_method=True
-        )
-        self.Read = channel.unary_unary(
-            READ, request_serializer=encode, response_deserializer=decode, _registered_method=True
-        )
-        self.Count = channel.unary_stream(
-            COUNT, request_serializer=encode, response_deserializer=decode, _registered_method=True
-        )
+        self.Say = channel.unary_unary(SAY, request_serializer=encode, response_deserializer=decode)
+        self.Read = channel.unary_unary(READ, request_serializer=encode, response_deserializer=decode)
+        self.Count = channel.unary_stream(COUNT, request_serializer=encode, response_deserializer=decode)
 
     async def say(self, text: str, **options: Any) -> str:
         return str((await self.Say(StringValue(value=text), **options)).value)

@@ -1,28 +1,24 @@
-"""A breaker with a clock in the test's hand."""
+"""Breakers for tests: with a clock that the test sets, and limits that it chooses."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from chassis.calls.breaker import AsyncBreaker, BreakerSettings
+from chassis.calls.breaker import AsyncBreaker, BreakerRules
 from chassis.errors import RpcError, unavailable
+from chassis.settings import Live
 
+from ..backends import SETTINGS
 
-@dataclass
-class Limits:
-    """Three failures in a row open it; the ratios are far away unless a test brings them near."""
-
-    window_seconds: float = 10.0
-    minimum_calls: int = 1000
-    failure_ratio: float = 0.5
-    slow_seconds: float = 1.0
-    slow_ratio: float = 0.8
-    failures_in_a_row: int = 3
-    reset_seconds: float = 5.0
-    half_open_max: int = 1
+# Three failures in a row open it; the ratios do not apply unless a test lowers `minimum_calls`.
+RULES = BreakerRules(
+    window_seconds=10.0, minimum_calls=1000, slow_share=0.5, slow_ratio=0.8, failures_in_a_row=3, half_open_max=1
+)
+OPEN_FOR = 5.0
+LIMITS = SETTINGS.model_copy(update={"deadline_seconds": 2.0, "failure_ratio": 0.5, "reset_seconds": OPEN_FOR})
 
 
 class Clock:
@@ -37,16 +33,21 @@ def state_of(breaker: AsyncBreaker) -> str:
     return breaker.state
 
 
-async def broken() -> str:
-    raise unavailable("UNAVAILABLE", "nobody there", 1.0)
+async def succeed() -> str:
+    return "ok"
 
 
-def a_breaker(limits: Limits | None = None) -> tuple[AsyncBreaker, Clock]:
-    clock, known = Clock(), limits or Limits()
-    return AsyncBreaker("user-service", lambda: cast(BreakerSettings, known), clock=clock), clock
+async def fault() -> str:
+    raise unavailable("UNAVAILABLE", "connection lost", 1.0)
+
+
+def make_breaker(name: str = "user-service", *, hooks: Any = None, **rules: Any) -> tuple[AsyncBreaker, Clock]:
+    """Returns a closed breaker and its clock; `hooks` are further parameters of the breaker."""
+    clock = Clock()
+    return AsyncBreaker(name, Live(LIMITS), rules=replace(RULES, **rules), clock=clock, **(hooks or {})), clock
 
 
 async def fail(breaker: AsyncBreaker, times: int) -> None:
     for _ in range(times):
         with pytest.raises(RpcError):
-            await breaker.call(broken)
+            await breaker.call(fault)

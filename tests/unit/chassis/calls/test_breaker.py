@@ -1,67 +1,65 @@
-"""The breaker: refusals first, then what it counts, then how it heals."""
+"""The breaker: what it rejects, what it counts, and how it closes again."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import grpc
 import pybreaker
 import pytest
 
-from chassis.calls.breaker import GAUGE, AsyncBreaker, BreakerOpen, _observations
+from chassis.calls.breaker import GAUGE, AsyncBreaker, BreakerOpen, _breakers
 from chassis.errors import RpcError
+from chassis.settings import Live
 
-from .breakers import Limits, a_breaker, broken, fail, state_of
-
-
-async def _ok() -> str:
-    return "ok"
+from .breakers import LIMITS, RULES, Clock, fail, fault, make_breaker, state_of, succeed
 
 
-async def _refused() -> str:
+async def _business_error() -> str:
     raise RpcError(grpc.StatusCode.ALREADY_EXISTS, "EMAIL_TAKEN")
 
 
-async def _shedding() -> str:
+async def _load_shed() -> str:
     raise RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED")
 
 
-async def test_an_open_breaker_refuses_at_once_and_says_when_to_come_back() -> None:
-    breaker, clock = a_breaker()
+async def test_an_open_breaker_rejects_at_once_and_returns_when_to_retry() -> None:
+    breaker, clock = make_breaker()
     await fail(breaker, 3)
     clock.now += 2
-    with pytest.raises(BreakerOpen) as refusal:
-        await breaker.call(_ok)
-    assert (state_of(breaker), refusal.value.retry_after) == ("open", 3.0)
+    with pytest.raises(BreakerOpen) as rejection:
+        await breaker.call(succeed)
+    assert (state_of(breaker), rejection.value.retry_after) == ("open", 3.0)
 
 
-async def test_failures_must_come_in_a_row() -> None:
-    breaker, _ = a_breaker()
+async def test_a_success_resets_the_count_of_failures_in_a_row() -> None:
+    breaker, _ = make_breaker()
     for _ in range(5):
         await fail(breaker, 2)
-        await breaker.call(_ok)
+        await breaker.call(succeed)
     assert state_of(breaker) == "closed"
 
 
-@pytest.mark.parametrize("answer", [_refused, _shedding])
-async def test_a_callee_that_says_no_is_alive(answer) -> None:  # type: ignore[no-untyped-def]
-    breaker, _ = a_breaker()
+@pytest.mark.parametrize("response", [_business_error, _load_shed])
+async def test_business_errors_and_shed_load_do_not_open_it(response: Callable[[], Awaitable[str]]) -> None:
+    breaker, _ = make_breaker()
     for _ in range(20):
         with pytest.raises(RpcError):
-            await breaker.call(answer)
+            await breaker.call(response)
     assert state_of(breaker) == "closed"
 
 
-async def test_it_raises_the_failure_itself_when_it_trips() -> None:
-    breaker, _ = a_breaker(Limits(failures_in_a_row=1))
-    with pytest.raises(RpcError, match="nobody there"):
-        await breaker.call(broken)
+async def test_the_failure_that_opens_it_is_raised_unchanged() -> None:
+    breaker, _ = make_breaker(failures_in_a_row=1)
+    with pytest.raises(RpcError, match="connection lost"):
+        await breaker.call(fault)
     assert state_of(breaker) == "open"
 
 
 @pytest.mark.parametrize("probes", [1, 3])
-async def test_ten_thousand_callers_at_once_make_no_more_than_the_allowed_probes(probes: int) -> None:
-    breaker, clock = a_breaker(Limits(half_open_max=probes))
+async def test_ten_thousand_concurrent_callers_make_no_more_than_the_allowed_probes(probes: int) -> None:
+    breaker, clock = make_breaker(half_open_max=probes)
     await fail(breaker, 3)
     clock.now += 6
     gate, running = asyncio.Event(), 0
@@ -82,7 +80,7 @@ async def test_ten_thousand_callers_at_once_make_no_more_than_the_allowed_probes
     assert state_of(breaker) == "closed"
 
 
-async def test_pybreaker_alone_lets_everybody_through_while_it_is_half_open() -> None:
+async def test_pybreaker_alone_admits_every_caller_while_it_is_half_open() -> None:
     """Negative control: what an await within pybreaker's own `calling` admits in the same race."""
     plain = pybreaker.CircuitBreaker(fail_max=1)
     plain.half_open()
@@ -103,30 +101,30 @@ async def test_pybreaker_alone_lets_everybody_through_while_it_is_half_open() ->
 
 
 async def test_a_failed_probe_opens_it_for_another_full_time() -> None:
-    breaker, clock = a_breaker()
+    breaker, clock = make_breaker()
     await fail(breaker, 3)
     clock.now += 6
     await fail(breaker, 1)
     clock.now += 4.9
     with pytest.raises(BreakerOpen):
-        await breaker.call(_ok)
+        await breaker.call(succeed)
     clock.now += 0.2
-    assert await breaker.call(_ok) == "ok"
+    assert await breaker.call(succeed) == "ok"
     assert state_of(breaker) == "closed"
 
 
 async def test_closing_takes_as_many_successes_as_probes_are_allowed() -> None:
-    breaker, clock = a_breaker(Limits(half_open_max=2))
+    breaker, clock = make_breaker(half_open_max=2)
     await fail(breaker, 3)
     clock.now += 6
-    await breaker.call(_ok)
+    await breaker.call(succeed)
     assert state_of(breaker) == "half-open"
-    await breaker.call(_ok)
+    await breaker.call(succeed)
     assert state_of(breaker) == "closed"
 
 
-async def test_a_cancelled_call_counts_for_nothing() -> None:
-    breaker, _ = a_breaker()
+async def test_a_cancelled_call_is_not_counted() -> None:
+    breaker, _ = make_breaker()
     await fail(breaker, 2)
     for _ in range(10):
         await _cancel(breaker)
@@ -135,81 +133,86 @@ async def test_a_cancelled_call_counts_for_nothing() -> None:
     assert state_of(breaker) == "open", "a cancelled call must not reset the count either"
 
 
-async def test_a_cancelled_probe_gives_its_place_to_the_next() -> None:
-    breaker, clock = a_breaker()
+async def test_a_cancelled_probe_makes_room_for_the_next_probe() -> None:
+    breaker, clock = make_breaker()
     await fail(breaker, 3)
     clock.now += 6
     await _cancel(breaker)
     assert state_of(breaker) == "half-open"
-    assert await breaker.call(_ok) == "ok"
+    assert await breaker.call(succeed) == "ok"
     assert state_of(breaker) == "closed"
 
 
-async def test_a_late_result_of_an_earlier_state_is_ignored() -> None:
-    breaker, clock = a_breaker()
+async def test_a_late_failure_of_an_earlier_state_is_ignored() -> None:
+    breaker, clock = make_breaker()
     gate = asyncio.Event()
 
     async def late_failure() -> str:
         await gate.wait()
-        return await broken()
+        return await fault()
 
-    stragglers = [asyncio.create_task(breaker.call(late_failure)) for _ in range(50)]
+    late = [asyncio.create_task(breaker.call(late_failure)) for _ in range(50)]
     await asyncio.sleep(0)
     await fail(breaker, 3)
     clock.now += 6
-    await breaker.call(_ok)
+    await breaker.call(succeed)
     gate.set()
-    await asyncio.gather(*stragglers, return_exceptions=True)
+    await asyncio.gather(*late, return_exceptions=True)
     assert state_of(breaker) == "closed"
 
 
 async def test_a_late_success_does_not_close_an_open_breaker() -> None:
-    breaker, clock = a_breaker()
+    breaker, clock = make_breaker()
     gate = asyncio.Event()
 
     async def late_success() -> str:
         await gate.wait()
         return "ok"
 
-    straggler = asyncio.create_task(breaker.call(late_success))
+    late = asyncio.create_task(breaker.call(late_success))
     await asyncio.sleep(0)
     await fail(breaker, 3)
     clock.now += 6
     probe = breaker.admit()
     gate.set()
-    assert await straggler == "ok"
+    assert await late == "ok"
     assert state_of(breaker) == "half-open"
-    breaker.settle(probe, failed=True)
+    breaker.record(probe, ConnectionError())
     assert state_of(breaker) == "open"
 
 
-async def test_news_of_the_callee_allows_a_probe_at_once() -> None:
-    breaker, _ = a_breaker()
+async def test_allow_probe_ends_the_wait_of_an_open_breaker() -> None:
+    breaker, _ = make_breaker()
     await fail(breaker, 3)
-    breaker.probe_soon()
-    assert await breaker.call(_ok) == "ok"
+    breaker.allow_probe()
+    assert await breaker.call(succeed) == "ok"
     assert state_of(breaker) == "closed"
 
 
-async def test_its_limits_are_live() -> None:
-    limits = Limits(failures_in_a_row=100)
-    breaker, clock = a_breaker(limits)
+async def test_a_changed_reset_time_applies_to_an_open_breaker() -> None:
+    settings, clock = Live(LIMITS), Clock()
+    breaker = AsyncBreaker("user-service", settings, rules=RULES, clock=clock)
     await fail(breaker, 3)
-    assert state_of(breaker) == "closed"
-    limits.failures_in_a_row = 4
-    await fail(breaker, 1)
-    assert state_of(breaker) == "open"
-    limits.reset_seconds = 1.0
+    settings.replace(LIMITS.model_copy(update={"reset_seconds": 1.0}))
     clock.now += 1.1
-    assert await breaker.call(_ok) == "ok"
+    assert await breaker.call(succeed) == "ok"
 
 
-async def test_its_state_is_a_gauge() -> None:
-    breaker, _ = a_breaker()
-    breaker.name = "seen"
+async def test_a_failure_ratio_of_one_turns_it_off_and_closes_an_open_one() -> None:
+    settings = Live(LIMITS)
+    breaker = AsyncBreaker("user-service", settings, rules=RULES, clock=Clock())
     await fail(breaker, 3)
-    seen = [o.value for o in _observations(None) if (o.attributes or {})["breaker.name"] == "seen"]  # type: ignore[arg-type]
-    assert seen == [GAUGE["open"]]
+    assert state_of(breaker) == "open"
+    settings.replace(LIMITS.model_copy(update={"failure_ratio": 1.0}))
+    await fail(breaker, 2000)
+    assert state_of(breaker) == "closed"
+
+
+async def test_the_gauge_shows_the_state() -> None:
+    breaker, _ = make_breaker("observed")
+    await fail(breaker, 3)
+    observations = _breakers.observations(lambda each: GAUGE[each.state])
+    assert [each.value for each in observations if (each.attributes or {})["breaker.name"] == "observed"] == [2]
 
 
 async def _cancel(breaker: AsyncBreaker) -> None:

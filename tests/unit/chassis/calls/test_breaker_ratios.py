@@ -1,58 +1,59 @@
-"""What the breaker makes of how many calls fail or are slow within its window."""
+"""The breaker's ratios of failed and of slow calls within its window."""
 
 from __future__ import annotations
 
 from chassis.calls.breaker import AsyncBreaker
 
-from .breakers import Clock, Limits, a_breaker, fail, state_of
-
-RATIOS = {"minimum_calls": 10, "failures_in_a_row": 1000}
+from .breakers import Clock, fail, make_breaker, state_of
 
 
-async def calls(breaker: AsyncBreaker, clock: Clock, outcomes: str, apart: float = 0.1, lasting: float = 0.0) -> None:
-    """Make one call a letter, F for a failing one, `apart` seconds from each other."""
-    for outcome in outcomes:
-        clock.now += apart
-        generation = breaker.admit()
-        breaker.settle(generation, failed=outcome == "F", seconds=lasting)
+def breaker_with_ratios() -> tuple[AsyncBreaker, Clock]:
+    return make_breaker(minimum_calls=10, failures_in_a_row=1000)
 
 
-async def test_half_of_the_calls_failing_open_it_once_there_are_enough() -> None:
-    breaker, clock = a_breaker(Limits(**RATIOS))  # type: ignore[arg-type]
-    await calls(breaker, clock, ".F.F.F.F")
-    assert state_of(breaker) == "closed", "too few calls to judge by"
-    await calls(breaker, clock, ".F")
+def record(breaker: AsyncBreaker, clock: Clock, results: str, seconds: float = 0.0) -> None:
+    """Records one call per letter, F for a failed one, 0.1 s apart; each took `seconds`."""
+    for result in results:
+        clock.now += 0.1
+        breaker.record(breaker.admit(), ConnectionError() if result == "F" else None, seconds)
+
+
+async def test_it_opens_when_half_of_the_calls_fail_once_there_are_enough() -> None:
+    breaker, clock = breaker_with_ratios()
+    record(breaker, clock, ".F.F.F.F")
+    assert state_of(breaker) == "closed", "too few calls for a ratio"
+    record(breaker, clock, ".F")
     assert state_of(breaker) == "open"
 
 
-async def test_less_than_half_failing_leave_it_closed_however_many_they_are() -> None:
-    breaker, clock = a_breaker(Limits(**RATIOS))  # type: ignore[arg-type]
-    await calls(breaker, clock, "..F" * 200)
+async def test_it_stays_closed_when_fewer_than_half_of_many_calls_fail() -> None:
+    breaker, clock = breaker_with_ratios()
+    record(breaker, clock, "..F" * 200)
     assert state_of(breaker) == "closed"
 
 
-async def test_failures_older_than_the_window_are_forgotten() -> None:
-    breaker, clock = a_breaker(Limits(**RATIOS))  # type: ignore[arg-type]
-    await calls(breaker, clock, "F" * 9)
+async def test_failures_older_than_the_window_are_not_counted() -> None:
+    breaker, clock = breaker_with_ratios()
+    record(breaker, clock, "F" * 9)
     clock.now += 12
-    await calls(breaker, clock, "F" * 9)
+    record(breaker, clock, "F" * 9)
     assert state_of(breaker) == "closed"
-    await calls(breaker, clock, "F")
+    record(breaker, clock, "F")
     assert state_of(breaker) == "open"
 
 
 async def test_slow_calls_open_it_although_they_succeed() -> None:
-    breaker, clock = a_breaker(Limits(**RATIOS))  # type: ignore[arg-type]
-    await calls(breaker, clock, "." * 20, lasting=0.9)
+    breaker, clock = breaker_with_ratios()
+    record(breaker, clock, "." * 20, seconds=0.9)
     assert state_of(breaker) == "closed"
     clock.now += 20
-    await calls(breaker, clock, "." * 10, lasting=1.1)
+    record(breaker, clock, "." * 10, seconds=1.1)
     assert state_of(breaker) == "open"
 
 
 async def test_a_slow_probe_opens_it_again() -> None:
-    breaker, clock = a_breaker()
+    breaker, clock = make_breaker()
     await fail(breaker, 3)
     clock.now += 6
-    await calls(breaker, clock, ".", lasting=2.0)
+    record(breaker, clock, ".", seconds=2.0)
     assert state_of(breaker) == "open"

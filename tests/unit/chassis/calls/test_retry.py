@@ -1,4 +1,4 @@
-"""Retries on the wire: refusals and push-back first, then the budget; each with the defence switched off beside it."""
+"""Retries on the wire: when there is none, push-back, and the budget; each with the defence switched off beside it."""
 
 from __future__ import annotations
 
@@ -9,93 +9,96 @@ from typing import Any
 import grpc
 import pytest
 
-from chassis.calls.retry import RetryBudget, RetrySettings
+from chassis.calls.retry import RetryBudget
 from chassis.errors import RpcError
+from chassis.settings import Live
 
-from ..backends import World, refusal, settings
+from ..backends import Backends, error_of, settings
 from ..echo_service import echo, never
+
+NO_OTHER_DEFENCE = {"ejection_seconds": 0.0, "failure_ratio": 1.0}
 
 
 @pytest.fixture
-def world(world: World) -> World:
-    world.settings = settings(retry__attempts=3, balancing__left_out_share=0.0, breaker__minimum_calls=100_000,
-                        breaker__failures_in_a_row=100_000)  # fmt: skip
-    return world
+def backends(backends: Backends) -> Backends:
+    backends.change(attempts=3, **NO_OTHER_DEFENCE)
+    return backends
 
 
-def asked(world: World) -> int:
-    return sum(len(server.seen) for server in world.servers)
+def attempts_at(backends: Backends) -> int:
+    return sum(len(server.seen) for server in backends.servers)
 
 
-def refusing(pushback: str | None) -> Any:
-    """An instance that breaks off each call, and says when to come back."""
+def failing(pushback: str | None) -> Any:
+    """Returns the behaviour of an instance that breaks off each call, with this push-back."""
 
-    async def refuse(_text: str, context: Any) -> str:
+    async def fail(_text: str, context: Any) -> str:
         if pushback is not None:
             context.set_trailing_metadata((("grpc-retry-pushback-ms", pushback),))
         await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         return ""
 
-    return refuse
+    return fail
 
 
-async def test_a_repeatable_call_is_made_three_times_at_most(world: World) -> None:
-    await world.start(refusing(None), refusing(None))
-    assert (await refusal(world.stub.read("x"))).code is grpc.StatusCode.UNAVAILABLE
-    assert asked(world) == 3
+async def test_an_idempotent_call_is_attempted_three_times_at_most(backends: Backends) -> None:
+    await backends.start(failing(None), failing(None))
+    assert (await error_of(backends.stub.read("x"))).code is grpc.StatusCode.UNAVAILABLE
+    assert attempts_at(backends) == 3
 
 
 @pytest.mark.parametrize("pushback", ["-1", "never"])
-async def test_a_server_that_forbids_it_gets_no_retry(world: World, pushback: str) -> None:
-    await world.start(refusing(pushback), refusing(pushback))
-    assert (await refusal(world.stub.read("x"))).code is grpc.StatusCode.UNAVAILABLE
-    assert asked(world) == 1
+async def test_a_call_is_not_retried_if_the_server_forbids_it(backends: Backends, pushback: str) -> None:
+    await backends.start(failing(pushback), failing(pushback))
+    assert (await error_of(backends.stub.read("x"))).code is grpc.StatusCode.UNAVAILABLE
+    assert attempts_at(backends) == 1
 
 
-async def test_a_retry_comes_no_earlier_than_the_server_says(world: World) -> None:
-    await world.start(refusing("150"), refusing("150"))
+async def test_a_retry_waits_for_the_push_back_of_the_server(backends: Backends) -> None:
+    await backends.start(failing("150"), failing("150"))
     began = time.monotonic()
-    await refusal(world.stub.read("x"))
-    assert (asked(world), time.monotonic() - began > 0.3) == (3, True)
+    await error_of(backends.stub.read("x"))
+    assert (attempts_at(backends), time.monotonic() - began > 0.3) == (3, True)
 
 
-async def test_a_retry_that_would_come_after_the_deadline_is_not_waited_for(world: World) -> None:
-    await world.start(refusing("60000"))
+async def test_a_call_fails_at_once_if_its_retry_would_come_after_the_deadline(backends: Backends) -> None:
+    await backends.start(failing("60000"))
     began = time.monotonic()
-    await refusal(world.stub.read("x"))
-    assert (asked(world), time.monotonic() - began < 1.5) == (1, True)
+    await error_of(backends.stub.read("x"))
+    assert (attempts_at(backends), time.monotonic() - began < 1.5) == (1, True)
 
 
-@pytest.mark.parametrize(("saved", "most"), [(1, 223), (10_000, 600)])
-async def test_a_budget_keeps_retries_at_a_tenth_of_the_calls(world: World, saved: int, most: int) -> None:
-    """The second case is the control: with a budget as good as none, every call is made three times."""
-    world.settings = settings(retry__attempts=3, retry__budget_saved=saved, balancing__left_out_share=0.0,
-                        breaker__minimum_calls=100_000, breaker__failures_in_a_row=100_000,
-                        retry__first_seconds=0.0001)  # fmt: skip
-    world.channel.budget = RetryBudget(lambda: world.settings.retry)
-    await world.start(refusing(None), refusing(None))
+@pytest.mark.parametrize(("ratio", "most"), [(0.1, 223), (2.0, 600)])
+async def test_the_budget_keeps_retries_at_a_tenth_of_the_calls(backends: Backends, ratio: float, most: int) -> None:
+    """The second case is the control: with a budget for two retries per call, every call is attempted three times."""
+    backends.change(attempts=3, retry_budget_ratio=ratio, **NO_OTHER_DEFENCE)
+    backends.channel.budget = RetryBudget(backends.settings, size=2)
+    await backends.start(failing(None), failing(None))
     for _ in range(200):
-        await refusal(world.stub.read("x"))
-    assert (asked(world) <= most, asked(world) >= min(most, 210)) == (True, True), asked(world)
-    assert world.channel.budget.spent == asked(world) - 200
+        await error_of(backends.stub.read("x"))
+    assert (attempts_at(backends) <= most, attempts_at(backends) >= min(most, 210)) == (True, True)
+    assert (attempts_at(backends) == 600) == (ratio == 2.0)
+    assert backends.channel.budget.withdrawn == attempts_at(backends) - 200
 
 
-async def test_a_changed_setting_counts_for_the_next_call(world: World) -> None:
-    await world.start(refusing(None), refusing(None))
-    await refusal(world.stub.read("x"))
-    world.settings = settings(retry__attempts=1)
-    await refusal(world.stub.read("y"))
-    assert asked(world) == 4
+async def test_a_changed_setting_applies_to_the_next_call(backends: Backends) -> None:
+    await backends.start(failing(None), failing(None))
+    await error_of(backends.stub.read("x"))
+    backends.change(attempts=1)
+    await error_of(backends.stub.read("y"))
+    assert attempts_at(backends) == 4
 
 
 @pytest.mark.parametrize("attempt_seconds", [0.2, 5.0])
-async def test_a_try_that_hangs_leaves_time_for_another_instance(world: World, attempt_seconds: float) -> None:
-    """The second case is the control: without the shorter try, the deadline passes."""
-    world.settings = settings(retry__attempt_seconds=attempt_seconds, balancing__left_out_share=0.0)
-    await world.start(never, echo)
-    results = await asyncio.gather(*(world.stub.read("x") for _ in range(10)), return_exceptions=True)
-    hung = [result for result in results if isinstance(result, RpcError)]
-    assert bool(hung) == (attempt_seconds > 2)
+async def test_an_attempt_that_hangs_leaves_time_for_another_instance(
+    backends: Backends, attempt_seconds: float
+) -> None:
+    """The second case is the control: without an attempt timeout, the deadline passes."""
+    backends.change(attempt_seconds=attempt_seconds, ejection_seconds=0.0)
+    await backends.start(never, echo)
+    results = await asyncio.gather(*(backends.stub.read("x") for _ in range(10)), return_exceptions=True)
+    failed = [result for result in results if isinstance(result, RpcError)]
+    assert bool(failed) == (attempt_seconds > 2)
 
 
 async def slow(text: str, _context: Any) -> str:
@@ -103,31 +106,26 @@ async def slow(text: str, _context: Any) -> str:
     return text
 
 
-@pytest.mark.parametrize("saved", [1, 100])
-async def test_calls_that_take_longer_everywhere_are_waited_for(world: World, saved: int) -> None:
-    """With or without a budget: a try is given up only for a better one, and not where all take as long."""
-    world.settings = settings(retry__attempt_seconds=0.2, retry__attempts=3, retry__budget_saved=saved,
-                        balancing__left_out_share=0.0, deadline_seconds=2.0)  # fmt: skip
-    world.channel.budget = RetryBudget(lambda: world.settings.retry)
-    await world.start(slow, slow)
+@pytest.mark.parametrize("size", [1, 100])
+async def test_calls_that_are_slow_at_every_instance_are_not_cut_off(backends: Backends, size: int) -> None:
+    """With any budget: an attempt ends early only for a better one, and not if all instances are as slow."""
+    backends.change(attempt_seconds=0.2, attempts=3, ejection_seconds=0.0)
+    backends.channel.budget = RetryBudget(backends.settings, size)
+    await backends.start(slow, slow)
     for _ in range(3):
-        answers = await asyncio.gather(*(world.stub.read("x") for _ in range(10)))
-        assert len(answers) == 10
-    assert asked(world) <= 30 + 2 * saved
-    assert world.channel.breaker.state == "closed"
+        responses = await asyncio.gather(*(backends.stub.read("x") for _ in range(10)))
+        assert len(responses) == 10
+    assert attempts_at(backends) <= 30 + 2 * size
+    assert backends.channel.breaker.state == "closed"
 
 
-def test_a_budget_earns_with_calls_and_with_time_and_saves_no_more_than_it_may() -> None:
-    now = 0.0
-    limits = RetrySettings(
-        attempts=3, attempt_seconds=1.0, first_seconds=0.1, longest_seconds=1.0,
-        budget_ratio=0.1, budget_per_second=1.0, budget_saved=2,
-    )  # fmt: skip
-    budget = RetryBudget(lambda: limits, lambda: now)
-    assert [budget.spend() for _ in range(3)] == [True, True, False]
+def test_a_budget_holds_no_more_tokens_than_its_size_and_calls_refill_it() -> None:
+    budget = RetryBudget(Live(settings(retry_budget_ratio=0.1)), size=2)
+    assert [budget.withdraw() for _ in range(3)] == [True, True, False]
     for _ in range(11):
-        budget.earn()
-    assert [budget.spend() for _ in range(2)] == [True, False]
-    now += 100
-    assert [budget.spend() for _ in range(3)] == [True, True, False]
-    assert (budget.spent, budget.refused) == (5, 3)
+        budget.deposit()
+    assert [budget.withdraw() for _ in range(2)] == [True, False]
+    for _ in range(100):
+        budget.deposit()
+    assert [budget.withdraw() for _ in range(3)] == [True, True, False]
+    assert (budget.withdrawn, budget.denied) == (5, 3)

@@ -16,7 +16,7 @@ from chassis.serving.interceptors import limited
 from chassis.serving.limiter import Limiter, LimiterSettings
 from chassis.settings import Live
 
-from ..backends import World, refusal, settings
+from ..backends import Backends, error_of
 from ..echo_service import SAY, Echo
 
 
@@ -26,16 +26,16 @@ def limits(**changes: Any) -> LimiterSettings:
 
 
 @pytest.fixture
-def world(world: World) -> World:
-    world.settings = settings(retry__attempts=3)
-    return world
+def backends(backends: Backends) -> Backends:
+    backends.change(attempts=3)
+    return backends
 
 
-async def start(world: World, behave: Any, *exempt: str, least: int = 1, most: int = 1) -> tuple[Echo, Limiter]:
+async def start(backends: Backends, behave: Any, *exempt: str, least: int = 1, most: int = 1) -> tuple[Echo, Limiter]:
     limiter = Limiter("echo", Live(limits(calls_at_least=least, calls_at_most=most)))
     server = await Echo(behave, interceptors=limited(limiter, exempt)).start()
-    world.servers.append(server)
-    world.announce(server)
+    backends.servers.append(server)
+    backends.announce(server)
     return server, limiter
 
 
@@ -47,23 +47,23 @@ def held(gate: asyncio.Event) -> Any:
     return hold
 
 
-async def test_a_call_beyond_the_limit_is_rejected_immediately_and_never_retried(world: World) -> None:
+async def test_a_call_beyond_the_limit_is_rejected_immediately_and_never_retried(backends: Backends) -> None:
     gate = asyncio.Event()
-    server, limiter = await start(world, held(gate))
-    first = asyncio.create_task(world.stub.read("held"))
+    server, limiter = await start(backends, held(gate))
+    first = asyncio.create_task(backends.stub.read("held"))
     await until("the call has arrived", lambda: server.seen == ["held"])
     began = time.monotonic()
-    error = await refusal(world.stub.read("rejected"))
+    error = await error_of(backends.stub.read("rejected"))
     assert (error.code, error.reason, error.retry_after) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", 2.0)
     assert time.monotonic() - began < 1.0
-    assert (server.seen, limiter.rejected, world.state()) == (["held"], 1, "closed")
+    assert (server.seen, limiter.rejected, backends.state()) == (["held"], 1, "closed")
     gate.set()
     assert await first == "held"
     assert limiter.in_use == 0
 
 
 @pytest.mark.parametrize("exempt", [(SAY,), ()], ids=["exempt", "control: limited"])
-async def test_exempt_methods_are_answered_at_the_limit(world: World, exempt: tuple[str, ...]) -> None:
+async def test_exempt_methods_are_answered_at_the_limit(backends: Backends, exempt: tuple[str, ...]) -> None:
     gate = asyncio.Event()
 
     async def hold_reads(text: str, _context: Any) -> str:
@@ -71,39 +71,39 @@ async def test_exempt_methods_are_answered_at_the_limit(world: World, exempt: tu
             await gate.wait()
         return text
 
-    server, _ = await start(world, hold_reads, *exempt)
-    first = asyncio.create_task(world.stub.read("held"))
+    server, _ = await start(backends, hold_reads, *exempt)
+    first = asyncio.create_task(backends.stub.read("held"))
     await until("the call has arrived", lambda: server.seen == ["held"])
     if exempt:
-        assert await world.stub.say("cancel") == "cancel"
+        assert await backends.stub.say("cancel") == "cancel"
     else:
-        assert (await refusal(world.stub.say("cancel"))).reason == "OVERLOADED"
-    assert (await refusal(world.stub.read("not exempt"))).reason == "OVERLOADED"
+        assert (await error_of(backends.stub.say("cancel"))).reason == "OVERLOADED"
+    assert (await error_of(backends.stub.read("not exempt"))).reason == "OVERLOADED"
     gate.set()
     await first
 
 
-async def test_a_stream_holds_its_permit_until_its_first_response(world: World) -> None:
+async def test_a_stream_holds_its_permit_until_its_first_response(backends: Backends) -> None:
     gate = asyncio.Event()
-    server, limiter = await start(world, held(gate))
-    silent = asyncio.create_task(world.stub.count(0))
+    server, limiter = await start(backends, held(gate))
+    silent = asyncio.create_task(backends.stub.count(0))
     await until("the stream has arrived", lambda: server.seen == ["0"])
     assert limiter.in_use == 1
-    assert (await refusal(world.stub.read("rejected"))).reason == "OVERLOADED"
+    assert (await error_of(backends.stub.read("rejected"))).reason == "OVERLOADED"
     gate.set()
     assert await silent == []
     gate.clear()
-    responses = world.stub.Count(StringValue(value="3"))
+    responses = backends.stub.Count(StringValue(value="3"))
     assert (await anext(responses)).value == "0"
     await until("the permit is released", lambda: limiter.in_use == 0)
     gate.set()
     assert [response.value async for response in responses] == ["1", "2"]
 
 
-async def test_a_cancelled_call_releases_its_permit_and_does_not_move_the_limit(world: World) -> None:
-    server, limiter = await start(world, held(asyncio.Event()), least=1, most=8)
+async def test_a_cancelled_call_releases_its_permit_and_does_not_move_the_limit(backends: Backends) -> None:
+    server, limiter = await start(backends, held(asyncio.Event()), least=1, most=8)
     before = limiter.limit
-    call = asyncio.create_task(world.stub.read("cancelled"))
+    call = asyncio.create_task(backends.stub.read("cancelled"))
     await until("the call has arrived", lambda: server.seen == ["cancelled"])
     await asyncio.sleep(0.2)  # twice the target: as the duration of an answer, this would shrink the limit
     call.cancel()
@@ -111,7 +111,7 @@ async def test_a_cancelled_call_releases_its_permit_and_does_not_move_the_limit(
     assert limiter.limit == before == 4
 
 
-async def test_the_handler_of_a_call_past_its_deadline_is_cancelled_and_its_permit_released(world: World) -> None:
+async def test_the_handler_of_a_call_past_its_deadline_is_cancelled_and_its_permit_released(backends: Backends) -> None:
     ended: list[str] = []
 
     async def endless(text: str, _context: Any) -> str:
@@ -121,8 +121,8 @@ async def test_the_handler_of_a_call_past_its_deadline_is_cancelled_and_its_perm
             ended.append(text)
         return text
 
-    _, limiter = await start(world, endless)
-    assert (await refusal(world.stub.say("late", timeout=0.2))).code is grpc.StatusCode.DEADLINE_EXCEEDED
+    _, limiter = await start(backends, endless)
+    assert (await error_of(backends.stub.say("late", timeout=0.2))).code is grpc.StatusCode.DEADLINE_EXCEEDED
     await until("the handler has ended", lambda: ended == ["late"])
     await until("the permit is released", lambda: limiter.in_use == 0)
 

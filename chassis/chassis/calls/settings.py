@@ -1,0 +1,23 @@
+"""The values by which an operator tunes the calls to one service; all other rules are constants beside their code.
+
+Invariant: for each defence there is a value that turns it off or makes it harmless.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from chassis.settings import Section
+
+
+class ClientSettings(Section):
+    """How one service is called; read at each call, so a change in Consul KV applies to the next call."""
+
+    deadline_seconds: float = Field(gt=0, le=60, description="longest time of a call, all attempts included")
+    calls_at_once: int = Field(ge=1, le=100_000, description="most concurrent calls; further calls wait, then fail")
+    failure_ratio: float = Field(gt=0, le=1, description="share of failed calls that opens the breaker; 1: never")
+    reset_seconds: float = Field(gt=0, le=60, description="time that the breaker stays open before it probes")
+    attempts: int = Field(ge=1, le=10, description="most attempts of one call; 1: no retries")
+    attempt_seconds: float = Field(gt=0, le=60, description="time after which an attempt is moved to another instance")
+    retry_budget_ratio: float = Field(ge=0, le=9, description="retries earned by each call; attempts - 1: no budget")
+    ejection_seconds: float = Field(ge=0, le=300, description="first ejection time of a bad instance; 0: no ejection")
