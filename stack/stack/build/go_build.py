@@ -1,6 +1,6 @@
-"""Servers built from pinned Go modules into the user cache: once, resumable, one build at a time per user.
+"""Builds servers from pinned Go modules into the user cache: once, resumable, one build at a time per user.
 
-A binary appears by a rename, so it is whole or absent; the Go caches are private and go away at the end.
+A binary appears by a rename, so it is complete or absent. The Go caches are private and are removed after the build.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from stack.machine.lock import exclusive
 
 MODULES = ROOT / "stack" / "tools"
 GB = 1_000_000_000
-Heard = Callable[[str], None]
-_INHERITED = ("GOROOT", "GOOS", "GOARCH", "GOEXPERIMENT", "GODEBUG", "GOBIN", "GOPATH", "CGO_ENABLED")
+OnLine = Callable[[str], None]
+_REMOVED = ("GOROOT", "GOOS", "GOARCH", "GOEXPERIMENT", "GODEBUG", "GOBIN", "GOPATH", "CGO_ENABLED")
 
 
 @dataclass(frozen=True)
 class GoTool:
-    """A server with its own go.mod and go.sum in stack/tools; `gigabytes` is what a build takes."""
+    """A server with its own go.mod and go.sum in stack/tools; a build needs `gigabytes` of disk space."""
 
     name: str
     module: str
-    usually: str
+    expected_time: str
     gigabytes: float
     flags: tuple[str, ...] = ()
     needs_cpp: bool = False
@@ -56,7 +56,7 @@ class GoTool:
         return toolchain.parse_version(match[1]) if match else ()
 
     def binary(self, cgo: bool) -> Path:
-        """Where the built server is kept; the path changes with every pin, checksum and flag."""
+        """Returns the path of the built server; it changes with every pin, checksum and flag."""
         digest = hashlib.sha256(b"\0".join([*self._pins, repr(self._build_flags).encode(), b"cgo" * cgo]))
         here = f"{sys.platform}-{platform.machine()}"
         return cache() / "tools" / f"{self.name}-{self.version}-{here}-{digest.hexdigest()[:12]}" / self.name
@@ -74,15 +74,15 @@ class GoTool:
         return [str(go), "build", "-v", *self._build_flags, "-o", str(output), self.module]
 
     def listing(self, go: Path) -> list[str]:
-        """Names every package that must be compiled; fetches the modules on the way."""
+        """Returns the command that fetches the modules and lists every package that must be compiled."""
         stale = "{{if .Stale}}{{.ImportPath}}{{end}}"
         return [str(go), "list", "-deps", "-f", stale, *self._build_flags, self.module]
 
 
 def build(tools: Sequence[GoTool]) -> None:
-    """Builds what is missing, after waiting for another deploy that does so; raises StackError.
+    """Builds the missing servers, one deploy at a time; raises StackError.
 
-    go inherits the lock, so that one left behind by a killed deploy still counts as a build.
+    The go process inherits the lock: if a killed deploy leaves it running, the next deploy waits for it.
     """
     with exclusive(_lock(), "waiting for another deploy's build") as lock:
         cc = toolchain.compiler()
@@ -113,18 +113,18 @@ def _require_space(tools: Sequence[GoTool]) -> None:
     if free < needed:
         raise StackError(
             f"not enough disk space to build {', '.join(tool.name for tool in tools)}",
-            f"{cache()} has {free:.1f} GB free; the build takes about {needed:.0f} GB, for its duration",
+            f"{cache()} has {free:.1f} GB free; the build temporarily needs about {needed:.0f} GB",
             "free some space, or set WAYPOST_CACHE to a folder on a larger disk",
         )
 
 
 def environment(go: Path, cc: str, base: Mapping[str, str]) -> dict[str, str]:
-    """The user's environment without what would change the result; proxy and checksum settings stay."""
-    kept = {key: value for key, value in base.items() if key not in _INHERITED}
+    """Returns the user's environment without variables that change the result; proxy and checksum settings stay."""
+    inherited = {key: value for key, value in base.items() if key not in _REMOVED}
     folders = {key: _scratch() / key.lower() for key in ("GOMODCACHE", "GOCACHE", "GOTMPDIR", "GOPATH")}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-    return kept | {
+    return inherited | {
         **{key: str(folder) for key, folder in folders.items()},
         # Not empty: an empty GOFLAGS falls back to the one in the user's `go env -w` file.
         "GOFLAGS": "-mod=readonly -modcacherw",
@@ -143,29 +143,29 @@ def _build(tool: GoTool, go: Path, cc: str, lock: int) -> None:
     final = tool.binary(bool(cc))
     partial = final.parent.with_name(f"{final.parent.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with step(f"building {tool.name} {tool.version}", tool.usually) as now:
+    with step(f"building {tool.name} {tool.version}", tool.expected_time) as now:
         compiled = _count(now, f"/{len(stale)} packages", lambda line: not re.search(r"[#\s]", line))
         run(tool.command(go, partial / tool.name), compiled)
     final.parent.parent.mkdir(parents=True, exist_ok=True)
     partial.rename(final.parent)
 
 
-def _count(now: Step, unit: str, counts: Callable[[str], bool]) -> Heard:
+def _count(now: Step, unit: str, is_counted: Callable[[str], bool]) -> OnLine:
     seen = 0
 
     def on_line(line: str) -> None:
         nonlocal seen
-        seen += counts(line)
+        seen += is_counted(line)
         now.detail = f"{seen}{unit}" if unit.startswith("/") else f"{seen} {unit}"
 
     return on_line
 
 
-def _run(tool: GoTool, env: dict[str, str], lock: int, command: list[str], heard: Heard) -> list[str]:
-    """Runs go, each line of its progress to `heard` and the log; returns what it printed as its result."""
+def _run(tool: GoTool, env: dict[str, str], lock: int, command: list[str], on_line: OnLine) -> list[str]:
+    """Runs go; passes each line of its progress to `on_line` and the log; returns the words of its output."""
     log = _scratch() / f"{tool.name}.log"
     last: deque[str] = deque(maxlen=200)
-    with (_scratch() / "stdout").open("w+") as out, log.open("a") as kept:
+    with (_scratch() / "stdout").open("w+") as out, log.open("a") as log_file:
         child = subprocess.Popen(
             command,
             cwd=MODULES / tool.name,
@@ -176,21 +176,21 @@ def _run(tool: GoTool, env: dict[str, str], lock: int, command: list[str], heard
             errors="replace",
             pass_fds=[lock],
         )
-        with _ended(child):
+        with _terminated_on_error(child):
             for line in child.stderr or ():
-                kept.write(line)
+                log_file.write(line)
                 last.append(line.rstrip())
-                heard(line.rstrip())
+                on_line(line.rstrip())
         out.seek(0)
-        answer = out.read().split()
+        words = out.read().split()
     if child.returncode:
         raise explain(tool.name, list(last), log)
-    return answer
+    return words
 
 
 @contextlib.contextmanager
-def _ended(child: subprocess.Popen[str]) -> Iterator[None]:
-    """Waits for the child; when this side stops first (Ctrl-C), the child is ended too."""
+def _terminated_on_error(child: subprocess.Popen[str]) -> Iterator[None]:
+    """Waits for the child; terminates it if an exception such as Ctrl-C comes first."""
     with child:
         try:
             yield
@@ -200,7 +200,7 @@ def _ended(child: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def tidy() -> None:
-    """Removes what a killed clean-up left behind, unless another deploy is building."""
+    """Removes the rest of an interrupted clean-up, unless another deploy is building."""
     if not _leftovers():
         return
     with contextlib.suppress(BlockingIOError), exclusive(_lock(), patient=False):
@@ -208,9 +208,9 @@ def tidy() -> None:
 
 
 def _remove_caches() -> None:
-    """Gives back what the build took, keeping the built servers.
+    """Frees the disk space of the build; the built servers stay.
 
-    The rename comes first: a half removed module cache must never be taken for a whole one.
+    The rename comes first, so that a partly removed module cache is never used as a complete one.
     """
     if not _leftovers():
         return

@@ -1,4 +1,4 @@
-"""Turns the last lines of a failed Go build into what a person can do about it."""
+"""Turns the last lines of a failed Go build into an error with advice."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ _NETWORK = (
     "502 bad gateway",
     "module lookup disabled",
 )
-_AGAIN = "then run it again: it goes on where it stopped"
+_AGAIN = "then run it again: it continues where it stopped"
 _NEXT = {
     _DISK: f"free some space or set WAYPOST_CACHE to a folder on a larger disk, {_AGAIN}",
-    _CHECKSUM: "a module was changed on the way: check GOPROXY, restore stack/tools from git and retry",
+    _CHECKSUM: "a downloaded module differs from its checksum: check GOPROXY, restore stack/tools from git and retry",
     _NETWORK: f"check the network, HTTPS_PROXY, GOPROXY and SSL_CERT_FILE, {_AGAIN}",
     _MEMORY: f"free some memory, {_AGAIN}",
 }
 
 
 def explain(tool: str, lines: Sequence[str], log: Path) -> StackError:
-    """The error for a failed build of `tool`; a full disk is looked for first, it explains the others."""
+    """Returns the error for a failed build of `tool`; checks for a full disk first, because it causes other errors."""
     for signs, advice in _NEXT.items():
-        telling = [line for line in lines if any(sign in line.lower() for sign in signs)]
-        if telling:
-            return StackError(f"{tool} could not be built", telling[-1].strip(), advice)
-    tail = "\n        ".join(line for line in lines[-12:]) or "go said nothing"
+        matching = [line for line in lines if any(sign in line.lower() for sign in signs)]
+        if matching:
+            return StackError(f"{tool} could not be built", matching[-1].strip(), advice)
+    tail = "\n        ".join(line for line in lines[-12:]) or "go printed nothing"
     return StackError(f"{tool} could not be built", tail, f"read {log}; CC names another compiler to try")

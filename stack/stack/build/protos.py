@@ -1,6 +1,6 @@
-"""Generates the Python stubs of the contract: protos/shop/**.proto into protos/gen/shop, never committed.
+"""Generates the Python stubs of the contract, from protos/shop/**.proto into protos/gen/shop; they are not committed.
 
-The finished folder is swapped in whole; it carries the hash of its sources, so a repeat does nothing.
+The complete folder replaces the old one. It has the hash of its sources, so a second run does nothing.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from stack.machine.lock import exclusive
 
 PROTOS = ROOT / "protos"
 _GENERATORS = ("grpcio-tools", "mypy-protobuf", "protobuf", "googleapis-common-protos")
-_MARK = ".made-from"
+_HASH_FILE = ".made-from"
 
 
 def generate(protos: Path = PROTOS) -> bool:
-    """Brings the stubs in `protos`/gen up to date; True if they were not. Raises StackError."""
+    """Updates the stubs in `protos`/gen; returns whether they were outdated. Raises StackError."""
     sources = sorted((protos / "shop").rglob("*.proto"))
-    made_from = _fingerprint(protos, sources)
-    mark = protos / "gen" / "shop" / _MARK
-    if _read(mark) == made_from:
+    sources_hash = _fingerprint(protos, sources)
+    hash_file = protos / "gen" / "shop" / _HASH_FILE
+    if _read(hash_file) == sources_hash:
         return False
     with exclusive(protos / "gen" / ".lock"):
-        if _read(mark) == made_from:
+        if _read(hash_file) == sources_hash:
             return False
-        _generate(protos, sources, made_from)
+        _generate(protos, sources, sources_hash)
     return True
 
 
@@ -48,19 +48,19 @@ def _read(file: Path) -> str:
     return file.read_text() if file.exists() else ""
 
 
-def _generate(protos: Path, sources: list[Path], made_from: str) -> None:
+def _generate(protos: Path, sources: list[Path], sources_hash: str) -> None:
     with tempfile.TemporaryDirectory(dir=protos / "gen", prefix=".new-") as folder:
         _protoc(protos, sources, Path(folder))
         shop = Path(folder, "shop")
         for package in (shop, *(path for path in shop.rglob("*") if path.is_dir())):
             (package / "__init__.py").touch()
         (shop / "py.typed").touch()
-        (shop / _MARK).write_text(made_from)
+        (shop / _HASH_FILE).write_text(sources_hash)
         _swap(shop, protos / "gen" / "shop", Path(folder, "old"))
 
 
 def _protoc(protos: Path, sources: list[Path], out: Path) -> None:
-    # The generated code is called with a relative name: an absolute one would be written into it.
+    # protoc writes the path that it gets into the generated code, so it gets a relative one.
     names = [str(source.relative_to(protos)) for source in sources]
     plugins = [
         f"--plugin={name}={Path(sys.prefix, 'bin', name)}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
@@ -78,7 +78,7 @@ def _protoc(protos: Path, sources: list[Path], out: Path) -> None:
     ]
     done = subprocess.run(command, cwd=protos, capture_output=True, text=True, check=False)
     if done.returncode:
-        why = done.stderr.strip() or "protoc said nothing"
+        why = done.stderr.strip() or "protoc printed nothing"
         raise StackError("the contract could not be compiled", why, "correct the .proto file named above")
 
 
@@ -86,7 +86,7 @@ def _googleapis() -> Path:
     return Path(str(metadata.distribution("googleapis-common-protos").locate_file("")))
 
 
-def _swap(new: Path, place: Path, aside: Path) -> None:
-    if place.exists():
-        place.rename(aside)
-    new.rename(place)
+def _swap(new: Path, target: Path, old: Path) -> None:
+    if target.exists():
+        target.rename(old)
+    new.rename(target)

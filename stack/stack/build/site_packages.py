@@ -1,6 +1,6 @@
-"""The third-party packages of a service, exactly as uv.lock pins them, in a folder to pack it from.
+"""Installs the third-party packages of a service, as uv.lock pins them, into a folder that a zipapp is built from.
 
-Folders are shared by all checkouts of a user; what differs from one installation to the next is left out.
+All checkouts of a user share the folders. Files that differ between two equal installations are removed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stack.build.toolchain import run_uv
 from stack.config import cache
 from stack.machine.lock import exclusive
 
-# Installers write these, each in its own words; the rest is never read by a running service.
+# The files of installers differ between installations; the other files are never read by a running service.
 _DROPPED_FILES = (
     "RECORD",
     "INSTALLER",
@@ -32,34 +32,34 @@ _KEPT = 2
 
 
 def platform_tag() -> str:
-    """What a compiled package must fit: this Python's version and this machine's kind."""
+    """Returns the Python version and the machine type that a compiled package must match."""
     return f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
 
 
 def site(package: str) -> Path:
-    """The folder with everything `package` needs from outside the workspace; installed on first use."""
+    """Returns the folder with all third-party packages that `package` needs; installs them on first use."""
     third_party = ("--no-default-groups", "--no-emit-workspace", "--no-header", "--no-annotate")
-    wanted = run_uv("export", "--locked", "--package", package, *third_party)
-    digest = hashlib.sha256(f"{wanted}{platform_tag()}".encode() + Path(__file__).read_bytes())
-    place = cache() / "sites" / f"{package}-{digest.hexdigest()[:12]}"
+    requirements = run_uv("export", "--locked", "--package", package, *third_party)
+    digest = hashlib.sha256(f"{requirements}{platform_tag()}".encode() + Path(__file__).read_bytes())
+    folder = cache() / "sites" / f"{package}-{digest.hexdigest()[:12]}"
     with exclusive(cache() / "sites" / f"{package}.lock", f"waiting for another build of {package}"):
-        if not place.exists():
-            _install(wanted, place)
-        os.utime(place)
+        if not folder.exists():
+            _install(requirements, folder)
+        os.utime(folder)
         _prune(package)
-    return place
+    return folder
 
 
-def _install(wanted: str, place: Path) -> None:
-    partial = place.with_suffix(".partial")
+def _install(requirements: str, folder: Path) -> None:
+    partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    requirements = place.with_suffix(".txt")
-    requirements.write_text(wanted)
-    hashed = ("--no-deps", "--require-hashes", "--requirement", str(requirements))
+    file = folder.with_suffix(".txt")
+    file.write_text(requirements)
+    hashed = ("--no-deps", "--require-hashes", "--requirement", str(file))
     run_uv("pip", "install", *hashed, "--python", sys.executable, "--target", str(partial))
-    requirements.unlink()
+    file.unlink()
     _strip(partial)
-    partial.rename(place)
+    partial.rename(folder)
 
 
 def _strip(folder: Path) -> None:
@@ -72,7 +72,7 @@ def _strip(folder: Path) -> None:
 
 
 def _prune(package: str) -> None:
-    """Keeps the newest folders, so that going back and forth between two branches installs nothing."""
-    places = [path for path in (cache() / "sites").glob(f"{package}-*") if path.is_dir()]
-    for old in sorted(places, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT:]:
+    """Removes old folders; the newest two stay, so that a switch between two branches installs nothing."""
+    folders = [path for path in (cache() / "sites").glob(f"{package}-*") if path.is_dir()]
+    for old in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT:]:
         shutil.rmtree(old, ignore_errors=True)

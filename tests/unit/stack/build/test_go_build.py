@@ -1,4 +1,4 @@
-"""Building servers, with a script in the place of go: whole or absent, resumable, one at a time."""
+"""Builds of servers, with a script instead of go: complete or absent, resumable, one at a time."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_failed_build_leaves_no_server_and_keeps_the_caches(tmp_path: Path) ->
     assert (tmp_path / "cache" / "build" / "gocache").is_dir()
 
 
-def test_after_a_failure_the_next_build_goes_on_and_tidies_up(tmp_path: Path) -> None:
+def test_after_a_failure_the_next_build_continues_and_removes_the_caches(tmp_path: Path) -> None:
     tool = server(tmp_path)
     go(tmp_path, after="kill -9 $$")
     with pytest.raises(StackError):
@@ -89,7 +89,7 @@ def test_a_built_server_is_not_built_again(tmp_path: Path) -> None:
     assert calls(tmp_path) == ["list", "build"]
 
 
-def test_another_version_is_built_beside_the_old_one(tmp_path: Path) -> None:
+def test_another_version_is_built_next_to_the_old_one(tmp_path: Path) -> None:
     go(tmp_path)
     old = server(tmp_path)
     go_build.build([old])
@@ -123,7 +123,7 @@ def test_too_little_disk_space_is_refused_before_anything_is_fetched(tmp_path: P
     assert calls(tmp_path) == []
 
 
-def test_the_users_settings_reach_the_build_only_where_they_cannot_change_it(tmp_path: Path) -> None:
+def test_settings_of_the_user_that_change_the_result_do_not_reach_the_build(tmp_path: Path) -> None:
     theirs = {
         "GOFLAGS": "-mod=vendor",
         "GOROOT": "/x",
@@ -152,20 +152,20 @@ def test_the_users_settings_reach_the_build_only_where_they_cannot_change_it(tmp
         ("x.go:1:1: undefined: y", "/the/log"),
     ],
 )
-def test_a_failed_build_says_what_to_do(line: str, advice: str) -> None:
+def test_a_failed_build_has_advice(line: str, advice: str) -> None:
     error = go_build_errors.explain("nomad", ["go: downloading a v1", line], Path("/the/log"))
     assert line in error.why
     assert advice in error.next_step
 
 
-def test_a_stopped_deploy_ends_go_too() -> None:
+def test_an_interrupted_deploy_ends_go_too() -> None:
     child = subprocess.Popen(["sleep", "60"], text=True)
-    with pytest.raises(KeyboardInterrupt), go_build._ended(child):
+    with pytest.raises(KeyboardInterrupt), go_build._terminated_on_error(child):
         raise KeyboardInterrupt
     assert child.returncode == -signal.SIGTERM
 
 
-def test_a_disk_that_fills_up_during_a_build_is_said_also_when_the_log_meets_it_first(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_even_if_the_log_fails_first(tmp_path: Path) -> None:
     go(tmp_path, after="echo no space left on device >&2; exit 1")
     tool = server(tmp_path)
     log = tmp_path / "cache" / "build" / "server.log"
@@ -176,7 +176,7 @@ def test_a_disk_that_fills_up_during_a_build_is_said_also_when_the_log_meets_it_
     assert str(tmp_path / "cache") in os_errors.explain("deploy", caught.value).why
 
 
-def test_a_lock_held_by_a_killed_process_is_free(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     hold = "with exclusive(Path(sys.argv[1])):\n    print(flush=True)\n    sys.stdin.read()"
     code = f"import sys\nfrom stack.machine.lock import *\n{hold}"
     command = [sys.executable, "-c", code, str(tmp_path / "lock")]
@@ -184,14 +184,14 @@ def test_a_lock_held_by_a_killed_process_is_free(tmp_path: Path) -> None:
     assert holder.stdout is not None
     holder.stdout.readline()
     with pytest.raises(BlockingIOError), exclusive(tmp_path / "lock", patient=False):
-        pytest.fail("two hold one lock")
+        pytest.fail("two processes have the lock")
     holder.kill()
     holder.communicate()
     with exclusive(tmp_path / "lock", patient=False):
         pass
 
 
-def test_a_half_removed_cache_is_removed_later_but_not_while_another_builds(tmp_path: Path) -> None:
+def test_a_partly_removed_cache_is_removed_later_but_not_during_another_build(tmp_path: Path) -> None:
     doomed = tmp_path / "cache" / "build.doomed" / "x"
     doomed.mkdir(parents=True)
     with exclusive(tmp_path / "cache" / "build.lock"):

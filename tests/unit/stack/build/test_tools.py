@@ -1,4 +1,4 @@
-"""Which program stands for which tool: from PATH only when it fits, asked once until it changes."""
+"""Which program is used for which tool; its version is read once until its file changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def program(path: Path, says: str) -> Path:
-    """A program that answers `says` and counts in a file beside it how often it was asked."""
+    """A program that prints `says`; it counts its runs in a file next to it."""
     path.write_text(f'#!/bin/sh\necho x >>"$0.asked"\necho "{says}"\n')
     path.chmod(0o755)
     return path
@@ -40,7 +40,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         ("telemetry", "otel-desktop-viewer", "otel-desktop-viewer version 0.3.0"),
     ],
 )
-def test_an_unfit_program_on_path_is_passed_over(name: str, file: str, says: str, tmp_path: Path) -> None:
+def test_an_unsuitable_program_on_path_is_not_used(name: str, file: str, says: str, tmp_path: Path) -> None:
     found = program(tmp_path / file, says)
     assert tools.find(name) != found
 
@@ -65,7 +65,7 @@ def test_programs_on_path_can_be_switched_off(tmp_path: Path, monkeypatch: pytes
     assert tools.find("nomad") is None
 
 
-def test_a_program_is_asked_once_until_its_file_changes(tmp_path: Path) -> None:
+def test_the_version_of_a_program_is_read_once_until_its_file_changes(tmp_path: Path) -> None:
     nomad = program(tmp_path / "nomad", "Nomad v1.12.0")
     for _ in range(3):
         assert tools.find("nomad") == nomad
@@ -74,7 +74,7 @@ def test_a_program_is_asked_once_until_its_file_changes(tmp_path: Path) -> None:
     assert tools.find("nomad") is None
 
 
-def test_a_program_that_said_nothing_once_is_asked_again(tmp_path: Path) -> None:
+def test_an_empty_version_line_is_not_cached(tmp_path: Path) -> None:
     nomad = program(tmp_path / "nomad", "Nomad v1.12.0")
     nomad.write_text(nomad.read_text().replace('echo "', '[ -e "$0.quick" ] && echo "'))
     assert tools.find("nomad") is None
@@ -82,10 +82,10 @@ def test_a_program_that_said_nothing_once_is_asked_again(tmp_path: Path) -> None
     assert tools.find("nomad") == nomad
 
 
-def test_a_remembered_answer_that_is_damaged_is_asked_for_again(tmp_path: Path, cache: Path) -> None:
+def test_a_damaged_cache_of_versions_is_rebuilt(tmp_path: Path, cache: Path) -> None:
     nomad = program(tmp_path / "nomad", "Nomad v1.12.0")
     tools.find("nomad")
-    (cache / "tools" / "seen.json").write_text("{half")
+    (cache / "tools" / "versions.json").write_text("{half")
     assert tools.find("nomad") == nomad
 
 
@@ -99,7 +99,7 @@ def test_the_environment_brings_bao_envoy_postgres_and_buf() -> None:
     assert all((postgres / part).is_file() for part in ("initdb", "postgres", "psql", "pg_ctl"))
 
 
-def test_without_a_c_compiler_telemetry_and_exec_are_left_out_aloud(
+def test_without_a_c_compiler_telemetry_and_exec_are_left_out_with_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_compiler(monkeypatch)
@@ -123,7 +123,7 @@ def test_without_a_c_compiler_telemetry_and_exec_are_left_out_aloud(
     assert all("install gcc" in note for note in found.notes)
 
 
-def test_a_server_built_with_c_still_serves_when_the_compiler_is_gone(
+def test_a_server_built_with_c_is_used_after_the_compiler_is_removed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     full = tools.NOMAD.binary(cgo=True)
@@ -133,11 +133,11 @@ def test_a_server_built_with_c_still_serves_when_the_compiler_is_gone(
     assert tools.find("nomad") == full
 
 
-def test_a_look_at_what_is_there_builds_nothing_and_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_builds_nothing_and_names_the_missing_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(go_build, "build", lambda _: pytest.fail("built"))
     monkeypatch.setattr(go_build, "tidy", lambda: pytest.fail("tidied"))
     with pytest.raises(StackError, match=r"nomad is missing: it is not built yet"):
-        tools.there()
+        tools.installed()
 
 
 def test_a_complete_set_is_found_without_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,12 +154,12 @@ def test_a_complete_set_is_found_without_building(tmp_path: Path, monkeypatch: p
     ("text", "version"),
     [("Nomad v1.11.3-dev", (1, 11, 3)), ("go version go1.27.3 linux/amd64", (1, 27, 3)), ("none", ())],
 )
-def test_a_version_is_read_from_what_a_program_says(text: str, version: tuple[int, ...]) -> None:
+def test_a_version_is_parsed_from_text(text: str, version: tuple[int, ...]) -> None:
     assert toolchain.parse_version(text) == version
 
 
 @pytest.mark.parametrize("named", ["true", "/nonexistent/cc", "sh -c 'exit 1'"])
-def test_a_c_compiler_that_makes_nothing_is_none(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_c_compiler_that_writes_no_program_is_not_used(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", named)
     toolchain.compiler.cache_clear()
     assert toolchain.compiler() == toolchain.Compiler("", cpp=False)

@@ -1,4 +1,4 @@
-"""Zipapps: the same bytes from anywhere, nothing done twice, and an archive that starts on a bare Python."""
+"""Zipapps are reproducible, built only after a change, and start on a plain Python."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def touch_all(root: Path) -> None:
-    """What another machine would leave different: modes, times, compiled files, editors' copies."""
+    """Changes everything that differs between machines: modes, times, compiled files, copies of editors."""
     for file in [path for path in root.rglob("*") if path.is_file()]:
         file.chmod(0o600)
         os.utime(file, (1_000_000_000, 1_000_000_000))
@@ -102,7 +102,7 @@ def test_a_change_of_the_chassis_packs_every_service(here: Path) -> None:
     assert all(before[name] != after[name] for name in zipapps.SERVICES)
 
 
-def test_a_damaged_artifact_is_made_again(here: Path) -> None:
+def test_a_damaged_artifact_is_built_again(here: Path) -> None:
     artifact = zipapps.build(here / "state")["gateway"]
     artifact.path.write_bytes(b"half")
     again = zipapps.build(here / "state")["gateway"]
@@ -110,7 +110,7 @@ def test_a_damaged_artifact_is_made_again(here: Path) -> None:
     assert zipfile.is_zipfile(again.path)
 
 
-def test_a_build_removes_no_other_one(here: Path) -> None:
+def test_a_build_keeps_older_artifacts(here: Path) -> None:
     paths = []
     for number in range(4):
         write(here / zipapps.SERVICES["gateway"] / "routes.py", f"x = {number}\n")
@@ -118,7 +118,7 @@ def test_a_build_removes_no_other_one(here: Path) -> None:
     assert all(path.exists() for path in paths)
 
 
-def test_what_nobody_needs_is_removed_with_what_it_unpacked(here: Path) -> None:
+def test_an_unneeded_artifact_is_removed_with_its_unpacked_folder(here: Path) -> None:
     paths, unpacked = [], []
     for number in range(3):
         write(here / zipapps.SERVICES["gateway"] / "routes.py", f"x = {number}\n")
@@ -130,7 +130,7 @@ def test_what_nobody_needs_is_removed_with_what_it_unpacked(here: Path) -> None:
     assert [path.exists() for path in unpacked] == [True, False, True]
 
 
-def test_order_and_modes_of_an_archive_do_not_count(tmp_path: Path) -> None:
+def test_order_and_modes_of_an_archive_do_not_matter(tmp_path: Path) -> None:
     for name, mode, order in (("one", 0o600, "ab"), ("two", 0o644, "ba")):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             for member in order:
@@ -141,7 +141,7 @@ def test_order_and_modes_of_an_archive_do_not_count(tmp_path: Path) -> None:
     assert (tmp_path / "one.pyz").read_bytes() == (tmp_path / "two.pyz").read_bytes()
 
 
-def test_what_installers_write_is_not_packed(tmp_path: Path) -> None:
+def test_files_of_installers_are_not_packed(tmp_path: Path) -> None:
     dropped = ["a.dist-info/RECORD", "a.dist-info/INSTALLER", "a/x.pyi", "a/tests/test_a.py", "bin/a", ".lock"]
     kept = ["a/__init__.py", "a.dist-info/METADATA", "a.dist-info/entry_points.txt", "a/data.json"]
     for name in (*dropped, *kept):
@@ -165,7 +165,7 @@ def test_stubs_are_generated_once_and_a_bad_contract_is_refused(tmp_path: Path) 
     assert made.exists()
 
 
-def test_the_record_beside_an_artifact_tells_its_checksum(here: Path) -> None:
+def test_the_record_of_an_artifact_has_its_checksum(here: Path) -> None:
     artifact = zipapps.build(here / "state")["gateway"]
     record = json.loads((artifact.path.parent / "gateway.json").read_text())
     assert (record["file"], record["sha256"]) == (artifact.path.name, artifact.sha256)
