@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from chassis.calls.settings import ClientSettings
 from chassis.errors import ConfigurationError
 from chassis.settings import ProcessSettings, parse_settings
 
@@ -38,14 +39,19 @@ def test_a_seed_is_accepted_as_it_stands(service: str) -> None:
 def test_calls_to_one_service_leave_the_gateway_room_for_the_other() -> None:
     """A bulkhead that holds as much as the whole gateway takes on would keep nothing apart."""
     settings = seed("gateway")
-    places = sum(settings[name]["bulkhead"]["calls_at_once"] for name in ("users", "orders"))
-    assert places < settings["limiter"]["calls_at_least"]
+    permits = sum(settings[name]["calls_at_once"] for name in ("users", "orders"))
+    assert permits < settings["limiter"]["calls_at_least"]
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_retries_are_a_tenth_of_the_calls_and_no_more(service: str) -> None:
-    budgets = [value["retry"] for value in seed(service).values() if isinstance(value, dict) and "retry" in value]
-    assert all((budget["budget_ratio"], budget["budget_per_second"]) == (0.1, 0.0) for budget in budgets)
+    sections = [value for value in seed(service).values() if isinstance(value, dict)]
+    assert {value["retry_budget_ratio"] for value in sections if "retry_budget_ratio" in value} <= {0.1}
+
+
+def test_a_called_service_has_eight_settings_at_most() -> None:
+    assert len(ClientSettings.model_fields) <= 8
+    assert seed("gateway")["users"].keys() == seed("gateway")["orders"].keys() == ClientSettings.model_fields.keys()
 
 
 @pytest.mark.parametrize("service", SERVICES)
