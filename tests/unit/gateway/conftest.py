@@ -13,17 +13,17 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from .system import System, running
+from .running_gateway import RunningGateway, running
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run on the loop that the gateway runs on."""
+    """Runs the tests on the event loop that the gateway uses."""
     return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(scope="session")
 def spans() -> InMemorySpanExporter:
-    """Every span that was ended."""
+    """Collects every finished span."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
@@ -31,14 +31,14 @@ def spans() -> InMemorySpanExporter:
 
 
 @pytest.fixture
-async def system(spans: InMemorySpanExporter) -> AsyncIterator[System]:
-    """A system of one's own."""
-    async with running() as one:
-        yield one
+async def gateway(spans: InMemorySpanExporter) -> AsyncIterator[RunningGateway]:
+    """A gateway of this test alone."""
+    async with running() as gateway:
+        yield gateway
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(spans: InMemorySpanExporter) -> AsyncIterator[System]:
-    """One system for a whole module whose tests change nothing in it."""
-    async with running() as one:
-        yield one
+async def shared_gateway(spans: InMemorySpanExporter) -> AsyncIterator[RunningGateway]:
+    """One gateway for a module whose tests do not change it."""
+    async with running() as gateway:
+        yield gateway

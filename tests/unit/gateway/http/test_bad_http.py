@@ -1,4 +1,4 @@
-"""What callers get wrong below the body: paths, methods, headers, framing; each answered in kind, none with a 500."""
+"""Malformed paths, methods, headers and framing get a documented status, and none is a 500."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from ..system import System
+    from ..running_gateway import RunningGateway
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -18,9 +18,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
     "path",
     ["/", "/v1", "/v2/users", "/v1/users/7", "/%2e%2e/etc", "/problems/nope", "/problems/EMAIL_TAKEN"],
 )
-async def test_an_unknown_path_is_404(shared: System, path: str) -> None:
-    answer = await shared.http.get(path, headers=await shared.guest())
-    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+async def test_an_unknown_path_is_404(shared_gateway: RunningGateway, path: str) -> None:
+    response = await shared_gateway.http.get(path, headers=await shared_gateway.guest())
+    assert (response.status_code, response.headers["content-type"]) == (404, "application/problem+json")
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ async def test_an_unknown_path_is_404(shared: System, path: str) -> None:
         ("BREW", "/v1/users", {"POST", "OPTIONS"}),
     ],
 )
-async def test_another_method_is_405_and_told_which_are_allowed(
-    shared: System, verb: str, path: str, allowed: set[str]
+async def test_another_method_is_405_with_the_allowed_ones(
+    shared_gateway: RunningGateway, verb: str, path: str, allowed: set[str]
 ) -> None:
-    answer = await shared.http.request(verb, path)
-    assert (answer.status_code, answer.json()["type"]) == (405, "/problems/method-not-allowed")
-    assert set(answer.headers["allow"].split(", ")) == allowed
+    response = await shared_gateway.http.request(verb, path)
+    assert (response.status_code, response.json()["type"]) == (405, "/problems/method-not-allowed")
+    assert set(response.headers["allow"].split(", ")) == allowed
 
 
 def get(*headers: bytes, path: bytes = b"/livez") -> bytes:
@@ -84,8 +84,8 @@ RAW = [
 
 
 @pytest.mark.parametrize(("data", "status"), RAW)
-async def test_broken_http_is_answered_in_kind(shared: System, data: bytes, status: int) -> None:
-    head, _, body = (await shared.raw(data)).partition(b"\r\n\r\n")
+async def test_malformed_http_gets_the_right_status(shared_gateway: RunningGateway, data: bytes, status: int) -> None:
+    head, _, body = (await shared_gateway.raw(data)).partition(b"\r\n\r\n")
     assert head.startswith(f"HTTP/1.1 {status} ".encode()), head
     assert b"\ntraceresponse: 00-" in head
     assert json.loads(body).get("status") in (status, "alive")
@@ -95,9 +95,12 @@ GETS = ["/livez", "/readyz", "/openapi.json", "/docs", "/v1/orders", "/v1/users/
 
 
 @pytest.mark.parametrize("path", GETS)
-async def test_head_is_answered_as_get_without_the_body(shared: System, path: str) -> None:
-    token = await shared.guest()
-    head, whole = await shared.http.head(path, headers=token), await shared.http.get(path, headers=token)
+async def test_the_response_to_head_is_that_to_get_without_the_body(shared_gateway: RunningGateway, path: str) -> None:
+    token = await shared_gateway.guest()
+    head, whole = (
+        await shared_gateway.http.head(path, headers=token),
+        await shared_gateway.http.get(path, headers=token),
+    )
     assert (head.status_code, head.content) == (whole.status_code, b"")
     for name in ("content-type", "cache-control"):
         assert head.headers[name] == whole.headers[name]
@@ -113,13 +116,13 @@ async def test_head_is_answered_as_get_without_the_body(shared: System, path: st
         ("/livez", "GET, HEAD, OPTIONS"),
     ],
 )
-async def test_options_tells_what_a_path_takes(shared: System, path: str, allow: str) -> None:
-    answer = await shared.http.options(path)
-    assert (answer.status_code, answer.headers["allow"], answer.content) == (204, allow, b"")
-    assert "traceresponse" in answer.headers
+async def test_options_returns_the_methods_of_a_path(shared_gateway: RunningGateway, path: str, allow: str) -> None:
+    response = await shared_gateway.http.options(path)
+    assert (response.status_code, response.headers["allow"], response.content) == (204, allow, b"")
+    assert "traceresponse" in response.headers
 
 
-async def test_a_body_that_nobody_wanted_does_not_end_the_connection(shared: System) -> None:
+async def test_an_unread_body_does_not_end_the_connection(shared_gateway: RunningGateway) -> None:
     first = b"POST /nowhere HTTP/1.1\r\nhost: waypost\r\ncontent-length: 3\r\n\r\nabc"
-    answers = await shared.raw(first + get())
-    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"404", b"200"]
+    responses = await shared_gateway.raw(first + get())
+    assert re.findall(rb"HTTP/1.1 (\d+)", responses) == [b"404", b"200"]

@@ -1,4 +1,4 @@
-"""A table of what callers get wrong: each row is a documented problem, and none is a 500."""
+"""Invalid bodies and queries, as tables: each row gets a documented problem, and none is a 500."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from ..system import System
+    from ..running_gateway import RunningGateway
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -72,36 +72,40 @@ INVALID = [
 
 
 @pytest.mark.parametrize(("path", "body", "fields"), INVALID)
-async def test_what_breaks_a_rule_is_422_and_names_each_field(
-    shared: System, path: str, body: Any, fields: list[str]
+async def test_an_invalid_body_is_422_and_names_each_field(
+    shared_gateway: RunningGateway, path: str, body: Any, fields: list[str]
 ) -> None:
-    headers = await shared.guest() | {"idempotency-key": "k"}
-    answer = await shared.http.post(path, json=body, headers=headers)
-    problem = answer.json()
-    assert (answer.status_code, problem["type"]) == (422, "/problems/invalid"), answer.text
+    headers = await shared_gateway.guest() | {"idempotency-key": "k"}
+    response = await shared_gateway.http.post(path, json=body, headers=headers)
+    problem = response.json()
+    assert (response.status_code, problem["type"]) == (422, "/problems/invalid"), response.text
     assert [error["field"] for error in problem["errors"]] == fields
     assert all(error["message"] for error in problem["errors"])
 
 
-DOUBLED = [
+DUPLICATES = [
     (b'{"email": "a@b.c", "password": "x", "email": "e@v.e"}', ["email"]),
     (b'{"email": "a@b.c", "email": "a@b.c", "password": "x", "pass\\u0077ord": "y"}', ["email", "password"]),
 ]
 
 
-@pytest.mark.parametrize(("body", "fields"), DOUBLED)
-async def test_a_key_that_stands_twice_is_422_and_named(shared: System, body: bytes, fields: list[str]) -> None:
-    answer = await shared.http.post("/v1/sessions", content=body, headers={"content-type": "application/json"})
-    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid")
-    assert [error["field"] for error in answer.json()["errors"]] == fields
+@pytest.mark.parametrize(("body", "fields"), DUPLICATES)
+async def test_a_duplicate_key_is_422_and_named(shared_gateway: RunningGateway, body: bytes, fields: list[str]) -> None:
+    response = await shared_gateway.http.post(
+        "/v1/sessions", content=body, headers={"content-type": "application/json"}
+    )
+    assert (response.status_code, response.json()["type"]) == (422, "/problems/invalid")
+    assert [error["field"] for error in response.json()["errors"]] == fields
 
 
-async def test_a_key_that_stands_twice_in_a_line_of_an_order_is_named_with_its_place(shared: System) -> None:
+async def test_a_duplicate_key_in_a_line_of_an_order_is_named_with_its_path(
+    shared_gateway: RunningGateway,
+) -> None:
     line = b'{"sku": "tea", "quantity": 1, "unit_price": 1, "quantity": 9}'
     body = b'{"currency": "EUR", "lines": [{"sku": "tea", "quantity": 1, "unit_price": 1}, ' + line + b"]}"
-    headers = await shared.guest() | {"idempotency-key": "k", "content-type": "application/json"}
-    answer = await shared.http.post("/v1/orders", content=body, headers=headers)
-    assert [error["field"] for error in answer.json()["errors"]] == ["lines[1].quantity"]
+    headers = await shared_gateway.guest() | {"idempotency-key": "k", "content-type": "application/json"}
+    response = await shared_gateway.http.post("/v1/orders", content=body, headers=headers)
+    assert [error["field"] for error in response.json()["errors"]] == ["lines[1].quantity"]
 
 
 MALFORMED = [
@@ -122,10 +126,10 @@ MALFORMED = [
 
 @pytest.mark.parametrize("body", MALFORMED)
 @pytest.mark.parametrize("path", ["/v1/users", "/v1/sessions", "/v1/orders"])
-async def test_what_is_no_json_is_400(shared: System, path: str, body: bytes) -> None:
-    headers = await shared.guest() | {"idempotency-key": "k", "content-type": "application/json"}
-    answer = await shared.http.post(path, content=body, headers=headers)
-    assert (answer.status_code, answer.json()["type"]) == (400, "/problems/malformed"), answer.text
+async def test_malformed_json_is_400(shared_gateway: RunningGateway, path: str, body: bytes) -> None:
+    headers = await shared_gateway.guest() | {"idempotency-key": "k", "content-type": "application/json"}
+    response = await shared_gateway.http.post(path, content=body, headers=headers)
+    assert (response.status_code, response.json()["type"]) == (400, "/problems/malformed"), response.text
 
 
 @pytest.mark.parametrize(
@@ -139,53 +143,55 @@ async def test_what_is_no_json_is_400(shared: System, path: str, body: bytes) ->
         {"password": "\U0010ffff"},
     ],
 )
-async def test_a_sign_in_that_can_be_nobodys_is_401_like_any_wrong_one(shared: System, changed: dict[str, str]) -> None:
+async def test_credentials_that_no_user_can_have_are_401_like_any_wrong_ones(
+    shared_gateway: RunningGateway, changed: dict[str, str]
+) -> None:
     body = {"email": "nobody@example.com", "password": "wrong"} | changed
-    answer = await shared.http.post("/v1/sessions", json=body)
-    assert (answer.status_code, answer.json()["type"]) == (401, "/problems/bad-credentials"), answer.text
+    response = await shared_gateway.http.post("/v1/sessions", json=body)
+    assert (response.status_code, response.json()["type"]) == (401, "/problems/bad-credentials"), response.text
 
 
 @pytest.mark.parametrize("kind", [None, "", "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
-async def test_another_content_type_is_415(shared: System, kind: str | None) -> None:
+async def test_another_content_type_is_415(shared_gateway: RunningGateway, kind: str | None) -> None:
     headers = {} if kind is None else {"content-type": kind}
-    answer = await shared.http.post("/v1/users", content=json.dumps(PERSON).encode(), headers=headers)
-    assert (answer.status_code, answer.json()["type"]) == (415, "/problems/unsupported-media-type")
+    response = await shared_gateway.http.post("/v1/users", content=json.dumps(PERSON).encode(), headers=headers)
+    assert (response.status_code, response.json()["type"]) == (415, "/problems/unsupported-media-type")
 
 
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8"])
-async def test_json_by_any_spelling_is_taken(shared: System, kind: str) -> None:
+async def test_json_is_accepted_in_any_spelling_of_its_content_type(shared_gateway: RunningGateway, kind: str) -> None:
     body = json.dumps({"email": "nobody@example.com", "password": "wrong"}).encode()
-    answer = await shared.http.post("/v1/sessions", content=body, headers={"content-type": kind})
-    assert answer.json()["type"] == "/problems/bad-credentials"
+    response = await shared_gateway.http.post("/v1/sessions", content=body, headers={"content-type": kind})
+    assert response.json()["type"] == "/problems/bad-credentials"
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_beyond_the_limit_is_413(shared: System, chunked: bool) -> None:
+async def test_a_body_beyond_the_limit_is_413(shared_gateway: RunningGateway, chunked: bool) -> None:
     body = json.dumps(PERSON | {"name": "x" * 70_000}).encode()
 
     async def chunks() -> Any:
         yield body
 
-    answer = await shared.http.post(
+    response = await shared_gateway.http.post(
         "/v1/users", content=chunks() if chunked else body, headers={"content-type": "application/json"}
     )
-    assert (answer.status_code, answer.json()["type"]) == (413, "/problems/body-too-large")
+    assert (response.status_code, response.json()["type"]) == (413, "/problems/body-too-large")
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_the_answer_to_ten_megabytes_can_be_read_by_who_writes_first_and_reads_then(
-    shared: System, chunked: bool
+async def test_a_client_that_sends_ten_megabytes_before_it_reads_gets_the_response(
+    shared_gateway: RunningGateway, chunked: bool
 ) -> None:
     size = 10_000_000
     head = b"POST /v1/users HTTP/1.1\r\nhost: waypost\r\ncontent-type: application/json\r\n"
     start = b"transfer-encoding: chunked\r\n\r\n%x\r\n" % size if chunked else b"content-length: %d\r\n\r\n" % size
-    reader, writer = await asyncio.open_connection(*shared.address)
+    reader, writer = await asyncio.open_connection(*shared_gateway.address)
     writer.write(head + start + b"x" * size + (b"\r\n0\r\n\r\n" if chunked else b""))
     await asyncio.wait_for(writer.drain(), 20)
-    answer = await asyncio.wait_for(reader.read(), 20)
+    response = await asyncio.wait_for(reader.read(), 20)
     writer.close()
-    assert answer.startswith(b"HTTP/1.1 413 ")
-    assert b"/problems/body-too-large" in answer
+    assert response.startswith(b"HTTP/1.1 413 ")
+    assert b"/problems/body-too-large" in response
 
 
 QUERIES = [
@@ -216,7 +222,7 @@ QUERIES = [
 
 
 @pytest.mark.parametrize(("query", "field"), QUERIES)
-async def test_a_query_that_breaks_a_rule_is_422(shared: System, query: str, field: str) -> None:
-    answer = await shared.http.get(f"/v1/orders?{query}", headers=await shared.guest())
-    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid")
-    assert [error["field"] for error in answer.json()["errors"]] == [field]
+async def test_a_query_that_breaks_a_rule_is_422(shared_gateway: RunningGateway, query: str, field: str) -> None:
+    response = await shared_gateway.http.get(f"/v1/orders?{query}", headers=await shared_gateway.guest())
+    assert (response.status_code, response.json()["type"]) == (422, "/problems/invalid")
+    assert [error["field"] for error in response.json()["errors"]] == [field]

@@ -42,16 +42,15 @@ async def readiness(gateway: RunningGateway) -> tuple[int, str, dict[str, str]]:
 
 
 async def test_without_a_token_key_the_gateway_is_not_ready_and_reports_the_reason(spans: object) -> None:
-    vault = FakeVault()
-    vault.error = UNAVAILABLE
+    vault = FakeVault(error=UNAVAILABLE)
     async with running(vault) as gateway:
         code, status, dependencies = await readiness(gateway)
         assert (code, status, dependencies["token keys"]) == (503, "starting", "none was read yet")
         assert (await gateway.http.get("/livez")).status_code == 200
         vault.error = None
-        await until("the gateway has started", lambda: gateway.app.ctx.health.started())
-        status, _, dependencies = await readiness(gateway)
-        assert status == 200
+        await until("the gateway has started", gateway.app.ctx.health.started)
+        code, _, dependencies = await readiness(gateway)
+        assert code == 200
         assert "token keys" not in dependencies
 
 
@@ -63,7 +62,7 @@ async def test_the_gateway_is_not_ready_before_consul_has_returned_the_addresses
             assert (code, status) == (503, "starting")
             assert dependencies[name] == "addresses not read from consul yet"
             consul.answering.set()
-            await until("the gateway has started", lambda: gateway.app.ctx.health.started())
+            await until("the gateway has started", gateway.app.ctx.health.started)
             assert (await readiness(gateway))[0] == 200
 
 

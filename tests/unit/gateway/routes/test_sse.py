@@ -1,4 +1,4 @@
-"""An order watched from outside: the form of the stream, where it goes on, and every way in which it ends."""
+"""Watching an order: the format of the stream, its continuation, and every way in which it ends."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from support.waiting import until
 
 from gateway.http import http_server
-
-from ..backend_services import until
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    from ..system import System
+    from ..running_gateway import RunningGateway
 
 Event = dict[str, Any]
 
 
 class Watch:
-    """A stream as a client reads it."""
+    """Reads a stream as a client does."""
 
-    def __init__(self, answer: httpx.Response) -> None:
-        self.answer = answer
-        self._lines = answer.aiter_lines()
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self._lines = response.aiter_lines()
 
     async def block(self) -> list[str]:
-        """The lines up to the next empty one; none at the end of the stream."""
+        """Returns the lines up to the next empty one; an empty list at the end of the stream."""
         found = []
         async for line in self._lines:
             if not line:
@@ -42,209 +41,216 @@ class Watch:
         return found
 
     async def event(self) -> Event | None:
-        """The next event, whatever comes between; None at the end of the stream."""
+        """Returns the next event and skips all other blocks; None at the end of the stream."""
         while block := await asyncio.wait_for(self.block(), 5):
             if any(line.startswith("data:") for line in block):
                 return dict(line.split(": ", 1) for line in block)
         return None
 
     async def names(self) -> list[str]:
-        """The names of all events to the end."""
+        """Returns the names of all events up to the end."""
         found = []
         while event := await self.event():
             found.append(event["event"])
         return found
 
 
-async def placed(system: System) -> tuple[str, dict[str, str]]:
-    token = await system.token()
-    return (await system.place(token)).json()["id"], token
+async def placed(gateway: RunningGateway) -> tuple[str, dict[str, str]]:
+    token = await gateway.token()
+    return (await gateway.place(token)).json()["id"], token
 
 
 @asynccontextmanager
-async def watching(system: System, order: str, headers: dict[str, str]) -> AsyncIterator[Watch]:
-    async with system.http.stream("GET", f"/v1/orders/{order}/watch", headers=headers) as answer:
-        assert answer.status_code == 200, await answer.aread()
-        yield Watch(answer)
+async def watching(gateway: RunningGateway, order: str, headers: dict[str, str]) -> AsyncIterator[Watch]:
+    async with gateway.http.stream("GET", f"/v1/orders/{order}/watch", headers=headers) as response:
+        assert response.status_code == 200, await response.aread()
+        yield Watch(response)
 
 
-async def test_without_a_token_nothing_is_told(system: System) -> None:
-    answer = await system.http.get(f"/v1/orders/{uuid4()}/watch")
-    assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
+async def test_a_watch_without_a_token_is_401(gateway: RunningGateway) -> None:
+    response = await gateway.http.get(f"/v1/orders/{uuid4()}/watch")
+    assert (response.status_code, response.headers["content-type"]) == (401, "application/problem+json")
 
 
 @pytest.mark.parametrize("order", ["01a20ad9-ad31-72d5-8db0-0f031df77a40", "nonsense"])
-async def test_an_order_that_is_not_there_is_a_problem_and_no_stream(system: System, order: str) -> None:
-    answer = await system.http.get(f"/v1/orders/{order}/watch", headers=await system.token())
-    assert (answer.status_code, answer.json()["type"]) == (404, "/problems/order-unknown")
+async def test_a_watch_of_an_unknown_order_is_404(gateway: RunningGateway, order: str) -> None:
+    response = await gateway.http.get(f"/v1/orders/{order}/watch", headers=await gateway.token())
+    assert (response.status_code, response.json()["type"]) == (404, "/problems/order-unknown")
 
 
-async def test_the_order_of_somebody_else_is_not_there(system: System) -> None:
-    order, _ = await placed(system)
-    answer = await system.http.get(f"/v1/orders/{order}/watch", headers=await system.token("eve@example.com"))
-    assert (answer.status_code, answer.json()["type"]) == (404, "/problems/order-unknown")
+async def test_a_watch_of_another_users_order_is_404(gateway: RunningGateway) -> None:
+    order, _ = await placed(gateway)
+    response = await gateway.http.get(f"/v1/orders/{order}/watch", headers=await gateway.token("eve@example.com"))
+    assert (response.status_code, response.json()["type"]) == (404, "/problems/order-unknown")
 
 
 @pytest.mark.parametrize("last", ["x", "-1", "1.0", "2", "1_0", "9" * 18, "9" * 50])
-async def test_a_last_event_id_that_was_never_told_is_422_and_named(system: System, last: str) -> None:
-    order, token = await placed(system)
-    answer = await system.http.get(f"/v1/orders/{order}/watch", headers=token | {"last-event-id": last})
-    assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid")
-    assert [error["field"] for error in answer.json()["errors"]] == ["Last-Event-ID"]
+async def test_a_last_event_id_that_was_never_sent_is_422_and_named(gateway: RunningGateway, last: str) -> None:
+    order, token = await placed(gateway)
+    response = await gateway.http.get(f"/v1/orders/{order}/watch", headers=token | {"last-event-id": last})
+    assert (response.status_code, response.json()["type"]) == (422, "/problems/invalid")
+    assert [error["field"] for error in response.json()["errors"]] == ["Last-Event-ID"]
 
 
-async def test_without_the_order_service_it_is_503_with_a_time_to_come_back(system: System) -> None:
-    order, token = await placed(system)
-    await system.servers.stop("order-service")
-    answer = await system.http.get(f"/v1/orders/{order}/watch", headers=token)
-    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
-    assert int(answer.headers["retry-after"]) >= 1
+async def test_a_watch_without_the_order_service_is_503_with_a_retry_time(gateway: RunningGateway) -> None:
+    order, token = await placed(gateway)
+    await gateway.servers.stop("order-service")
+    response = await gateway.http.get(f"/v1/orders/{order}/watch", headers=token)
+    assert (response.status_code, response.headers["content-type"]) == (503, "application/problem+json")
+    assert int(response.headers["retry-after"]) >= 1
 
 
-async def test_an_order_service_that_hangs_is_504(system: System) -> None:
-    order, token = await placed(system)
-    system.servers.hanging.add("order-service")
-    settings = system.process.settings.value
-    system.change(orders=settings.orders.model_copy(update={"deadline_seconds": 0.2}))
-    answer = await system.http.get(f"/v1/orders/{order}/watch", headers=token)
-    assert (answer.status_code, answer.json()["type"]) == (504, "/problems/deadline-exceeded")
+async def test_a_watch_is_504_if_the_order_service_hangs(gateway: RunningGateway) -> None:
+    order, token = await placed(gateway)
+    gateway.servers.hanging.add("order-service")
+    settings = gateway.process.settings.value
+    gateway.change(orders=settings.orders.model_copy(update={"deadline_seconds": 0.2}))
+    response = await gateway.http.get(f"/v1/orders/{order}/watch", headers=token)
+    assert (response.status_code, response.json()["type"]) == (504, "/problems/deadline-exceeded")
 
 
-async def test_more_watchers_than_are_taken_is_503(system: System) -> None:
-    order, token = await placed(system)
-    settings = system.orders.instances[0].process.settings
-    settings.replace(settings.value.model_copy(update={"watchers_at_most": 0}))
-    answer = await system.http.get(f"/v1/orders/{order}/watch", headers=token)
-    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/overloaded")
+async def test_a_watch_beyond_the_maximum_is_503(gateway: RunningGateway) -> None:
+    order, token = await placed(gateway)
+    settings = gateway.orders.instances[0].process.settings
+    settings.replace(settings.value.model_copy(update={"max_watches": 0}))
+    response = await gateway.http.get(f"/v1/orders/{order}/watch", headers=token)
+    assert (response.status_code, response.json()["type"]) == (503, "/problems/overloaded")
 
 
-async def test_events_come_as_they_happen_in_the_form_of_server_sent_events(system: System) -> None:
-    order, token = await placed(system)
+async def test_events_are_sent_when_they_happen_as_server_sent_events(gateway: RunningGateway) -> None:
+    order, token = await placed(gateway)
     history = f"/v1/orders/{order}/events"
-    async with watching(system, order, token) as watch:
-        assert watch.answer.headers["content-type"] == "text/event-stream"
-        assert watch.answer.headers["transfer-encoding"] == "chunked"
-        assert watch.answer.headers["cache-control"] == "no-store"
+    async with watching(gateway, order, token) as watch:
+        assert watch.response.headers["content-type"] == "text/event-stream"
+        assert watch.response.headers["transfer-encoding"] == "chunked"
+        assert watch.response.headers["cache-control"] == "no-store"
         assert await watch.block() == ["retry: 1000"]
         first = await watch.event()
         assert first is not None
         assert (first["id"], first["event"]) == ("1", "OrderPlaced")
-        await system.worker.confirm(order)
+        await gateway.orders.confirm(order)
         second = await watch.event()
         assert second is not None
         assert (second["id"], second["event"]) == ("2", "OrderConfirmed")
-    items = (await system.http.get(history, headers=token)).json()["items"]
+    items = (await gateway.http.get(history, headers=token)).json()["items"]
     states = [{"status": "pending"}, {"status": "confirmed"}]
     assert [json.loads(event["data"]) for event in (first, second)] == [
         item | state for item, state in zip(items, states, strict=True)
     ]
 
 
-async def test_a_stream_ends_with_the_final_event_and_nobody_has_to_come_back(system: System) -> None:
-    order, token = await placed(system)
-    async with watching(system, order, token) as watch:
-        await system.worker.reject(order)
+async def test_a_stream_ends_with_the_final_event_and_a_reconnect_gets_204(gateway: RunningGateway) -> None:
+    order, token = await placed(gateway)
+    async with watching(gateway, order, token) as watch:
+        await gateway.orders.reject(order)
         assert await watch.names() == ["OrderPlaced", "OrderRejected"]
-    again = await system.http.get(f"/v1/orders/{order}/watch", headers=token | {"last-event-id": "2"})
+    again = await gateway.http.get(f"/v1/orders/{order}/watch", headers=token | {"last-event-id": "2"})
     assert (again.status_code, again.content) == (204, b"")
 
 
-async def test_a_stream_goes_on_after_the_last_event_id(system: System) -> None:
-    order, token = await placed(system)
-    await system.worker.confirm(order)
-    async with watching(system, order, token | {"last-event-id": "1"}) as watch:
-        await system.http.post(f"/v1/orders/{order}/cancel", headers=token)
+async def test_a_stream_continues_after_the_last_event_id(gateway: RunningGateway) -> None:
+    order, token = await placed(gateway)
+    await gateway.orders.confirm(order)
+    async with watching(gateway, order, token | {"last-event-id": "1"}) as watch:
+        await gateway.http.post(f"/v1/orders/{order}/cancel", headers=token)
         assert await watch.names() == ["OrderConfirmed", "OrderCancelled"]
 
 
-async def test_a_stream_with_nothing_to_tell_begins_at_once_and_beats(system: System) -> None:
-    system.change(watch_heartbeat_seconds=0.05)
-    order, token = await placed(system)
-    async with watching(system, order, token | {"last-event-id": "1"}) as watch:
+async def test_a_stream_without_events_begins_immediately_and_sends_heartbeats(gateway: RunningGateway) -> None:
+    gateway.change(watch_heartbeat_seconds=0.05)
+    order, token = await placed(gateway)
+    async with watching(gateway, order, token | {"last-event-id": "1"}) as watch:
         assert await watch.block() == ["retry: 1000"]
         assert [await watch.block() for _ in range(3)] == [[":"]] * 3
 
 
-async def test_a_stream_outlasts_the_time_for_an_answer(system: System) -> None:
-    system.server.app.config.RESPONSE_TIMEOUT = 1.0
-    order, token = await placed(system)
-    system.change(deadline_seconds=1.0)
-    async with watching(system, order, token) as watch:
+async def test_a_stream_is_not_limited_by_the_response_timeout(gateway: RunningGateway) -> None:
+    gateway.server.app.config.RESPONSE_TIMEOUT = 1.0
+    order, token = await placed(gateway)
+    gateway.change(deadline_seconds=1.0)
+    async with watching(gateway, order, token) as watch:
         assert await watch.event()
-        await asyncio.sleep(2.5)  # more than twice as long as any other answer gets
-        await system.worker.confirm(order)
+        await asyncio.sleep(2.5)  # more than twice as long as any other response gets
+        await gateway.orders.confirm(order)
         assert (await watch.event() or {})["event"] == "OrderConfirmed"
 
 
-async def test_a_client_that_goes_away_ends_its_watch(system: System) -> None:
-    order, token = await placed(system)
-    async with watching(system, order, token) as watch:
+async def test_a_disconnected_client_ends_its_watch(gateway: RunningGateway) -> None:
+    order, token = await placed(gateway)
+    async with watching(gateway, order, token) as watch:
         assert await watch.event()
-        assert system.orders.watching() == 1
-    await until(lambda: system.orders.watching() == 0)
+        assert gateway.orders.open_watches() == 1
+    await until("no watch is open", lambda: gateway.orders.open_watches() == 0)
 
 
-async def test_where_an_instance_drains_another_goes_on_and_nothing_is_lost_or_doubled(system: System) -> None:
-    await system.orders.start(system.servers)
-    order, token = await placed(system)
-    async with watching(system, order, token) as watch:
+async def test_another_instance_continues_when_one_drains_and_no_event_is_lost_or_repeated(
+    gateway: RunningGateway,
+) -> None:
+    await gateway.orders.start(gateway.servers)
+    order, token = await placed(gateway)
+    async with watching(gateway, order, token) as watch:
         assert await watch.event()
-        first = system.orders.watched()
+        first = gateway.orders.watched_instance()
         first.process.stopping.set()
-        await until(lambda: system.orders.watching() == 1 and not first.watchers.count)
-        await system.worker.confirm(order)
-        await system.http.post(f"/v1/orders/{order}/cancel", headers=token)
+        await until(
+            "the other instance is watched", lambda: gateway.orders.open_watches() == 1 and not first.watches.count
+        )
+        await gateway.orders.confirm(order)
+        await gateway.http.post(f"/v1/orders/{order}/cancel", headers=token)
         assert await watch.names() == ["OrderConfirmed", "OrderCancelled"]
 
 
-async def test_where_an_instance_dies_another_goes_on(system: System) -> None:
-    await system.orders.start(system.servers)
-    order, token = await placed(system)
-    async with watching(system, order, token) as watch:
+async def test_another_instance_continues_when_one_is_killed(gateway: RunningGateway) -> None:
+    await gateway.orders.start(gateway.servers)
+    order, token = await placed(gateway)
+    async with watching(gateway, order, token) as watch:
         assert await watch.event()
-        first = system.orders.watched()
-        await system.servers.kill("order-service", first.address)
-        await until(lambda: any(each.watchers.count for each in system.orders.instances if each is not first))
-        await system.worker.reject(order)
+        first = gateway.orders.watched_instance()
+        await gateway.servers.kill("order-service", first.address)
+        await until(
+            "another instance is watched",
+            lambda: any(each.watches.count for each in gateway.orders.instances if each is not first),
+        )
+        await gateway.orders.reject(order)
         assert await watch.names() == ["OrderRejected"]
 
 
-async def test_where_no_instance_is_left_the_stream_ends_so_that_the_client_comes_back(system: System) -> None:
-    system.change(deadline_seconds=0.3)
-    order, token = await placed(system)
-    async with watching(system, order, token) as watch:
+async def test_a_stream_ends_when_no_instance_is_left_so_that_the_client_reconnects(gateway: RunningGateway) -> None:
+    gateway.change(deadline_seconds=0.3)
+    order, token = await placed(gateway)
+    async with watching(gateway, order, token) as watch:
         assert await watch.event()
-        await system.servers.stop("order-service")
+        await gateway.servers.stop("order-service")
         assert await watch.names() == []
 
 
-async def test_a_gateway_that_drains_ends_its_streams_at_once(system: System) -> None:
-    order, token = await placed(system)
-    async with watching(system, order, token) as watch:
+async def test_a_draining_gateway_ends_its_streams_immediately(gateway: RunningGateway) -> None:
+    order, token = await placed(gateway)
+    async with watching(gateway, order, token) as watch:
         assert await watch.event()
-        system.process.stopping.set()
+        gateway.process.stopping.set()
         began = time.monotonic()
-        await http_server.close(system.server, grace=30)
+        await http_server.close(gateway.server, grace=30)
         assert time.monotonic() - began < 10
         assert await watch.names() == []
-    await until(lambda: system.orders.watching() == 0)
+    await until("no watch is open", lambda: gateway.orders.open_watches() == 0)
 
 
-async def test_head_tells_of_a_stream_without_opening_one(system: System) -> None:
-    order, token = await placed(system)
-    answer = await system.http.head(f"/v1/orders/{order}/watch", headers=token)
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream")
-    await until(lambda: system.orders.watching() == 0)
+async def test_head_of_a_watch_opens_no_stream(gateway: RunningGateway) -> None:
+    order, token = await placed(gateway)
+    response = await gateway.http.head(f"/v1/orders/{order}/watch", headers=token)
+    assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream")
+    await until("no watch is open", lambda: gateway.orders.open_watches() == 0)
 
 
-async def test_a_watch_is_one_span_that_counts_its_events(system: System, spans: InMemorySpanExporter) -> None:
-    order, token = await placed(system)
+async def test_a_watch_is_one_span_that_counts_its_events(gateway: RunningGateway, spans: InMemorySpanExporter) -> None:
+    order, token = await placed(gateway)
     spans.clear()
-    async with watching(system, order, token) as watch:
-        await system.worker.reject(order)
+    async with watching(gateway, order, token) as watch:
+        await gateway.orders.reject(order)
         await watch.names()
     name = "GET /v1/orders/{order_id}/watch"
-    await until(lambda: name in {span.name for span in spans.get_finished_spans()})
+    await until("the span is finished", lambda: name in {span.name for span in spans.get_finished_spans()})
     (found,) = [span for span in spans.get_finished_spans() if span.name == name]
     assert found.attributes is not None
     assert (found.attributes["watch.events"], found.attributes["http.response.status_code"]) == (2, 200)
