@@ -33,7 +33,7 @@ from chassis.postgres.database import (
     Database,
 )
 
-TABLE = "events"
+TABLE = "events"  # fragile: eventsourcing-tables
 _LOCK_SECONDS = 2
 _CONNECTIVITY_CHECK_SECONDS = 0.2
 
@@ -74,7 +74,7 @@ class Datastore(PostgresDatastore):
             database.name, "", 0, "", "", schema=database.name, lock_timeout=_LOCK_SECONDS,
             idle_in_transaction_session_timeout=float(IDLE_IN_TRANSACTION_SECONDS),
         )  # fmt: skip
-        self.pool = Pool(
+        self.pool = Pool(  # fragile: eventsourcing-datastore
             database.connectivity,
             connection_class=database.connectivity.sync_connection_class(),
             kwargs=lambda: {**database.login().keywords(), "cursor_factory": TracedCursor},
@@ -98,11 +98,11 @@ class Datastore(PostgresDatastore):
                     yield connection
                 except IDLE_IN_TRANSACTION as error:
                     raise psycopg.OperationalError("the server has closed the connection") from error
-        except (OperationalError, InterfaceError) as error:
+        except (OperationalError, InterfaceError) as error:  # fragile: eventsourcing-retry
             raise ConnectionLost(str(error)) from error.__cause__
 
     def _configured(self, database: Database) -> Callable[[Connection[DictRow]], None]:
-        prepare = self.after_connect_func()
+        prepare = self.after_connect_func()  # fragile: eventsourcing-datastore
 
         def configure(connection: Connection[DictRow]) -> None:
             prepare(connection)
@@ -117,7 +117,7 @@ class EventRecorder(PostgresApplicationRecorder):
     def __init__(self, datastore: PostgresDatastore, write_rows: WriteRows | None) -> None:
         super().__init__(datastore, events_table_name=TABLE)
         self._write_rows = write_rows
-        if self.stored_event_type_name not in datastore.psycopg_python_types:
+        if self.stored_event_type_name not in datastore.psycopg_python_types:  # fragile: eventsourcing-datastore
             raise ConfigurationError('the event store has no tables: run migrate("chassis") first')
 
     def insert(self, stored: Sequence[StoredEvent], events: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:

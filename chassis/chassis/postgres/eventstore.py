@@ -46,7 +46,7 @@ class EventStore:
         # Appends wait for each other on the table lock, so one thread and one connection are reserved for reads.
         self._append_permits = asyncio.Semaphore(max_size - 1)
         self._datastore = Datastore(database, max_size)
-        self._notifications = Notifications(database, TABLE)
+        self._notifications = Notifications(database, TABLE)  # fragile: eventsourcing-channel
         self._recorder: EventRecorder
         database.on_close(self.close)
         database.on_credentials_replaced(lambda: self._threads.submit(self._datastore.pool.drain))
