@@ -15,7 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from support.infrastructure.deployed_stack import DeployedStack
 from support.stack_under_test import RunningStack
-from support.traffic.api_user import Person, register
+from support.traffic.api_user import ApiUser, register
 
 from stack.config import KNOWN_SLOTS, ROOT, current
 
@@ -80,7 +80,7 @@ def http(running: RunningStack) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def person(http: httpx.Client) -> Person:
+def user(http: httpx.Client) -> ApiUser:
     return register(http)
 
 

@@ -1,6 +1,6 @@
-"""Orders placed and read per second on a private Postgres, beside pgbench and the plain event library in one run.
+"""Measures orders placed and read per second on a private Postgres, beside pgbench and the plain event library.
 
-Placing is two rows in one transaction everywhere: the event and the idempotency key.
+Each of them places an order by two rows in one transaction: the event and the idempotency key.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ READ = "\\set n random(1, 1000)\nSELECT e.* FROM bench_read r JOIN events e USIN
 
 
 class Placed(Aggregate):
-    """An order as the plain library keeps one."""
+    """An order in the plain library."""
 
     def __init__(self, user_id: str, currency: str, lines: list[dict[str, object]], total: int) -> None:
         self.user_id, self.currency, self.lines, self.total = user_id, currency, lines, total
 
 
 class Used(Aggregate):
-    """An idempotency key as the plain library can keep one: an aggregate whose id is made of user and key."""
+    """An idempotency key in the plain library: an aggregate whose id is made of user and key."""
 
     def __init__(self, key: str, order_id: str) -> None:
         self.key, self.order_id = key, order_id
@@ -55,7 +55,7 @@ class Used(Aggregate):
 
 
 def pgbench(server: Postgres, script: str, clients: int) -> float:
-    """Transactions per second."""
+    """Returns transactions per second."""
     folder = binaries()
     assert folder is not None
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
@@ -65,14 +65,14 @@ def pgbench(server: Postgres, script: str, clients: int) -> float:
                    "-M", "prepared", "-c", str(clients), "-j", str(min(2, clients)), "-T", f"{SECONDS:.0f}",
                    "-f", file.name, SCHEMA]  # fmt: skip
         env = os.environ | {"PGOPTIONS": f"-c search_path={SCHEMA}"}
-        told = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    found = re.search(r"tps = ([\d.]+)", told.stdout)
-    assert found, told.stderr
+        result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    found = re.search(r"tps = ([\d.]+)", result.stdout)
+    assert found, result.stderr
     return float(found[1])
 
 
 async def ours(work: Callable[[], Awaitable[object]], clients: int) -> float:
-    """Calls per second of so many tasks in one process, as an instance of the service makes them."""
+    """Returns calls per second of concurrent tasks in one process, as in an instance of the service."""
     ends_at, done = time.monotonic() + SECONDS, 0
 
     async def client() -> None:
@@ -86,7 +86,7 @@ async def ours(work: Callable[[], Awaitable[object]], clients: int) -> float:
 
 
 def threads(work: Callable[[], object], clients: int) -> float:
-    """Calls per second of so many threads in one process."""
+    """Returns calls per second of concurrent threads in one process."""
     ends_at, done = time.monotonic() + SECONDS, itertools.count()
 
     def client() -> None:
@@ -103,14 +103,14 @@ def threads(work: Callable[[], object], clients: int) -> float:
 
 
 def library(server: Postgres) -> Application[UUID]:
-    """The event library as its own documentation sets it up."""
+    """Returns the event library, set up as in its documentation."""
     where = {"DBNAME": SCHEMA, "HOST": "127.0.0.1", "PORT": str(server.port), "USER": "postgres", "PASSWORD": "unused"}
     settings = {f"POSTGRES_{name}": value for name, value in where.items()}
     return Application(env={"PERSISTENCE_MODULE": "eventsourcing.postgres", "POSTGRES_SCHEMA": SCHEMA, **settings})
 
 
 async def compare(what: str, ways: Mapping[str, Callable[[int], Awaitable[float]]]) -> None:
-    """Every way in turn, some rounds, so that what else the machine does hits all alike; the first is the measure."""
+    """Prints the rate of each way beside the first one; their rounds alternate, so other load affects all alike."""
     print(f"{what:<64} beside pgbench")
     for clients in CLIENTS:
         rates: dict[str, list[float]] = {name: [] for name in ways}
@@ -125,7 +125,7 @@ async def compare(what: str, ways: Mapping[str, Callable[[int], Awaitable[float]
 
 async def measure(server: Postgres) -> None:
     numbers = itertools.count()
-    async with on_postgres(server, SCHEMA, shipped) as storage:
+    async with on_postgres(server, SCHEMA) as storage:
         service, plain = Service(shipped(), storage), library(server)
 
         def save() -> None:

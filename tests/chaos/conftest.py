@@ -1,4 +1,4 @@
-"""What every test that breaks something stands on: the command that breaks it, and faults that are over at the end."""
+"""Fixtures of the chaos tests: the chaos command, a healthy stack at the start, and the load."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import httpx
 import pytest
 from support.chaos_command import Chaos
 from support.stack_under_test import RunningStack, eventually
-from support.traffic.api_user import Person
+from support.traffic.api_user import ApiUser
 from support.traffic.load import Request
 
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
@@ -23,40 +23,34 @@ def chaos(running: RunningStack) -> Iterator[Chaos]:
 
 
 @pytest.fixture
-def whole(running: RunningStack) -> None:
-    """No test begins on what the one before has broken."""
-    running.steady()
+def healthy(running: RunningStack, user: ApiUser) -> None:
+    """The test begins on a healthy stack with every breaker closed; a breaker closes when calls succeed."""
+    eventually("orders can be listed", lambda: user.get("/v1/orders").is_success, 30, every=0.3)
+    running.wait_until_healthy()
 
 
 @pytest.fixture
-def steady(running: RunningStack, person: Person) -> None:
-    """As `whole`, and no breaker is open: one closes when calls pass, so some are made."""
-    eventually("orders can be listed", lambda: person.get("/v1/orders").is_success, 30, every=0.3)
-    running.steady()
+def reading(user: ApiUser) -> Callable[[int], Request]:
+    """Reads of one order."""
+    path = f"/v1/orders/{user.settled(user.place(PENNY).json()['id'])['id']}"
+    return lambda _: Request("GET", path, httpx.codes.OK, user.headers)
 
 
 @pytest.fixture
-def reading(person: Person) -> Callable[[int], Request]:
-    """Reads of one order, again and again."""
-    path = f"/v1/orders/{person.settled(person.place(PENNY).json()['id'])['id']}"
-    return lambda _: Request("GET", path, httpx.codes.OK, person.headers)
-
-
-@pytest.fixture
-def placing(person: Person, reading: Callable[[int], Request]) -> Callable[[int], Request]:
-    """Orders placed, each with a key of its own, in turn with reads."""
+def placing(user: ApiUser, reading: Callable[[int], Request]) -> Callable[[int], Request]:
+    """Orders, each with its own key, in turn with reads."""
 
     def arrival(number: int) -> Request:
         if number % 2:
             return reading(number)
-        headers = person.headers | {"Idempotency-Key": secrets.token_hex(16)}
+        headers = user.headers | {"Idempotency-Key": secrets.token_hex(16)}
         return Request("POST", "/v1/orders", httpx.codes.CREATED, headers, {"currency": "EUR", "lines": PENNY})
 
     return arrival
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What each test has seen, in its own words: how many, how much, how long."""
+    """Prints the measurements of each test."""
     for report in terminalreporter.stats.get("passed", []):
         if report.nodeid.startswith("tests/chaos/") and report.capstdout:
             name = report.nodeid.partition("::")[2]

@@ -1,7 +1,7 @@
-"""Hypothesis: no request is lost to a deploy, be the new version good or bad.
+"""Hypothesis: a deploy loses no request, whether the new version works or not.
 
-Fault: a new version of each service under open-loop load. Observed: every answer. Recovery: the bad version is gone by
-itself. Controls (long): without shutdown_delay and drain, the same load does lose requests; without auto_revert a bad
+Fault: a new version of each service under open-loop load. Observed: every answer. Recovery: a bad version is reverted
+by Nomad. Controls (long): without shutdown_delay and drain the same load loses requests; without auto_revert a bad
 version stays.
 """
 
@@ -38,8 +38,8 @@ def nomad(running: RunningStack) -> Nomad:
 
 @pytest.fixture(scope="module", autouse=True)
 def as_it_was(running: RunningStack, nomad: Nomad) -> Iterator[None]:
-    """Begins on a whole system; afterwards each job is again the one that was deployed."""
-    running.steady()
+    """Begins on a healthy stack; afterwards each job is again as it was deployed."""
+    running.wait_until_healthy()
     before = {name: running.clients.nomad.job.get_job(name) for name in SERVICES}
     yield
     for name, job in before.items():
@@ -50,7 +50,7 @@ def as_it_was(running: RunningStack, nomad: Nomad) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def patience(running: RunningStack, as_it_was: None) -> Iterator[None]:
-    """Time enough for each request: a slow machine is not a lost request, and only these are looked for."""
+    """Long deadlines, so that a slow machine causes no failure: this module looks for lost requests only."""
     before = {f"config/{name}": running.kv(f"config/{name}") for name in SERVICES}
     for key, text in before.items():
         running.put_kv(key, json.dumps(_patient(json.loads(text))))
@@ -70,25 +70,25 @@ def _patient(settings: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def arrivals(http: httpx.Client) -> Callable[[int], Request]:
-    """Orders placed, read and listed, and a look at oneself; each body comes slowly: a few are always under way."""
-    people = [register(http) for _ in range(3)]
-    known = [person.settled(person.place(PENNY).json()["id"])["id"] for person in people]
+    """Requests that place, read and list orders and read the own account; slow bodies keep a few always in flight."""
+    users = [register(http) for _ in range(3)]
+    known = [user.settled(user.place(PENNY).json()["id"])["id"] for user in users]
 
     def arrival(number: int) -> Request:
-        who = number % len(people)
-        person, kind = people[who], number // len(people) % 4
+        index = number % len(users)
+        user, kind = users[index], number // len(users) % 4
         if kind == 0:
-            keyed = person.headers | {"Idempotency-Key": secrets.token_hex(16)}
+            keyed = user.headers | {"Idempotency-Key": secrets.token_hex(16)}
             body = {"currency": "EUR", "lines": PENNY}
             return Request("POST", "/v1/orders", httpx.codes.CREATED, keyed, body, pause=1.5)
-        path = (f"/v1/orders/{known[who]}", "/v1/orders?limit=5", "/v1/users/me")[kind - 1]
-        return Request("GET", path, headers=person.headers)
+        path = (f"/v1/orders/{known[index]}", "/v1/orders?limit=5", "/v1/users/me")[kind - 1]
+        return Request("GET", path, headers=user.headers)
 
     return arrival
 
 
 def release(running: RunningStack, nomad: Nomad, name: str, change: Change = lambda _: None) -> None:
-    """Registers another version of a job as it runs now, with `change` made to it."""
+    """Registers a new version of a running job, with `change` applied to it."""
     job = copy.deepcopy(running.clients.nomad.job.get_job(name))
     job["Meta"] = {"release": secrets.token_hex(4)}
     change(job)
@@ -96,7 +96,7 @@ def release(running: RunningStack, nomad: Nomad, name: str, change: Change = lam
 
 
 def loaded(running: RunningStack, arrivals: Callable[[int], Request], rate: float, deploy: Callable[[], None]) -> Load:
-    """What became of the requests that arrived before, during and after a deploy."""
+    """The load of requests that arrived before, during and after a deploy."""
     with Load(running.url("gateway"), rate, arrivals) as load:
         eventually("the load flows", lambda: len(load.answers) > rate, 30)
         deploy()
@@ -174,20 +174,20 @@ def _crashing(job: dict[str, Any]) -> None:
         args[args.index("-I") :] = ["-c", "raise SystemExit('this release is broken')"]
 
 
-def _deaf(job: dict[str, Any]) -> None:
+def _unreachable(job: dict[str, Any]) -> None:
     _impatient(job)
     for group in job["TaskGroups"]:
         group["Tasks"][0]["Env"]["BIND_ADDRESS"] = "127.0.0.1:0"
 
 
-# Each bad release, and what its last words are.
-BAD = {"user-service": (_crashing, "this release is broken"), "gateway": (_deaf, '"service": "gateway"')}
+# Each bad release, and a part of the log that explains its failure.
+BAD = {"user-service": (_crashing, "this release is broken"), "gateway": (_unreachable, '"service": "gateway"')}
 
 
-def test_bad_releases_go_back_by_themselves_and_nobody_notices(
+def test_bad_releases_are_reverted_and_no_request_fails(
     running: RunningStack, nomad: Nomad, arrivals: Callable[[int], Request]
 ) -> None:
-    """One crashes, one never gets ready."""
+    """One release crashes, the other never becomes ready."""
     before = {name: set(running.pids(name)) for name in BAD}
     why: dict[str, str] = {}
 
@@ -201,9 +201,9 @@ def test_bad_releases_go_back_by_themselves_and_nobody_notices(
 
     load = loaded(running, arrivals, 15, deploy)
     print(f"bad releases: {load.report()}\n{why}")
-    for name, (_, said) in BAD.items():
+    for name, (_, part_of_log) in BAD.items():
         assert "rolling back to job version" in why[name]
-        assert said in why[name]
+        assert part_of_log in why[name]
         Nomad(running.stack, running.clients, ensure(), {}).wait_healthy(name)
     assert {name: set(running.pids(name)) for name in BAD} == before
     assert load.failures == []
@@ -217,7 +217,7 @@ def _crashing_for_good(job: dict[str, Any]) -> None:
 
 @pytest.mark.long
 def test_without_auto_revert_a_bad_release_stays(running: RunningStack, nomad: Nomad) -> None:
-    """Negative control: the version that fails is the one that the job goes on to ask for."""
+    """Control: the job keeps asking for the version that fails."""
     release(running, nomad, "user-service", _crashing_for_good)
     with pytest.raises(StackError) as refused:
         nomad.wait_healthy("user-service")

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from support.operator_commands import run
 from support.stack_under_test import RunningStack
-from support.traffic.api_user import Person, register
+from support.traffic.api_user import ApiUser, register
 
 from stack.cluster import agents
 from stack.cluster.clients import Clients
@@ -34,7 +34,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 def stack(running: RunningStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
     """The stack under test where it goes anyway; of somebody's own stack or a kept one, another beside it."""
     if os.environ.get("WAYPOST_GOES"):
-        running.steady()
+        running.wait_until_healthy()
         yield running.stack
         return
     monkeypatch.setenv("WAYPOST_STACK", NAME)
@@ -54,24 +54,24 @@ def stack(running: RunningStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[St
 @pytest.mark.timeout(400)
 def test_down_keeps_what_was_written_and_destroy_leaves_nothing_even_without_nomad(stack: Stack) -> None:
     with httpx.Client(base_url=stack.url("gateway"), timeout=15) as http:
-        person = register(http)
-        order = person.settled(person.place().raise_for_status().json()["id"])
+        user = register(http)
+        order = user.settled(user.place().raise_for_status().json()["id"])
         _edit_credit(stack, 4321)
         _secrets(stack).create_or_update_secret(path="kept", secret={"word": "saffron"})
         _succeeds("down")
         _succeeds("deploy")
-        _is_kept(stack, replace(person, http=http), order)
+        _is_kept(stack, replace(user, http=http), order)
     found = Remains(stack)
     os.kill(int((stack.logs / "nomad.pid").read_text().split()[0]), signal.SIGKILL)
     _succeeds("destroy")
     found.require_none()
 
 
-def _is_kept(stack: Stack, person: Person, order: dict[str, object]) -> None:
-    session = person.http.post("/v1/sessions", json={"email": person.email, "password": person.password})
-    again = replace(person, token=session.raise_for_status().json()["access_token"])
+def _is_kept(stack: Stack, user: ApiUser, order: dict[str, object]) -> None:
+    session = user.http.post("/v1/sessions", json={"email": user.email, "password": user.password})
+    again = replace(user, token=session.raise_for_status().json()["access_token"])
     assert again.order(str(order["id"])) == order
-    assert register(person.http).credit() == 4321
+    assert register(user.http).credit() == 4321
     assert _secrets(stack).read_secret_version(path="kept", raise_on_deleted_version=True)["data"]["data"] == {
         "word": "saffron"
     }

@@ -1,4 +1,4 @@
-"""`./justw chaos` as a test uses it, and how its faults are felt from outside."""
+"""`./justw chaos` for tests, and the measurement of its effect on callers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from stack.commands import chaos
 
 
 class Chaos:
-    """The command, on the stack under test."""
+    """The chaos command, on the stack under test."""
 
     def __init__(self, running: RunningStack) -> None:
         self.stack = running.stack
 
-    def order(self, words: str, seconds: float | None = None) -> str:
-        """What the command says about a fault that acts now."""
-        with redirect_stdout(io.StringIO()) as said:
+    def start(self, words: str, seconds: float | None = None) -> str:
+        """Starts a fault; returns the output of the command."""
+        with redirect_stdout(io.StringIO()) as output:
             chaos.chaos(self.stack, words.split(), str(seconds) if seconds else None)
-        return said.getvalue()
+        return output.getvalue()
 
     def off(self) -> list[str]:
         return chaos.off(self.stack)
@@ -32,20 +32,20 @@ class Chaos:
     def active(self) -> list[str]:
         return chaos.active(self.stack)
 
-    def keeper(self) -> int:
-        """The process id of the keeper of the only fault."""
+    def runner(self) -> int:
+        """The process id of the runner of the only fault."""
         (only,) = fault_state.states(self.stack)
         pid = fault_state.runner(self.stack, only.id).pid()
         assert pid is not None
         return pid
 
-    def over(self, seconds: float) -> None:
-        """Returns once no fault is on record any more."""
+    def wait_until_over(self, seconds: float) -> None:
+        """Returns once no fault is recorded."""
         eventually("every fault is over", lambda: not self.active(), seconds)
 
 
 def timed(call: Callable[[], httpx.Response]) -> tuple[int, float]:
-    """Status and seconds of a call; status 0 when the other side does not answer it."""
+    """Status and seconds of a call; status 0 means no reply."""
     began = time.monotonic()
     try:
         status = call().status_code
@@ -55,5 +55,5 @@ def timed(call: Callable[[], httpx.Response]) -> tuple[int, float]:
 
 
 def quickest(call: Callable[[], httpx.Response], times: int = 3) -> float:
-    """Seconds of the quickest of some calls: what it takes at least."""
+    """Seconds of the quickest of some calls."""
     return min(timed(call)[1] for _ in range(times))

@@ -1,4 +1,4 @@
-"""The tables of the running stack as a superuser sees them, to plant what no service would ever write."""
+"""Superuser access to the databases of the running stack, to check their rows and to plant damage."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from support.stack_under_test import RunningStack
 
 
 @contextmanager
-def tables(running: RunningStack, service: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection to the database of a service, through the socket that only its owner and root can open."""
+def connect(running: RunningStack, service: str) -> Iterator[psycopg.Connection[Any]]:
+    """Connects to the database of a service by the socket that only the owner of the stack can open."""
     folder, port = running.stack.state / "postgres" / "run", running.stack.port("postgres")
     with psycopg.connect(host=str(folder), port=port, user="postgres", dbname=service, autocommit=True) as connection:
         connection.execute(f"SET search_path = {service}".encode())
         yield connection
 
 
-def change(running: RunningStack, service: str, statement: str, *values: object) -> int:
-    """Run one statement; the number of rows it touched."""
-    with tables(running, service) as connection:
+def execute(running: RunningStack, service: str, statement: str, *values: object) -> int:
+    """Runs a statement; returns the number of rows it changed."""
+    with connect(running, service) as connection:
         return connection.execute(statement.encode(), values).rowcount
 
 
-def value(running: RunningStack, service: str, statement: str, *values: object) -> Any:
-    """The first column of the first row."""
-    with tables(running, service) as connection:
+def query_value(running: RunningStack, service: str, statement: str, *values: object) -> Any:
+    """Runs a query; returns the first column of the first row, or None."""
+    with connect(running, service) as connection:
         row = connection.execute(statement.encode(), values).fetchone()
     return row[0] if row else None

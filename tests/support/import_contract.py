@@ -19,7 +19,7 @@ class MayImportContract(Contract):
     modules: Any = fields.SetField(subfield=fields.ModuleExpressionField())
     allowed: Any = fields.SetField(subfield=fields.StringField())
 
-    def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:  # noqa: ARG002 - import-linter's signature
+    def check(self, graph: grimp.ImportGraph, verbose: bool) -> ContractCheck:
         """Compares the direct imports of each module with the list."""
         found = [
             f"{module} imports {imported}"

@@ -1,4 +1,4 @@
-"""Settings of a running service turned for a while, as an operator does it: in Consul KV, live."""
+"""Changes settings of a running service for a while in Consul KV, as an operator does."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from support.stack_under_test import RunningStack
 
 
 @contextmanager
-def turned(running: RunningStack, service: str, settings: dict[str, Any]) -> Iterator[None]:
-    """Some settings of a service are others, nested like its seed; services follow within a moment, not at once."""
+def changed_settings(running: RunningStack, service: str, settings: dict[str, Any]) -> Iterator[None]:
+    """Changes settings, nested like the seed, and restores them at the end; instances apply both within a moment."""
     key = f"config/{service}"
     before = running.kv(key)
     running.put_kv(key, json.dumps(_merged(json.loads(before), settings)))

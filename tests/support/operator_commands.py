@@ -1,4 +1,4 @@
-"""Commands of the Justfile as a person at the terminal runs them."""
+"""Commands of the Justfile as a user at the terminal runs them."""
 
 from __future__ import annotations
 

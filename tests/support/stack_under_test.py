@@ -1,4 +1,4 @@
-"""The running stack that integration, infra and chaos tests look at, with what they all need from it."""
+"""The running stack of integration and chaos tests: its clients, instances, processes, logs and settings."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from stack.machine import processes
 
 T = TypeVar("T")
 
-# Services and gateways are asked themselves; they look at what they need once a second, and then again.
-_STEADY_SECONDS = 1.5
+# Services and gateways check their dependencies once a second.
+_STABLE_SECONDS = 1.5
 
 
 def eventually(what: str, probe: Callable[[], T | None], seconds: float = 10, every: float = 0.1) -> T:
-    """The first answer of `probe` that is not false, within a deadline; names what never came true."""
+    """Calls `probe` until it returns something true, and returns that; fails by the name of the condition."""
     until = time.monotonic() + seconds
     while True:
         answer = probe()
@@ -41,7 +41,7 @@ def eventually(what: str, probe: Callable[[], T | None], seconds: float = 10, ev
 
 
 class RunningStack:
-    """The stack named by WAYPOST_STACK, seen by an operator."""
+    """The stack named by WAYPOST_STACK on this machine, with the credentials of its operator."""
 
     def __init__(self) -> None:
         self.stack: Stack = config.current()
@@ -56,16 +56,16 @@ class RunningStack:
         return found
 
     def gateways(self) -> list[str]:
-        """The URL of each passing instance of the gateway; behind the edge, only one of them would be asked."""
+        """The URL of each passing instance of the gateway; a request to the edge reaches only one of them."""
         services = [entry["Service"] for entry in self.instances("gateway")]
         return [f"http://{service['Address']}:{service['Port']}" for service in services]
 
     def readiness(self) -> list[dict[str, Any]]:
-        """What each instance of the gateway says of itself."""
+        """The readiness document of each gateway."""
         return [httpx.get(f"{url}/readyz", timeout=5).json() for url in self.gateways()]
 
-    def knock(self) -> None:
-        """One call to each service from each gateway: a breaker that opened closes by a call, not by time alone."""
+    def call_every_service(self) -> None:
+        """Makes each gateway call each service: an open breaker closes only when a call succeeds."""
         for url in self.gateways():
             for path in ("/v1/users/me", "/v1/orders?limit=1"):
                 httpx.get(url + path, headers={"Authorization": f"Bearer {self._token()}"}, timeout=15)
@@ -80,14 +80,14 @@ class RunningStack:
         return str(signed_in.json()["access_token"])
 
     def breakers(self, service: str) -> set[str]:
-        """The states of the breaker before a service, in all gateways; "gone" where one has ended meanwhile."""
+        """The states of the breaker for a service in all gateways; "gone" if a gateway has ended meanwhile."""
         try:
             return {str(ready["breakers"][service]) for ready in self.readiness()}
         except httpx.TransportError:
             return {"gone"}
 
-    def whole(self) -> bool:
-        """Whether every instance that the jobs ask for is there, passing and serving, and no gateway lacks any."""
+    def is_healthy(self) -> bool:
+        """True if every instance that the jobs ask for passes its checks and serves, and every gateway is ready."""
         wanted = {
             service["Name"]: group["Count"]
             for job in nomad.names()
@@ -103,21 +103,27 @@ class RunningStack:
             and all(_serves(entry["Service"]) for entries in found.values() for entry in entries)
         )
 
-    def steady(self, seconds: float = 60) -> None:
-        """Returns once the stack has been whole for a while: what an earlier test broke is mended in every instance."""
-        since = [time.monotonic()]
+    def wait_until_healthy(self, seconds: float = 60) -> None:
+        """Returns once the stack has been healthy for a while, so that no effect of an earlier test is left."""
+        since = time.monotonic()
 
-        def look() -> bool:
-            try:
-                whole = self.whole()
-                _ = whole or self.knock()
-            except httpx.HTTPError:
-                whole = False
-            if not whole:
-                since[0] = time.monotonic()
-            return time.monotonic() - since[0] > _STEADY_SECONDS
+        def stable() -> bool:
+            nonlocal since
+            if not self._is_healthy_or_called():
+                since = time.monotonic()
+            return time.monotonic() - since > _STABLE_SECONDS
 
-        eventually("the stack is whole and stays so", look, seconds, every=0.3)
+        eventually("the stack is healthy and stays so", stable, seconds, every=0.3)
+
+    def _is_healthy_or_called(self) -> bool:
+        """False after a call to every service if the stack is not healthy."""
+        try:
+            if self.is_healthy():
+                return True
+            self.call_every_service()
+        except httpx.HTTPError:
+            return False
+        return False
 
     def allocations(self, job: str, group: str | None = None) -> list[dict[str, Any]]:
         found = self.clients.nomad.job.get_allocations(job)
@@ -127,7 +133,7 @@ class RunningStack:
         return self.stack.state / "nomad" / "data" / "alloc" / alloc["ID"] / task
 
     def pids(self, job: str, group: str | None = None) -> list[int]:
-        """The service processes of a job: the ones that work in its task folders, without Nomad's executors."""
+        """The service processes of a job, without Nomad's executors."""
         folders = [self.folder(alloc, job) for alloc in self.allocations(job, group)]
         return sorted(pid for folder in folders for pid in self.working_in(folder))
 
@@ -136,7 +142,7 @@ class RunningStack:
         return [pid for pid in processes.below(folder) if _works_in(pid, folder)]
 
     def logged(self, job: str, since: float, *words: str) -> list[list[float]]:
-        """When each instance of a job has written a line with all these words, of time.time(), after `since`."""
+        """For each instance of a job, the times after `since` at which it logged a line with all these words."""
         return [list(self._lines(alloc, job, since, words)) for alloc in self.allocations(job)]
 
     def _lines(self, alloc: dict[str, Any], job: str, since: float, words: tuple[str, ...]) -> Iterator[float]:
@@ -152,19 +158,19 @@ class RunningStack:
         return str(self.clients.consul.kv.get(key)[1]["Value"].decode())
 
     def put_kv(self, key: str, value: str) -> None:
-        # Keeps the flags, in which a deploy remembers what it seeded.
+        # Keeps the flags: `deploy` stores the checksum of the seed in them.
         flags = self.clients.consul.kv.get(key)[1]["Flags"]
         assert self.clients.consul.kv.put(key, value, flags=flags)
 
     def scale(self, job: str, group: str, count: int) -> None:
-        """Asks for another number of instances; Nomad accepts that once no deployment of the job is under way."""
+        """Sets the number of instances; Nomad accepts it once no deployment of the job is running."""
         body = {"Count": count, "Target": {"Group": group}}
 
         def accepted() -> bool:
             try:
                 self.clients.nomad.job.request(job, "scale", json=body, method="post")
-            except BadRequestNomadException as refusal:
-                assert "active deployment" in refusal.nomad_resp.text
+            except BadRequestNomadException as error:
+                assert "active deployment" in error.nomad_resp.text
                 return False
             return True
 
@@ -172,7 +178,7 @@ class RunningStack:
 
 
 def _serves(service: dict[str, Any]) -> bool:
-    """What an instance says of itself, if it speaks gRPC: Consul's check is a second behind."""
+    """Asks a gRPC instance itself, because the check of Consul is up to a second old; True for any other."""
     if "grpc" not in (service["Tags"] or []):
         return True
     with grpc.insecure_channel(f"{service['Address']}:{service['Port']}") as channel:
@@ -181,14 +187,6 @@ def _serves(service: dict[str, Any]) -> bool:
         except grpc.RpcError:
             return False
     return bool(status == HealthCheckResponse.SERVING)
-
-
-def environment(pid: int) -> str:
-    """What a process was started with; nothing of one that has ended."""
-    try:
-        return (processes.PROC / str(pid) / "environ").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def _works_in(pid: int, folder: Path) -> bool:

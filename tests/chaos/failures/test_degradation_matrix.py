@@ -1,7 +1,7 @@
-"""The matrix of docs/architecture.md, row by row: a part is broken, every call is made, every cell is compared.
+"""The degradation matrix of docs/architecture.md: for each row a part is broken, and every call is compared.
 
-Hypothesis: a cell says what is answered. Fault: by `./justw chaos`, or by taking the instances away. Control: a whole
-system answers none of the rows that refuse, or else a row would say nothing of its fault.
+Hypothesis: each call is answered as its cell says. Fault: by `./justw chaos`, or by scaling to no instance. Control:
+the answers of a healthy system match no row with a 503.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import httpx
 import pytest
 from support.chaos_command import Chaos
 from support.stack_under_test import RunningStack, eventually
-from support.traffic.api_user import Person, register
+from support.traffic.api_user import ApiUser, register
 
 from stack.cluster import agents
 from stack.config import ROOT
 
 CALLS = ("register", "sign in", "me", "place", "read", "list", "cancel", "history", "readyz")
-# With these settings a slow part exceeds its deadline; every answer then comes within this and what a machine adds.
+# With these deadlines a slow part exceeds its own; every answer then comes within this, plus what a busy machine adds.
 SHORT_SECONDS = 1.0
 LATE_MILLISECONDS = 1500
 SLACK_SECONDS = 5.0
 LASTING_SECONDS = 180.0
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
-WHOLE = dict(zip(CALLS, ["201", "201", "200", "201", "200", "200", "200", "200", "200 ready"], strict=True))
+HEALTHY = dict(zip(CALLS, ["201", "201", "200", "201", "200", "200", "200", "200", "200 ready"], strict=True))
 ORDERS = 12
 
 pytestmark = pytest.mark.timeout(300)
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @dataclass(frozen=True)
 class Row:
-    """What every call answers while a part is in a state."""
+    """The answers of every call while a part is in a state."""
 
     part: str
     state: str
@@ -67,7 +67,7 @@ def _none(running: RunningStack, job: str, group: str) -> Iterator[None]:
 
 @contextmanager
 def _faulty(chaos: Chaos, words: str) -> Iterator[None]:
-    chaos.order(words, LASTING_SECONDS)
+    chaos.start(words, LASTING_SECONDS)
     try:
         yield
     finally:
@@ -76,7 +76,7 @@ def _faulty(chaos: Chaos, words: str) -> Iterator[None]:
 
 @contextmanager
 def _short_deadlines(running: RunningStack) -> Iterator[None]:
-    """Less patience, live: what is too slow then need not be waited for that long."""
+    """Shortens all deadlines, so that the tests of slow parts take less time."""
     before = {key: running.kv(key) for key in ("config/gateway", "config/order-service")}
     for key, text in before.items():
         running.put_kv(key, json.dumps(_shortened(json.loads(text))))
@@ -96,7 +96,7 @@ def _shortened(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _broken(running: RunningStack, chaos: Chaos, row: Row) -> list[Any]:
-    """What breaks a part in that way, from first to last."""
+    """The context managers that break a part in that way, in their order."""
     part = row.part
     gone: dict[str, Callable[[], Any]] = {
         "user-service": lambda: _none(running, "user-service", "api"),
@@ -113,14 +113,14 @@ def _broken(running: RunningStack, chaos: Chaos, row: Row) -> list[Any]:
         return [_faulty(chaos, "disk full")]
     if part in {"consul", "vault"}:
         return [_short_deadlines(running), _stopped(running, part)]
-    # Pools keep their connections to Postgres, so nothing can be put between; a stopped one is the slowest there is.
+    # Pools keep their connections to Postgres, so a proxy would have no effect on them: Postgres is paused instead.
     words = {"telemetry": "telemetry hanging", "postgres": "pause postgres all"}
     return [_short_deadlines(running), _faulty(chaos, words.get(part, f"latency {part} {LATE_MILLISECONDS}"))]
 
 
 @contextmanager
 def _stopped(running: RunningStack, agent: str) -> Iterator[None]:
-    """An agent that is there, takes connections and does not answer."""
+    """Stops an agent: the kernel accepts connections, and the agent does not answer."""
     pid = agents.daemon(running.stack, agent).pid()
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -131,34 +131,34 @@ def _stopped(running: RunningStack, agent: str) -> Iterator[None]:
 
 
 class Caller:
-    """Somebody with orders placed while all was well, who makes every call of the matrix."""
+    """A user with orders from before the fault, who makes every call of the matrix."""
 
-    def __init__(self, person: Person, orders: int = ORDERS) -> None:
-        self.person = person
-        self.orders = [person.place(PENNY).raise_for_status().json()["id"] for _ in range(orders)]
-        person.settled(self.orders[0])
-        person.get("/v1/users/me").raise_for_status()
+    def __init__(self, user: ApiUser, orders: int = ORDERS) -> None:
+        self.user = user
+        self.orders = [user.place(PENNY).raise_for_status().json()["id"] for _ in range(orders)]
+        user.settled(self.orders[0])
+        user.get("/v1/users/me").raise_for_status()
 
     def answers(self) -> dict[str, httpx.Response]:
-        person, order = self.person, f"/v1/orders/{self.orders[0]}"
-        session = {"email": person.email, "password": person.password}
-        somebody = {"email": f"n{time.monotonic_ns()}@people.example", "name": "N", "password": "correct horse"}
+        user, order = self.user, f"/v1/orders/{self.orders[0]}"
+        session = {"email": user.email, "password": user.password}
+        stranger = {"email": f"n{time.monotonic_ns()}@people.example", "name": "N", "password": "correct horse"}
         calls: dict[str, Callable[[], httpx.Response]] = {
-            "register": lambda: person.http.post("/v1/users", json=somebody),
-            "sign in": lambda: person.http.post("/v1/sessions", json=session),
-            "me": lambda: person.get("/v1/users/me"),
-            "place": lambda: person.place(PENNY),
-            "read": lambda: person.get(order),
-            "list": lambda: person.get("/v1/orders"),
+            "register": lambda: user.http.post("/v1/users", json=stranger),
+            "sign in": lambda: user.http.post("/v1/sessions", json=session),
+            "me": lambda: user.get("/v1/users/me"),
+            "place": lambda: user.place(PENNY),
+            "read": lambda: user.get(order),
+            "list": lambda: user.get("/v1/orders"),
             "cancel": self._cancel,
-            "history": lambda: person.get(f"{order}/events"),
-            "readyz": lambda: person.http.get("/readyz"),
+            "history": lambda: user.get(f"{order}/events"),
+            "readyz": lambda: user.http.get("/readyz"),
         }
         return {name: _timed(name, calls[name]) for name in CALLS}
 
     def _cancel(self) -> httpx.Response:
-        """Of an order that nobody has tried to cancel before: one that failed may have been done all the same."""
-        return self.person.cancel(self.orders.pop())
+        """Cancels an order for the first time: an attempt that failed may have cancelled it nevertheless."""
+        return self.user.cancel(self.orders.pop())
 
 
 def _timed(name: str, call: Callable[[], httpx.Response]) -> httpx.Response:
@@ -170,7 +170,7 @@ def _timed(name: str, call: Callable[[], httpx.Response]) -> httpx.Response:
 
 
 def _cell(answer: httpx.Response, name: str) -> str:
-    """An answer in the words of the matrix; what each status promises is checked on the way."""
+    """An answer in the notation of the matrix; also checks the headers and the body that its status requires."""
     if answer.status_code >= 500:
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["type"].startswith("/problems/")
@@ -185,7 +185,7 @@ def _cell(answer: httpx.Response, name: str) -> str:
 
 
 def _fits(found: str, cell: str) -> bool:
-    """Whether an answer is one of those a cell allows; a cell that says less leaves the rest open."""
+    """True if a cell allows the answer; `201` in a cell also allows `201 pending`."""
     return any(found == allowed or found.startswith(f"{allowed} ") for allowed in cell.split("/"))
 
 
@@ -194,17 +194,17 @@ def _differences(caller: Caller, row: dict[str, str]) -> dict[str, str]:
     return {name: f"{found[name]}, not {row[name]}" for name in CALLS if not _fits(found[name], row[name])}
 
 
-def _recovered(person: Person) -> bool:
+def _recovered(user: ApiUser) -> bool:
     try:
-        return not _differences(Caller(person, orders=2), WHOLE)
+        return not _differences(Caller(user, orders=2), HEALTHY)
     except httpx.HTTPStatusError:
         return False
 
 
 @pytest.fixture
 def caller(running: RunningStack, http: httpx.Client) -> Caller:
-    """Comes when what the row before has broken is mended for everybody."""
-    return eventually("somebody's calls are answered", lambda: _caller(http), 60, every=1)
+    """A user of a stack that has recovered from the previous row."""
+    return eventually("a user's calls are answered", lambda: _caller(http), 60, every=1)
 
 
 def _caller(http: httpx.Client) -> Caller | None:
@@ -223,16 +223,16 @@ def test_the_matrix_has_each_part_gone_and_slow_and_a_full_disk() -> None:
     }
 
 
-def test_a_whole_system_answers_none_of_the_rows_that_refuse(caller: Caller) -> None:
-    assert _differences(caller, WHOLE) == {}
-    refusing = [row for row in _matrix() if "503" in " ".join(row.cells.values())]
-    assert refusing
+def test_a_healthy_system_matches_no_row_with_a_503(caller: Caller) -> None:
+    assert _differences(caller, HEALTHY) == {}
+    failing = [row for row in _matrix() if "503" in " ".join(row.cells.values())]
+    assert failing
     answered = {name: _cell(answer, name) for name, answer in caller.answers().items()}
-    assert [row for row in refusing if all(_fits(answered[name], row.cells[name]) for name in CALLS)] == []
+    assert [row for row in failing if all(_fits(answered[name], row.cells[name]) for name in CALLS)] == []
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=f"{row.part}-{row.state}") for row in _matrix()])
-def test_a_row_of_the_matrix_is_what_callers_see(running: RunningStack, chaos: Chaos, caller: Caller, row: Row) -> None:
+def test_callers_get_the_answers_of_the_row(running: RunningStack, chaos: Chaos, caller: Caller, row: Row) -> None:
     if row.part == "telemetry" and "telemetry" not in running.clients.nomad.job:
         pytest.skip("the telemetry UI was left out: this machine has no C++ compiler")
     seen: list[dict[str, str]] = []
@@ -244,7 +244,7 @@ def test_a_row_of_the_matrix_is_what_callers_see(running: RunningStack, chaos: C
     with ExitStack() as broken:
         for each in _broken(running, chaos, row):
             broken.enter_context(each)
-        # What is cached, pooled or watched notices within seconds; from then on the row holds.
+        # Caches, pools and watches notice the fault within seconds; from then on the row holds.
         eventually("the row is as written", as_written, 60, every=1.5)
         assert seen[-1] == {}
-    eventually("every call is answered as before", lambda: _recovered(caller.person), 60, every=0.5)
+    eventually("every call is answered as before", lambda: _recovered(caller.user), 60, every=0.5)

@@ -1,4 +1,4 @@
-"""Hypothesis: one worker is active, and when it is killed or stopped another one goes on within five seconds."""
+"""Hypothesis: one worker is active, and when it is killed or stopped another one takes over within seconds."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
-from support.database_access import change, value
+from support.database_access import execute, query_value
 from support.stack_under_test import RunningStack, eventually
-from support.traffic.api_user import Person
-from support.traffic.concurrent_users import LATER, PENNY, all_settled, insist
+from support.traffic.api_user import ApiUser
+from support.traffic.concurrent_users import PENNY, RETRYABLE, retry_until_answered, wait_all_settled
 from support.traffic.load import Load, Request
 from support.traffic.targets import Effort, efforts
 
 LEADER = "SELECT leader FROM leader_terms WHERE name = 'worker' AND ends_at > clock_timestamp()"
-GOAL_SECONDS, BOUND_SECONDS = 5.0, 15.0
+TARGET_SECONDS, BOUND_SECONDS = 5.0, 15.0
 RATE = 8
 
-pytestmark = pytest.mark.usefixtures("whole")
+pytestmark = pytest.mark.usefixtures("healthy")
 
 
 def active(running: RunningStack) -> tuple[str, int]:
-    """The instance of the active worker, and its process."""
+    """The allocation id and the process id of the active worker."""
     found: tuple[str, int] = eventually("a worker is active", lambda: _active(running), 20)
     return found
 
 
 def _active(running: RunningStack) -> tuple[str, int] | None:
-    """None as long as nobody is, or one that has just ended."""
-    holder = value(running, "order_service", LEADER)
+    """None while no worker is active, or the active one has just ended."""
+    holder = query_value(running, "order_service", LEADER)
     for alloc in running.allocations("order-service", "worker"):
         if alloc["ID"] == holder and (pids := running.working_in(running.folder(alloc, "order-service"))):
             return holder, pids[0]
@@ -48,20 +48,20 @@ def test_two_workers_run_and_one_is_active(running: RunningStack) -> None:
 
 @efforts(5, 20)
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_orders_are_settled_soon_after_the_active_worker_is_gone(
-    running: RunningStack, person: Person, fault: signal.Signals, effort: Effort
+def test_orders_are_settled_after_the_active_worker_is_gone(
+    running: RunningStack, user: ApiUser, fault: signal.Signals, effort: Effort
 ) -> None:
-    with Load(running.url("gateway"), RATE, placing(person)) as load:
+    with Load(running.url("gateway"), RATE, placing(user)) as load:
         eventually("orders flow", lambda: len(load.answers) > 2 * RATE, 30)
         holder, pid = active(running)
         with gone(pid, fault):
-            waits = [settling(person) for _ in range(effort.times)]
+            waits = [settling(user) for _ in range(effort.times)]
             successor, _ = active(running)
-    assert {answer.status for answer in load.failures} <= LATER, load.report()
+    assert {answer.status for answer in load.failures} <= RETRYABLE, load.report()
     acknowledged = [answer.headers["location"].rpartition("/")[2] for answer in load.answers if not answer.failed]
-    assert {all_settled(person, acknowledged, 60)[order_id] for order_id in acknowledged} == {"confirmed"}
+    assert {wait_all_settled(user, acknowledged, 60)[order_id] for order_id in acknowledged} == {"confirmed"}
     print(f"{fault.name}: settled again {max(waits):.1f} s after, among {len(acknowledged)} orders; {load.report()}")
-    assert max(waits) <= effort.bound(GOAL_SECONDS, BOUND_SECONDS)
+    assert max(waits) <= effort.bound(TARGET_SECONDS, BOUND_SECONDS)
     assert fault is signal.SIGKILL or successor != holder
 
 
@@ -77,35 +77,37 @@ def gone(pid: int, fault: signal.Signals) -> Iterator[None]:
                 os.kill(pid, signal.SIGCONT)
 
 
-def placing(person: Person) -> Callable[[int], Request]:
+def placing(user: ApiUser) -> Callable[[int], Request]:
     """Orders, each with a key of its own."""
 
     def arrival(_: int) -> Request:
-        headers = person.headers | {"Idempotency-Key": secrets.token_hex(16)}
+        headers = user.headers | {"Idempotency-Key": secrets.token_hex(16)}
         return Request("POST", "/v1/orders", httpx.codes.CREATED, headers, {"currency": "EUR", "lines": PENNY})
 
     return arrival
 
 
-def settling(person: Person) -> float:
-    """Seconds from asking for an order until it is settled."""
+def settling(user: ApiUser) -> float:
+    """Places an order; returns the seconds until it is settled."""
     began, key = time.monotonic(), secrets.token_hex(16)
-    reply = insist(lambda: person.place(PENNY, key=key))
+    reply = retry_until_answered(lambda: user.place(PENNY, key=key))
     assert reply.status_code == httpx.codes.CREATED
-    person.settled(reply.json()["id"], 2 * BOUND_SECONDS)
+    user.settled(reply.json()["id"], 2 * BOUND_SECONDS)
     return time.monotonic() - began
 
 
-def test_an_outbox_entry_of_a_worker_that_is_gone_is_taken_over_at_once(running: RunningStack, person: Person) -> None:
-    """What the one before had claimed is due for its successor, not when the claim ends."""
-    order_id = person.settled(person.place().json()["id"])["id"]
+def test_a_claimed_outbox_entry_of_a_killed_worker_is_completed_by_its_successor(
+    running: RunningStack, user: ApiUser
+) -> None:
+    """An entry that the previous worker had claimed is due at once, not when the claim ends."""
+    order_id = user.settled(user.place().json()["id"])["id"]
     add = """INSERT INTO outbox (position, order_id, kind, traceparent, claimed, due_at)
              VALUES (-1, %s, 'reserve', '', true, now() + interval '1 hour')"""
-    assert change(running, "order_service", add, order_id) == 1
+    assert execute(running, "order_service", add, order_id) == 1
     try:
         _, pid = active(running)
         os.kill(pid, signal.SIGKILL)
         left = "SELECT count(*) FROM outbox WHERE position = -1"
-        eventually("it is done", lambda: value(running, "order_service", left) == 0, BOUND_SECONDS)
+        eventually("it is done", lambda: query_value(running, "order_service", left) == 0, BOUND_SECONDS)
     finally:
-        change(running, "order_service", "DELETE FROM outbox WHERE position = -1")
+        execute(running, "order_service", "DELETE FROM outbox WHERE position = -1")

@@ -1,4 +1,4 @@
-"""Whatever a stranger sends, the answer is the documented problem, never a 500."""
+"""Invalid requests of every kind are answered with the documented problem, never with a 500."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.traffic.api_user import LINES, Person
+from support.traffic.api_user import LINES, ApiUser
 
 USER: dict[str, Any] = {
     "email": "someone@people.example",
@@ -77,22 +77,22 @@ def test_an_invalid_registration_names_the_field(http: httpx.Client, changed: di
         (ORDER | {"note": "hi"}, "note"),
     ],
 )
-def test_an_invalid_order_names_the_field(person: Person, body: dict[str, Any], field: str) -> None:
-    headers = person.headers | {"Idempotency-Key": "never-used"}
-    problem = assert_problem(person.http.post("/v1/orders", json=body, headers=headers), 422)
+def test_an_invalid_order_names_the_field(user: ApiUser, body: dict[str, Any], field: str) -> None:
+    headers = user.headers | {"Idempotency-Key": "never-used"}
+    problem = assert_problem(user.http.post("/v1/orders", json=body, headers=headers), 422)
     assert [error["field"] for error in problem["errors"]] == [field]
 
 
 @pytest.mark.parametrize("email", ["a\u0000@b.c", "\u0000", "someone@people.example\u0000", "\ufdfa@b.c"])
-def test_a_sign_in_that_can_be_nobodys_is_a_401(http: httpx.Client, email: str) -> None:
+def test_a_sign_in_with_an_impossible_email_is_a_401(http: httpx.Client, email: str) -> None:
     problem = assert_problem(http.post("/v1/sessions", json={"email": email, "password": "\u0000"}), 401)
     assert problem["type"] == "/problems/bad-credentials"
 
 
 @pytest.mark.parametrize("key", ["", "two words", b"k\xff", "k" * 201])
-def test_an_unusable_idempotency_key_is_a_400(person: Person, key: str | bytes) -> None:
-    headers = person.headers | {"Idempotency-Key": key}
-    assert_problem(person.http.post("/v1/orders", json=ORDER, headers=headers), 400)
+def test_an_unusable_idempotency_key_is_a_400(user: ApiUser, key: str | bytes) -> None:
+    headers = user.headers | {"Idempotency-Key": key}
+    assert_problem(user.http.post("/v1/orders", json=ORDER, headers=headers), 400)
 
 
 def test_a_body_of_ten_megabytes_is_a_413(http: httpx.Client) -> None:
@@ -100,7 +100,7 @@ def test_a_body_of_ten_megabytes_is_a_413(http: httpx.Client) -> None:
     try:
         reply = http.post("/v1/users", content=body, headers={"content-type": "application/json"})
     except httpx.WriteError:
-        pytest.fail("the connection was cut without an answer")
+        pytest.fail("the connection was closed without an answer")
     assert_problem(reply, 413)
 
 
@@ -121,23 +121,23 @@ def test_a_missing_or_forged_token_is_a_401(http: httpx.Client, token: str) -> N
     assert reply.headers["www-authenticate"].startswith("Bearer")
 
 
-def test_a_token_with_another_signature_is_a_401(http: httpx.Client, person: Person) -> None:
-    head, payload, signature = person.token.split(".")
+def test_a_token_with_another_signature_is_a_401(http: httpx.Client, user: ApiUser) -> None:
+    head, payload, signature = user.token.split(".")
     other = ("A" if signature[0] != "A" else "B") + signature[1:]
     assert_problem(http.get("/v1/users/me", headers={"Authorization": f"Bearer {head}.{payload}.{other}"}), 401)
 
 
 @pytest.mark.parametrize("order_id", ["01890a5d-ac96-774b-bcce-b302099a8057", "nonsense", "0", "%00", "x" * 500])
-def test_an_unknown_order_is_a_404(person: Person, order_id: str) -> None:
-    assert_problem(person.get(f"/v1/orders/{order_id}"), 404)
+def test_an_unknown_order_is_a_404(user: ApiUser, order_id: str) -> None:
+    assert_problem(user.get(f"/v1/orders/{order_id}"), 404)
 
 
 @pytest.mark.parametrize(
     "query",
     ["limit=0", "limit=-1", "limit=many", "limit=100000", "cursor=nonsense", "cursor=%00", "status=lost", "status=%00"],
 )
-def test_an_invalid_query_names_the_parameter(person: Person, query: str) -> None:
-    problem = assert_problem(person.get(f"/v1/orders?{query}"), 422)
+def test_an_invalid_query_names_the_parameter(user: ApiUser, query: str) -> None:
+    problem = assert_problem(user.get(f"/v1/orders?{query}"), 422)
     assert [error["field"] for error in problem["errors"]] == [query.partition("=")[0]]
 
 

@@ -1,4 +1,4 @@
-"""Consul KV says how to behave: a change works at once in the same process, an invalid one is refused by name."""
+"""Settings in Consul KV: a change applies to running processes, and an invalid one is rejected by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from support.stack_under_test import RunningStack, eventually
-from support.traffic.api_user import Person
+from support.traffic.api_user import ApiUser
 
 KEY = "config/gateway"
 
@@ -23,21 +23,21 @@ def settings(running: RunningStack) -> Iterator[dict[str, Any]]:
     running.put_kv(KEY, before)
 
 
-def _refused(running: RunningStack, named: str, since: float) -> bool:
-    """Whether a gateway has said since then, in one line, that it does not take the key for what is named."""
+def _rejected(running: RunningStack, named: str, since: float) -> bool:
+    """True if a gateway has logged since then that it rejects the key because of the named setting."""
     return any(running.logged("gateway", since, KEY, named))
 
 
-def test_a_shorter_deadline_works_within_two_seconds_in_the_same_process(
-    running: RunningStack, person: Person, settings: dict[str, Any]
+def test_a_shorter_deadline_applies_within_two_seconds_in_the_same_process(
+    running: RunningStack, user: ApiUser, settings: dict[str, Any]
 ) -> None:
     process = running.pids("gateway")
     running.put_kv(KEY, json.dumps(settings | {"deadline_seconds": 0.001}))
     changed = time.monotonic()
-    eventually("a call runs into the deadline", lambda: person.get("/v1/users/me").status_code == 504, 2, 0.02)
+    eventually("a call runs into the deadline", lambda: user.get("/v1/users/me").status_code == 504, 2, 0.02)
     assert time.monotonic() - changed <= 2
     running.put_kv(KEY, json.dumps(settings))
-    eventually("calls pass again", lambda: person.get("/v1/users/me").status_code == httpx.codes.OK, 5)
+    eventually("calls pass again", lambda: user.get("/v1/users/me").status_code == httpx.codes.OK, 5)
     assert running.pids("gateway") == process
 
 
@@ -48,18 +48,18 @@ def test_a_shorter_deadline_works_within_two_seconds_in_the_same_process(
         ({"deadline_seconds": "soon"}, "deadline_seconds"),
     ],
 )
-def test_an_invalid_value_is_refused_by_name_and_the_last_good_one_stays(
-    running: RunningStack, person: Person, settings: dict[str, Any], change: dict[str, Any], named: str
+def test_an_invalid_value_is_rejected_by_name_and_the_last_valid_one_stays(
+    running: RunningStack, user: ApiUser, settings: dict[str, Any], change: dict[str, Any], named: str
 ) -> None:
     began = time.time()
     running.put_kv(KEY, json.dumps(settings | change))
-    eventually("the refusal is logged", lambda: _refused(running, named, began), 10)
-    assert person.get("/v1/users/me").status_code == httpx.codes.OK
+    eventually("the rejection is logged", lambda: _rejected(running, named, began), 10)
+    assert user.get("/v1/users/me").status_code == httpx.codes.OK
 
 
-def test_an_unknown_key_is_refused_by_name(running: RunningStack, person: Person, settings: dict[str, Any]) -> None:
+def test_an_unknown_setting_is_rejected_by_name(running: RunningStack, user: ApiUser, settings: dict[str, Any]) -> None:
     unknown = f"surprise_{secrets.token_hex(4)}"
     began = time.time()
     running.put_kv(KEY, json.dumps(settings | {unknown: 1}))
-    eventually("the refusal is logged", lambda: _refused(running, unknown, began), 10)
-    assert person.get("/v1/users/me").status_code == httpx.codes.OK
+    eventually("the rejection is logged", lambda: _rejected(running, unknown, began), 10)
+    assert user.get("/v1/users/me").status_code == httpx.codes.OK

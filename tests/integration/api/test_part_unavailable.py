@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from support.stack_under_test import RunningStack, eventually
-from support.traffic.api_user import Person
+from support.traffic.api_user import ApiUser
 
 from stack.build import tools
 from stack.cluster import agents
@@ -26,28 +26,28 @@ TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 @pytest.fixture(autouse=True)
 def steady(running: RunningStack) -> None:
     """No test begins on what the one before has broken."""
-    running.steady()
+    running.wait_until_healthy()
 
 
 @pytest.fixture
-def no_user_service(running: RunningStack, person: Person) -> Iterator[Person]:
-    """Somebody signed in while the User Service was there; now it is not."""
+def no_user_service(running: RunningStack, user: ApiUser) -> Iterator[ApiUser]:
+    """A user who signed in before the User Service was scaled to no instance."""
     running.scale("user-service", "api", 0)
     eventually("the User Service is gone", lambda: not running.pids("user-service"), 30)
-    yield person
+    yield user
     running.scale("user-service", "api", 2)
     eventually("the User Service is back", lambda: len(running.instances("user-service")) == 2, 60)
-    eventually("calls pass again", lambda: person.get("/v1/users/me").status_code == httpx.codes.OK, 10)
+    eventually("calls pass again", lambda: user.get("/v1/users/me").status_code == httpx.codes.OK, 10)
 
 
-def _breakers(running: RunningStack, person: Person) -> set[str]:
-    """The states of the breaker before the User Service, after a call that needs it."""
-    person.get("/v1/users/me")
+def _breakers(running: RunningStack, user: ApiUser) -> set[str]:
+    """The states of the breaker for the User Service, after a call that needs it."""
+    user.get("/v1/users/me")
     return running.breakers("user-service")
 
 
-def test_without_the_user_service_calls_that_need_it_are_refused_clearly_and_soon_at_once(
-    running: RunningStack, no_user_service: Person
+def test_without_the_user_service_calls_fail_as_unavailable_and_at_once_when_the_breaker_is_open(
+    running: RunningStack, no_user_service: ApiUser
 ) -> None:
     reply = no_user_service.get("/v1/users/me")
     assert reply.status_code == httpx.codes.SERVICE_UNAVAILABLE
@@ -59,13 +59,13 @@ def test_without_the_user_service_calls_that_need_it_are_refused_clearly_and_soo
     eventually("the breaker is open in every gateway", lambda: _breakers(running, no_user_service) == {"open"}, 15)
     replies = [no_user_service.get("/v1/users/me") for _ in range(8)]
     assert {reply.status_code for reply in replies} == {httpx.codes.SERVICE_UNAVAILABLE}
-    refused = [reply.elapsed.total_seconds() for reply in replies if reply.json()["type"] == "/problems/breaker-open"]
-    assert len(refused) >= 4, "each of the two gateways may have tried now and then whether the service is back"
-    assert statistics.median(refused) < 0.5
+    rejected = [reply.elapsed.total_seconds() for reply in replies if reply.json()["type"] == "/problems/breaker-open"]
+    assert len(rejected) >= 4, "each of the two gateways may have tried now and then whether the service is back"
+    assert statistics.median(rejected) < 0.5
 
 
-def test_the_breaker_heals_by_itself_within_ten_seconds_and_what_was_accepted_is_finished(
-    running: RunningStack, no_user_service: Person
+def test_the_breaker_closes_once_the_service_is_back_and_accepted_orders_are_completed(
+    running: RunningStack, no_user_service: ApiUser
 ) -> None:
     placed = no_user_service.place()
     assert (placed.status_code, placed.json()["status"]) == (httpx.codes.CREATED, "pending")
@@ -86,15 +86,15 @@ def no_gateway(running: RunningStack, http: httpx.Client) -> Iterator[httpx.Clie
     eventually("the edge has gateways again", lambda: http.get("/livez").status_code == httpx.codes.OK, 60)
 
 
-def test_without_any_gateway_the_edge_says_when_to_come_back(no_gateway: httpx.Client) -> None:
-    eventually("the edge refuses", lambda: _refused(no_gateway.get("/livez")), 10)
+def test_without_any_gateway_the_edge_answers_503_with_retry_after(no_gateway: httpx.Client) -> None:
+    eventually("the edge answers 503", lambda: _unavailable(no_gateway.get("/livez")), 10)
     for method, path in (("GET", "/livez"), ("POST", "/v1/orders"), ("PUT", "/nowhere")):
         reply = no_gateway.request(method, path, params={"x": "1"}, content=b"{}", headers={"traceparent": TRACEPARENT})
-        assert_refusal(reply, 503, "/problems/unavailable", path)
+        assert_problem(reply, 503, "/problems/unavailable", path)
 
 
-def assert_refusal(reply: httpx.Response, status: int, kind: str, path: str) -> None:
-    """A problem in the form of the gateway's own, in the trace of the caller."""
+def assert_problem(reply: httpx.Response, status: int, kind: str, path: str) -> None:
+    """Checks for a problem in the form of the gateway's own, in the trace of the caller."""
     problem = reply.json()
     assert (reply.status_code, problem["status"], problem["type"]) == (status, status, kind)
     assert reply.headers["content-type"] == "application/problem+json"
@@ -105,52 +105,52 @@ def assert_refusal(reply: httpx.Response, status: int, kind: str, path: str) -> 
     assert int(reply.headers["retry-after"]) >= 1
 
 
-def test_a_request_whose_gateway_dies_is_told_that_its_answer_is_lost(running: RunningStack, person: Person) -> None:
+def test_a_request_whose_gateway_dies_gets_a_lost_answer_problem(running: RunningStack, user: ApiUser) -> None:
     victim = running.pids("gateway")[0]
-    os.kill(victim, signal.SIGSTOP)  # it takes requests and does not answer them
+    os.kill(victim, signal.SIGSTOP)  # the kernel accepts requests, and nothing answers them
     with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(_register_nobody, person) for _ in range(8)]
-        eventually("only the stopped gateway owes an answer", lambda: any(not each.done() for each in asked))
+        asked = [pool.submit(_register_nobody, user) for _ in range(8)]
+        eventually("some requests wait for the stopped gateway", lambda: any(not each.done() for each in asked))
         time.sleep(1)
         os.kill(victim, signal.SIGKILL)
         replies = [each.result(30) for each in asked]
     lost = [reply for reply in replies if reply.status_code != httpx.codes.UNPROCESSABLE_ENTITY]
     assert lost
     for reply in lost:
-        assert_refusal(reply, 502, "/problems/answer-lost", "/v1/users")
+        assert_problem(reply, 502, "/problems/answer-lost", "/v1/users")
 
 
-def _register_nobody(person: Person) -> httpx.Response:
-    return person.http.post("/v1/users", json={}, headers={"traceparent": TRACEPARENT}, timeout=30)
+def _register_nobody(user: ApiUser) -> httpx.Response:
+    return user.http.post("/v1/users", json={}, headers={"traceparent": TRACEPARENT}, timeout=30)
 
 
-def _refused(reply: httpx.Response) -> httpx.Response | None:
+def _unavailable(reply: httpx.Response) -> httpx.Response | None:
     return reply if reply.status_code == httpx.codes.SERVICE_UNAVAILABLE else None
 
 
-def test_a_killed_edge_is_started_again(running: RunningStack, person: Person) -> None:
+def test_a_killed_edge_is_started_again(running: RunningStack, user: ApiUser) -> None:
     (victim,) = running.pids("edge")
     os.kill(victim, signal.SIGKILL)
     eventually("the edge runs again", lambda: set(running.pids("edge")) - {victim}, 30)
-    eventually("calls pass again", lambda: _status(person) == httpx.codes.OK, 30)
+    eventually("calls pass again", lambda: _status(user) == httpx.codes.OK, 30)
 
 
-def _status(person: Person) -> int:
+def _status(user: ApiUser) -> int:
     try:
-        return person.get("/v1/users/me").status_code
+        return user.get("/v1/users/me").status_code
     except httpx.TransportError:
         return 0
 
 
-def test_postgres_killed_comes_back_with_every_order(running: RunningStack, person: Person) -> None:
-    order = person.settled(person.place().json()["id"])
+def test_killed_postgres_comes_back_with_every_order(running: RunningStack, user: ApiUser) -> None:
+    order = user.settled(user.place().json()["id"])
     os.kill(_postgres(running), signal.SIGKILL)
-    eventually("orders can be read again", lambda: person.get(f"/v1/orders/{order['id']}").status_code == 200, 20)
-    # Each instance comes back by itself, so one good answer says nothing of the next.
-    running.steady()
-    assert person.order(order["id"]) == order
-    assert person.place().status_code == httpx.codes.CREATED
-    assert person.get("/v1/users/me").status_code == httpx.codes.OK
+    eventually("orders can be read again", lambda: user.get(f"/v1/orders/{order['id']}").status_code == 200, 20)
+    # Each instance recovers separately, so one good answer does not mean that the next is good.
+    running.wait_until_healthy()
+    assert user.order(order["id"]) == order
+    assert user.place().status_code == httpx.codes.CREATED
+    assert user.get("/v1/users/me").status_code == httpx.codes.OK
 
 
 def _postgres(running: RunningStack) -> int:
@@ -159,13 +159,13 @@ def _postgres(running: RunningStack) -> int:
 
 @pytest.fixture
 def pids(running: RunningStack) -> dict[str, list[int]]:
-    """The processes of the services, while Nomad can still be asked."""
+    """The processes of the services, read before Nomad is killed."""
     return {job: running.pids(job) for job in ("user-service", "order-service", "gateway")}
 
 
 @pytest.fixture
 def killed_agent(running: RunningStack, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of an agent that was killed; whatever the test finds, it runs again afterwards."""
+    """Kills an agent, yields its name, and starts it again afterwards."""
     pid = agents.daemon(running.stack, request.param).pid()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -182,19 +182,19 @@ def _start_agents(running: RunningStack) -> None:
 
 @pytest.mark.parametrize("killed_agent", ["vault"], indirect=True)
 def test_a_gateway_that_starts_without_vault_gets_no_request_before_it_has_a_key(
-    running: RunningStack, person: Person, killed_agent: str
+    running: RunningStack, user: ApiUser, killed_agent: str
 ) -> None:
     os.kill(running.pids("gateway")[0], signal.SIGKILL)
     new = eventually("it runs again, and is not ready", lambda: _starting(running), 20)
     assert new["dependencies"]["token keys"] == "none was read yet"
-    eventually("the edge knows", lambda: len(running.instances("gateway")) == 1)
-    assert {person.get("/v1/users/me").status_code for _ in range(20)} == {httpx.codes.OK}
+    eventually("the edge uses only the other one", lambda: len(running.instances("gateway")) == 1)
+    assert {user.get("/v1/users/me").status_code for _ in range(20)} == {httpx.codes.OK}
     _start_agents(running)
     eventually("both are ready", lambda: len(running.instances("gateway")) == 2, 20)
 
 
 def _starting(running: RunningStack) -> dict[str, Any] | None:
-    """What the gateway that is not ready says of itself."""
+    """The readiness document of the gateway that is not ready."""
     for entry in running.clients.consul.health.service("gateway")[1]:
         with suppress(httpx.TransportError):
             reply = httpx.get(f"http://{entry['Service']['Address']}:{entry['Service']['Port']}/readyz")
@@ -206,12 +206,12 @@ def _starting(running: RunningStack) -> dict[str, Any] | None:
 
 @pytest.mark.parametrize("killed_agent", ["nomad", "consul", "vault"], indirect=True)
 def test_while_an_agent_is_dead_orders_are_placed_and_it_starts_again_without_a_loss(
-    running: RunningStack, person: Person, pids: dict[str, list[int]], killed_agent: str
+    running: RunningStack, user: ApiUser, pids: dict[str, list[int]], killed_agent: str
 ) -> None:
-    order = person.settled(person.place().json()["id"])
+    order = user.settled(user.place().json()["id"])
     assert order["status"] == "confirmed"
     _start_agents(running)
     eventually("KV is there", lambda: running.kv("config/gateway"), 10)
     assert running.clients.vault.read("secret/data/user-service")["data"]["data"]["password_pepper"]
-    assert person.order(order["id"]) == order
+    assert user.order(order["id"]) == order
     eventually("the tasks are still the same", lambda: {job: running.pids(job) for job in pids} == pids, 20)

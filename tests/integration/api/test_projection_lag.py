@@ -1,12 +1,12 @@
-"""Lists are a moment behind, and how far is a metric."""
+"""Lists lag behind events by a moment, and the lag is a metric."""
 
 from __future__ import annotations
 
 import pytest
 from support.operator_commands import run
 from support.stack_under_test import RunningStack, eventually
-from support.traffic.api_user import Person
-from support.traffic.projection_lag import GOAL_RATE, GOAL_SECONDS, measure
+from support.traffic.api_user import ApiUser
+from support.traffic.projection_lag import TARGET_RATE, TARGET_SECONDS, measure
 from support.traffic.targets import Effort, efforts
 
 from stack import telemetry_viewer
@@ -15,16 +15,17 @@ BOUND_SECONDS = 10.0
 
 
 @efforts(4, 20)
-def test_under_a_load_of_orders_events_are_visible_in_a_moment(
-    running: RunningStack, person: Person, effort: Effort
+def test_under_a_load_of_orders_events_become_visible_within_ten_seconds(
+    running: RunningStack, user: ApiUser, effort: Effort
 ) -> None:
-    running.steady()
-    rate = effort.bound(GOAL_RATE, 20)
-    found = measure(running, person, rate=rate, seconds=effort.amount)
+    """With `-m long`, at the rate and within the seconds of the target."""
+    running.wait_until_healthy()
+    rate = effort.bound(TARGET_RATE, 20)
+    found = measure(running, user, rate=rate, seconds=effort.amount)
     print(found)
     assert len(found.seconds) >= rate * effort.amount
-    assert found.quantile(0.99) <= effort.bound(GOAL_SECONDS, BOUND_SECONDS)
-    assert found.rate >= effort.bound(0.98 * rate, 0)
+    assert found.quantile(0.99) <= effort.bound(TARGET_SECONDS, BOUND_SECONDS)
+    assert found.rate >= effort.bound(0.98, 0.25) * rate
 
 
 @pytest.fixture
@@ -34,21 +35,21 @@ def telemetry(running: RunningStack) -> None:
 
 
 @pytest.mark.usefixtures("telemetry")
-def test_telemetry_knows_which_worker_is_active_and_how_far_it_is_behind(running: RunningStack) -> None:
+def test_telemetry_has_the_active_worker_and_its_lag(running: RunningStack) -> None:
     def last(name: str) -> dict[str, float]:
         return telemetry_viewer.last_values(running.stack, name, "order-service")
 
     eventually("one of two workers is active", lambda: sorted(last("worker.leader").values()) == [0, 1], 60, every=1)
     wanted = {"projection=orders", "projection=outbox"}
-    eventually("the projections tell", lambda: wanted <= last("projection.lag.events").keys(), 60, every=1)
+    eventually("every projection reports its lag", lambda: wanted <= last("projection.lag.events").keys(), 60, every=1)
     for name in ("outbox.pending", "outbox.oldest.seconds"):
-        assert eventually(f"{name} is told", lambda: list(last(name).values()), 60, every=1)[0] >= 0  # noqa: B023
+        assert eventually(f"{name} is reported", lambda: list(last(name).values()), 60, every=1)[0] >= 0  # noqa: B023
 
 
 @pytest.mark.usefixtures("telemetry")
-def test_status_shows_it(running: RunningStack) -> None:
+def test_status_shows_the_workers_and_their_lag(running: RunningStack) -> None:
     def shown() -> bool:
-        said = run("status").stdout
-        return all(words in said for words in ("active", "stands by", "events behind", "open, the oldest for"))
+        output = run("status").stdout
+        return all(words in output for words in ("active", "stands by", "events behind", "open, the oldest for"))
 
-    eventually("status shows the workers and their lag", shown, 60, every=1)
+    eventually("status shows them", shown, 60, every=1)

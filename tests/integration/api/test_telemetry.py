@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 from support.stack_under_test import RunningStack
-from support.traffic.api_user import Person, register
+from support.traffic.api_user import ApiUser, register
 
 from stack.commands.trace import waterfall
 from stack.telemetry_viewer import Span, spans
@@ -29,14 +29,14 @@ def trace(running: RunningStack) -> list[Span]:
     if "telemetry" not in running.clients.nomad.job:
         pytest.skip("the telemetry UI was left out: this machine has no C++ compiler")
     with httpx.Client(base_url=running.url("gateway"), timeout=15) as http:
-        person = register(http)
-        placed = person.place()
-        person.settled(placed.json()["id"])
+        user = register(http)
+        placed = user.place()
+        user.settled(placed.json()["id"])
     trace_id = placed.headers["traceresponse"].split("-")[1]
 
     until = time.monotonic() + 15
     found: list[Span] = []
-    # Each process sends its spans when its batch is due; what is still missing at the end is what a test names.
+    # Each process exports its spans in batches; a test names those still missing at the end.
     while (not found or missing(found) or len(orphans(found)) > 1) and time.monotonic() < until:
         time.sleep(0.2)
         found = spans(running.stack, trace_id)
@@ -70,11 +70,11 @@ def test_work_after_the_answer_goes_on_in_the_same_trace(trace: list[Span]) -> N
     recorded = next(span for span in trace if (span.service, span.name[:6]) == ("order-service", "INSERT"))
     reserved = [span for span in trace if span.name.endswith("ReserveCredit") and span.service == "user-service"]
     assert reserved
-    # The answer and this work follow the same commit; which of them is done first is nobody's promise.
+    # Both the answer and this work follow the commit, in no promised order.
     assert all(span.start > recorded.start for span in reserved)
 
 
-def test_an_incoming_trace_is_continued(running: RunningStack, person: Person) -> None:
+def test_an_incoming_trace_is_continued(running: RunningStack, user: ApiUser) -> None:
     trace_id = "0af7651916cd43dd8448eb211c80319c"
-    reply = person.get("/v1/users/me", headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"})
+    reply = user.get("/v1/users/me", headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"})
     assert reply.headers["traceresponse"].split("-")[1] == trace_id

@@ -1,4 +1,4 @@
-"""The commands of the Justfile against a running stack: what a person at the terminal sees."""
+"""The commands of the Justfile against a running stack: what a user at the terminal sees."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 import pytest
 from support.operator_commands import run, words
 from support.stack_under_test import RunningStack, eventually
-from support.traffic.api_user import Person
+from support.traffic.api_user import ApiUser
 
 from stack.cluster import nomad
 from stack.config import ROOT
@@ -102,10 +102,10 @@ def test_logs_of_nobody_name_those_that_exist() -> None:
     assert "user-service" in refused.stderr
 
 
-def test_a_trace_is_shown_as_a_waterfall(running: RunningStack, person: Person) -> None:
+def test_a_trace_is_shown_as_a_waterfall(running: RunningStack, user: ApiUser) -> None:
     if "telemetry" not in running.clients.nomad.job:
         pytest.skip("the telemetry UI was left out: this machine has no C++ compiler")
-    trace_id = person.get("/v1/users/me").headers["traceresponse"].split("-")[1]
+    trace_id = user.get("/v1/users/me").headers["traceresponse"].split("-")[1]
 
     def whole() -> bool:
         shown = run("trace", trace_id).stdout

@@ -8,10 +8,10 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from support.database_access import change, value
+from support.database_access import execute, query_value
 from support.operator_commands import run
 from support.stack_under_test import RunningStack, eventually
-from support.traffic.api_user import Person, register
+from support.traffic.api_user import ApiUser, register
 
 RESERVE = "INSERT INTO reservations (order_id, user_id, amount, state) VALUES (%s, %s, 7, 'held')"
 KEEP = """INSERT INTO idempotency_keys (user_id, key, request_hash, order_id, expires_at)
@@ -46,59 +46,59 @@ DEFECTS = {
 
 @contextmanager
 def planted(running: RunningStack, service: str, plant: str, mend: str, *ids: str) -> Iterator[None]:
-    assert change(running, service, plant, *ids) == 1
+    assert execute(running, service, plant, *ids) == 1
     try:
         yield
     finally:
-        assert change(running, service, mend, *ids) == 1
+        assert execute(running, service, mend, *ids) == 1
 
 
-def confirmed(person: Person) -> str:
-    order = person.settled(person.place().json()["id"])
+def confirmed(user: ApiUser) -> str:
+    order = user.settled(user.place().json()["id"])
     assert order["status"] == "confirmed"
     return str(order["id"])
 
 
-def cancelled(running: RunningStack, person: Person) -> str:
-    order_id = confirmed(person)
-    assert person.cancel(order_id).status_code == httpx.codes.OK
+def cancelled(running: RunningStack, user: ApiUser) -> str:
+    order_id = confirmed(user)
+    assert user.cancel(order_id).status_code == httpx.codes.OK
     state = "SELECT state FROM reservations WHERE order_id = %s"
-    eventually("it is given back", lambda: value(running, "user_service", state, order_id) == "released", 20)
+    eventually("it is given back", lambda: query_value(running, "user_service", state, order_id) == "released", 20)
     return order_id
 
 
-def twin(running: RunningStack, person: Person) -> str:
+def twin(running: RunningStack, user: ApiUser) -> str:
     """The second order of a key whose row is gone."""
-    assert person.place(key="twin").status_code == httpx.codes.CREATED
-    assert change(running, "order_service", ROW_AWAY, person.id) == 1
-    return str(person.settled(person.place(key="twin").json()["id"])["id"])
+    assert user.place(key="twin").status_code == httpx.codes.CREATED
+    assert execute(running, "order_service", ROW_AWAY, user.id) == 1
+    return str(user.settled(user.place(key="twin").json()["id"])["id"])
 
 
 @pytest.fixture(scope="module")
 def findings(running: RunningStack) -> Iterator[dict[str, str]]:
     """What one audit says about a store with all defects, by the order of each; the store is mended afterwards."""
     with httpx.Client(base_url=running.url("gateway"), timeout=15) as http, ExitStack() as stack:
-        person = register(http)
+        user = register(http)
         orders = {name: str(uuid4()) for name in ("leaked", "keyed", "headless")}
-        placed = {name: person.place().json()["id"] for name in ("short", "doubled", "damaged", "gap", "lost")}
-        assert {person.settled(order)["status"] for order in placed.values()} == {"confirmed"}
+        placed = {name: user.place().json()["id"] for name in ("short", "doubled", "damaged", "gap", "lost")}
+        assert {user.settled(order)["status"] for order in placed.values()} == {"confirmed"}
         orders |= placed
-        orders["kept"] = cancelled(running, person)
-        orders["twin"] = twin(running, person)
-        stack.callback(change, running, "order_service", OTHER_COMMAND, orders["twin"])
+        orders["kept"] = cancelled(running, user)
+        orders["twin"] = twin(running, user)
+        stack.callback(execute, running, "order_service", OTHER_COMMAND, orders["twin"])
         read = "SELECT count(*) FROM orders WHERE id = %s AND version = 2"
         for name in ("short", "doubled", "damaged", "gap", "lost"):
-            eventually("it is in the list", lambda: value(running, "order_service", read, orders[name]) == 1)  # noqa: B023
+            eventually("it is in the list", lambda: query_value(running, "order_service", read, orders[name]) == 1)  # noqa: B023
 
         def plant(service: str, defect: str, mend: str, *ids: str) -> None:
             stack.enter_context(planted(running, service, defect, mend, *ids))
 
         delete = "DELETE FROM reservations WHERE order_id = %s AND user_id = %s"
-        plant("user_service", RESERVE, delete, orders["leaked"], person.id)
+        plant("user_service", RESERVE, delete, orders["leaked"], user.id)
         plant("user_service", STATE.format("held"), STATE.format("released"), orders["kept"])
         plant("user_service", AMOUNT.format("-"), AMOUNT.format("+"), orders["short"])
-        plant("order_service", KEEP.format("twice"), FORGET.format("twice"), person.id, orders["doubled"])
-        plant("order_service", KEEP.format("stray"), FORGET.format("stray"), person.id, orders["keyed"])
+        plant("order_service", KEEP.format("twice"), FORGET.format("twice"), user.id, orders["doubled"])
+        plant("order_service", KEEP.format("stray"), FORGET.format("stray"), user.id, orders["keyed"])
         plant("order_service", TOTAL.format("+"), TOTAL.format("-"), orders["damaged"])
         plant("order_service", VERSION.format(3, 2), VERSION.format(2, 3), orders["gap"])
         plant("order_service", STREAM, STREAM_BACK, orders["headless"], orders["lost"])
@@ -106,7 +106,7 @@ def findings(running: RunningStack) -> Iterator[dict[str, str]]:
         assert audit.returncode == 1, audit.stdout + audit.stderr
         lines = audit.stdout.splitlines()
         said = {name: "\n".join(_about(order, lines)) for name, order in orders.items()}
-        yield said | {"user": audit.stdout if f"user {person.id}" in audit.stdout else ""}
+        yield said | {"user": audit.stdout if f"user {user.id}" in audit.stdout else ""}
 
 
 def _about(order: str, lines: list[str]) -> Iterator[str]:
@@ -116,9 +116,9 @@ def _about(order: str, lines: list[str]) -> Iterator[str]:
             yield from lines[number : number + 4]
 
 
-def test_a_sound_store_has_no_findings(running: RunningStack, person: Person) -> None:
-    cancelled(running, person)
-    person.place([{"sku": "gold", "quantity": 1, "unit_price": 10**6}])
+def test_a_sound_store_has_no_findings(running: RunningStack, user: ApiUser) -> None:
+    cancelled(running, user)
+    user.place([{"sku": "gold", "quantity": 1, "unit_price": 10**6}])
     audit = run("audit-orders")
     assert audit.returncode == 0, audit.stdout + audit.stderr
     assert "no findings" in audit.stdout

@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
-from support.database_access import change, tables, value
+from support.database_access import connect, execute, query_value
 from support.operator_commands import run, words
 from support.stack_under_test import RunningStack, eventually
-from support.traffic.api_user import Person
+from support.traffic.api_user import ApiUser
 
 from stack.config import ROOT
 from stack.machine import processes
@@ -29,19 +29,19 @@ SHADOW = "SELECT count(*) FROM pg_namespace WHERE nspname = 'rebuild_orders'"
 class Reader(threading.Thread):
     """Lists orders again and again; remembers every status that it got."""
 
-    def __init__(self, person: Person) -> None:
+    def __init__(self, user: ApiUser) -> None:
         super().__init__(daemon=True)
-        self.person, self.stopping = person, threading.Event()
+        self.user, self.stopping = user, threading.Event()
         self.statuses: list[int] = []
 
     def run(self) -> None:
         while not self.stopping.is_set():
-            self.statuses.append(self.person.get("/v1/orders").status_code)
+            self.statuses.append(self.user.get("/v1/orders").status_code)
 
 
 @contextmanager
-def reading(person: Person) -> Iterator[Reader]:
-    reader = Reader(person)
+def reading(user: ApiUser) -> Iterator[Reader]:
+    reader = Reader(user)
     reader.start()
     try:
         yield reader
@@ -50,8 +50,8 @@ def reading(person: Person) -> Iterator[Reader]:
         reader.join(20)
 
 
-def listed(person: Person) -> list[str]:
-    return [order["id"] for order in person.get("/v1/orders").json()["items"]]
+def listed(user: ApiUser) -> list[str]:
+    return [order["id"] for order in user.get("/v1/orders").json()["items"]]
 
 
 def rebuilt() -> str:
@@ -60,16 +60,16 @@ def rebuilt() -> str:
     return done.stdout
 
 
-def test_a_damaged_table_is_rebuilt_as_the_events_say_while_reads_go_on(running: RunningStack, person: Person) -> None:
-    orders = [person.settled(person.place().json()["id"])["id"] for _ in range(3)]
-    eventually("they are listed", lambda: sorted(listed(person)) == sorted(orders))
-    before = person.get("/v1/orders").json()
-    change(running, "order_service", "DELETE FROM orders WHERE id = %s", orders[0])
-    change(running, "order_service", "UPDATE orders SET status = 'rejected', total = 1 WHERE id = %s", orders[1])
-    assert person.get("/v1/orders").json() != before
-    with reading(person) as reader:
+def test_a_damaged_table_is_rebuilt_as_the_events_say_while_reads_go_on(running: RunningStack, user: ApiUser) -> None:
+    orders = [user.settled(user.place().json()["id"])["id"] for _ in range(3)]
+    eventually("they are listed", lambda: sorted(listed(user)) == sorted(orders))
+    before = user.get("/v1/orders").json()
+    execute(running, "order_service", "DELETE FROM orders WHERE id = %s", orders[0])
+    execute(running, "order_service", "UPDATE orders SET status = 'rejected', total = 1 WHERE id = %s", orders[1])
+    assert user.get("/v1/orders").json() != before
+    with reading(user) as reader:
         said = rebuilt()
-    assert person.get("/v1/orders").json() == before
+    assert user.get("/v1/orders").json() == before
     assert "equals a fold of all events" in said
     assert reader.statuses
     assert set(reader.statuses) == {httpx.codes.OK}
@@ -77,19 +77,21 @@ def test_a_damaged_table_is_rebuilt_as_the_events_say_while_reads_go_on(running:
 
 
 def test_a_rebuild_changes_nothing_that_is_right_and_the_projection_goes_on(
-    running: RunningStack, person: Person
+    running: RunningStack, user: ApiUser
 ) -> None:
-    first = person.settled(person.place().json()["id"])["id"]
+    first = user.settled(user.place().json()["id"])["id"]
     indexes = "SELECT string_agg(indexdef, ';' ORDER BY indexname) FROM pg_indexes WHERE tablename = 'orders'"
-    before = value(running, "order_service", indexes)
+    before = query_value(running, "order_service", indexes)
     rebuilt()
     rebuilt()
-    assert value(running, "order_service", indexes) == before
-    second = person.settled(person.place().json()["id"])["id"]
-    eventually("the projection goes on", lambda: listed(person) == [second, first])
+    assert query_value(running, "order_service", indexes) == before
+    second = user.settled(user.place().json()["id"])["id"]
+    eventually("the projection goes on", lambda: listed(user) == [second, first])
 
 
-@pytest.mark.parametrize(("name", "why"), [("outbox", "would do everything again"), ("users", "there is no projection")])
+@pytest.mark.parametrize(
+    ("name", "why"), [("outbox", "would do everything again"), ("users", "there is no projection")]
+)
 def test_what_cannot_be_rebuilt_is_refused(running: RunningStack, name: str, why: str) -> None:
     done = run("projection-rebuild", name)
     assert done.returncode == 1
@@ -99,13 +101,13 @@ def test_what_cannot_be_rebuilt_is_refused(running: RunningStack, name: str, why
 @contextmanager
 def waiting(running: RunningStack) -> Iterator[None]:
     """A rebuild that waits to switch over, because the projection is held; at the end it is killed."""
-    with tables(running, "order_service") as holder, holder.transaction():
+    with connect(running, "order_service") as holder, holder.transaction():
         holder.execute(HOLD)
         command = words("projection-rebuild", "orders")
         quiet = subprocess.DEVNULL
         with subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet, start_new_session=True) as started:
             try:
-                eventually("it waits to switch over", lambda: value(running, "order_service", WAITS), 60)
+                eventually("it waits to switch over", lambda: query_value(running, "order_service", WAITS), 60)
                 yield
             finally:
                 kill(running)
@@ -117,7 +119,7 @@ def kill(running: RunningStack) -> None:
     for pid in rebuilding(running):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    eventually("no rebuild is under way", lambda: not value(running, "order_service", UNDER_WAY), 30)
+    eventually("no rebuild is under way", lambda: not query_value(running, "order_service", UNDER_WAY), 30)
 
 
 def rebuilding(running: RunningStack) -> list[int]:
@@ -140,15 +142,15 @@ def test_of_two_rebuilds_at_once_the_second_is_refused(running: RunningStack) ->
 
 
 def test_a_rebuild_that_is_killed_leaves_the_table_as_it_was_and_the_next_begins_anew(
-    running: RunningStack, person: Person
+    running: RunningStack, user: ApiUser
 ) -> None:
     with waiting(running):
-        order = person.place().json()["id"]
+        order = user.place().json()["id"]
         assert rebuilding(running)
         kill(running)
-        assert value(running, "order_service", SHADOW) == 1, "it was killed too late: there is nothing left of it"
-        assert person.get("/v1/orders").status_code == httpx.codes.OK
-    eventually("the projection goes on", lambda: listed(person) == [order], 20)
+        assert query_value(running, "order_service", SHADOW) == 1, "it was killed too late: there is nothing left of it"
+        assert user.get("/v1/orders").status_code == httpx.codes.OK
+    eventually("the projection goes on", lambda: listed(user) == [order], 20)
     rebuilt()
-    assert value(running, "order_service", SHADOW) == 0
-    assert listed(person) == [order]
+    assert query_value(running, "order_service", SHADOW) == 0
+    assert listed(user) == [order]

@@ -1,4 +1,4 @@
-"""Somebody who uses the gateway: registers, signs in, orders. Every test makes its own, so none disturbs another."""
+"""A user of the REST API: registers, signs in, orders. Every test registers its own."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 from support.stack_under_test import eventually
 
-LATER = {httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT}
+RETRYABLE = {httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT}
 LINES = [{"sku": "tea-green", "quantity": 2, "unit_price": 350}]
 
 
 @dataclass
-class Person:
+class ApiUser:
     """A registered and signed-in user."""
 
     http: httpx.Client
@@ -43,11 +43,11 @@ class Person:
         return found
 
     def settled(self, order_id: str, seconds: float = 15) -> dict[str, Any]:
-        """The order once it is no longer pending; while the system mends, the answer may be to come back later."""
+        """Waits until the order is no longer pending, and returns it; tries again while the service is unavailable."""
 
         def look() -> dict[str, Any] | None:
             reply = self.get(f"/v1/orders/{order_id}")
-            if reply.status_code in LATER:
+            if reply.status_code in RETRYABLE:
                 return None
             found: dict[str, Any] = reply.raise_for_status().json()
             return found if found["status"] != "pending" else None
@@ -58,16 +58,16 @@ class Person:
         return self.http.post(f"/v1/orders/{order_id}/cancel", headers=self.headers | headers)
 
 
-def register(http: httpx.Client) -> Person:
-    """Somebody new. Where a test begins, not what it looks at: a system that still mends gets a moment."""
-    return eventually("somebody can register and sign in", lambda: _register(http), 20, every=0.5)
+def register(http: httpx.Client) -> ApiUser:
+    """Registers and signs in a new user; tries again while the service is unavailable."""
+    return eventually("a user can register and sign in", lambda: _register(http), 20, every=0.5)
 
 
-def _register(http: httpx.Client) -> Person | None:
+def _register(http: httpx.Client) -> ApiUser | None:
     email, password = f"{secrets.token_hex(8)}@people.example", secrets.token_urlsafe(16)
-    made = http.post("/v1/users", json={"email": email, "name": "Test Person", "password": password})
+    made = http.post("/v1/users", json={"email": email, "name": "Test ApiUser", "password": password})
     session = http.post("/v1/sessions", json={"email": email, "password": password}) if made.is_success else made
-    if session.status_code in LATER:
+    if session.status_code in RETRYABLE:
         return None
     session.raise_for_status()
-    return Person(http, made.json()["id"], email, password, session.json()["access_token"])
+    return ApiUser(http, made.json()["id"], email, password, session.json()["access_token"])

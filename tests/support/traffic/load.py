@@ -1,6 +1,6 @@
-"""Open-loop load: requests arrive at a fixed rate, whether or not earlier ones were answered, and none is sent twice.
+"""Open-loop load: requests are sent at a fixed rate, whether or not earlier ones were answered; none is repeated.
 
-Half of them share kept-alive connections, half come on a connection of their own, as callers in the world do.
+Half of them share kept-alive connections, half use a new connection each.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PATIENCE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Request:
-    """What arrives, and the status that counts as success."""
+    """A request, and the status that counts as success."""
 
     method: str
     path: str
@@ -32,7 +32,7 @@ class Request:
     headers: dict[str, str] = field(default_factory=dict)
     json: object = None
     pause: float = 0.0
-    """Seconds between the first and the second half of the body: so long at least is the request under way."""
+    """Seconds between the first and the second half of the body; the request takes at least that long."""
 
     def content(self) -> bytes:
         return b"" if self.json is None else json.dumps(self.json).encode()
@@ -46,13 +46,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """How one request ended: `status` 0 is no answer at all; `seconds` count from its arrival."""
+    """How a request ended: `status` 0 means no reply; `seconds` count from its arrival."""
 
     request: Request
     at: float
     seconds: float
     status: int
-    said: str
+    body: str
+    """The body of a failure, or the error of the connection."""
     headers: httpx.Headers = field(default_factory=httpx.Headers)
 
     @property
@@ -60,12 +61,12 @@ class Answer:
         return self.status != self.request.expected
 
     @property
-    def arrived(self) -> float:
+    def arrived_at(self) -> float:
         return self.at - self.seconds
 
 
 class Load(threading.Thread):
-    """Sends what `arrival(number)` gives, `rate` times a second, from entering the block to leaving it."""
+    """Sends the requests of `arrival(number)`, `rate` a second, while the block runs."""
 
     def __init__(self, url: str, rate: float, arrival: Callable[[int], Request]) -> None:
         super().__init__(daemon=True)
@@ -81,7 +82,7 @@ class Load(threading.Thread):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._stopping.set()
         self.join(_PATIENCE_SECONDS + 5)
-        assert not self.is_alive(), "some requests were never answered nor given up"
+        assert not self.is_alive(), "some requests got neither a reply nor an error"
         if self._broken:
             raise self._broken
 
@@ -95,30 +96,30 @@ class Load(threading.Thread):
     def failures(self) -> list[Answer]:
         return [answer for answer in self.answers if answer.failed]
 
-    def arrived(self, began: float, ended: float) -> list[Answer]:
-        """What arrived in a time, of time.time(), and has been answered."""
-        return [answer for answer in self.answers if began <= answer.arrived < ended]
+    def arrived_between(self, began: float, ended: float) -> list[Answer]:
+        """The answered requests that arrived between two moments of time.time()."""
+        return [answer for answer in self.answers if began <= answer.arrived_at < ended]
 
-    def regained(self, since: float, until: float | None = None, share: float = 0.95) -> float:
-        """Seconds from `since` until no second follows in which less than that share of what arrived succeeded."""
-        last = min(until or float("inf"), max(answer.arrived for answer in self.answers))
+    def recovery_seconds(self, since: float, until: float | None = None, share: float = 0.95) -> float:
+        """Seconds from `since` until goodput stays at `share` of the arrivals, second by second."""
+        last = min(until or float("inf"), max(answer.arrived_at for answer in self.answers))
         bad = [
             tenth / 10 for tenth in range(int((last - since - 1) * 10) + 1) if self._share(since + tenth / 10) < share
         ]
-        assert not bad or bad[-1] < last - since - 1.2, f"goodput never came back: {self.report()}"
+        assert not bad or bad[-1] < last - since - 1.2, f"goodput did not recover: {self.report()}"
         return bad[-1] + 0.1 if bad else 0.0
 
     def _share(self, began: float) -> float:
-        second = self.arrived(began, began + 1)
+        second = self.arrived_between(began, began + 1)
         return sum(not answer.failed for answer in second) / len(second) if second else 0.0
 
     def report(self) -> str:
-        """How many, how many of them failed and how, and how long they took."""
+        """One line: requests, failures by kind, latencies."""
         times = sorted(answer.seconds for answer in self.answers)
-        kinds = Counter(f"{a.request.method} {a.status} {a.said[:60]}".strip() for a in self.failures)
-        told = "".join(f"; {count} x {kind}" for kind, count in kinds.most_common(5))
+        kinds = Counter(f"{a.request.method} {a.status} {a.body[:60]}".strip() for a in self.failures)
+        failures = "".join(f"; {count} x {kind}" for kind, count in kinds.most_common(5))
         middle, late = (times[int(len(times) * part)] * 1000 for part in (0.5, 0.99))
-        return f"{len(self.failures)} failed of {len(times)}, p50 {middle:.0f} ms, p99 {late:.0f} ms{told}"
+        return f"{len(self.failures)} failed of {len(times)}, p50 {middle:.0f} ms, p99 {late:.0f} ms{failures}"
 
     async def _send(self) -> None:
         began = time.monotonic()
@@ -136,15 +137,15 @@ class Load(threading.Thread):
                 sending.create_task(self._exchange((kept, fresh)[number % 2], self._arrival(number), due))
 
     async def _exchange(self, http: httpx.AsyncClient, request: Request, due: float) -> None:
-        status, said, answered = 0, "", httpx.Headers()
+        status, body, received = 0, "", httpx.Headers()
         try:
             content = request.halves() if request.pause else request.content()
             typed = {"Content-Type": "application/json", "Content-Length": str(len(request.content()))}
             headers = request.headers | (typed if request.json is not None else {})
             reply = await http.request(request.method, request.path, content=content, headers=headers)
         except httpx.TransportError as error:
-            said = repr(error)
+            body = repr(error)
         else:
-            status, answered = reply.status_code, reply.headers
-            said = "" if status == request.expected else reply.text
-        self.answers.append(Answer(request, time.time(), time.monotonic() - due, status, said, answered))
+            status, received = reply.status_code, reply.headers
+            body = "" if status == request.expected else reply.text
+        self.answers.append(Answer(request, time.time(), time.monotonic() - due, status, body, received))

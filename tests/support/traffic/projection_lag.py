@@ -1,4 +1,4 @@
-"""How long an event takes from its decision to being visible in lists, measured from outside while orders come."""
+"""Measures projection lag under a load of orders: from the decision of an event to its visibility in lists."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx
-from support.database_access import tables
+from support.database_access import connect
 from support.stack_under_test import RunningStack, eventually
-from support.traffic.api_user import Person
+from support.traffic.api_user import ApiUser
 
 POSITION = "SELECT position FROM projections WHERE name = 'orders'"
 HEAD = "SELECT coalesce(max(notification_id), 0) FROM events"
 DECIDED = """SELECT notification_id,
                     extract(epoch FROM (convert_from(state, 'UTF8')::jsonb #>> '{meta,occurred_at}')::timestamptz)
              FROM events WHERE notification_id > %s"""
-GOAL_RATE, GOAL_SECONDS = 50, 0.25
+TARGET_RATE, TARGET_SECONDS = 50, 0.25
 _LOOK_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
-class Visibility:
-    """Seconds from decision to visible, each event's, shortest first; `rate`: orders a second that were reached."""
+class LagMeasurement:
+    """Seconds from decision to visibility of each event, shortest first; `rate`: orders a second."""
 
     seconds: list[float]
     rate: float
@@ -33,8 +33,8 @@ class Visibility:
         return self.seconds[min(len(self.seconds) - 1, int(share * len(self.seconds)))]
 
     @property
-    def reaches_the_goal(self) -> bool:
-        return self.rate >= 0.98 * GOAL_RATE and self.quantile(0.99) <= GOAL_SECONDS
+    def reaches_the_target(self) -> bool:
+        return self.rate >= 0.98 * TARGET_RATE and self.quantile(0.99) <= TARGET_SECONDS
 
     def __str__(self) -> str:
         p50, p99 = self.quantile(0.5) * 1000, self.quantile(0.99) * 1000
@@ -43,8 +43,8 @@ class Visibility:
         )
 
 
-class Watcher(threading.Thread):
-    """Notes when the projection reaches each position."""
+class PositionWatcher(threading.Thread):
+    """Records when the projection reaches each position."""
 
     def __init__(self, running: RunningStack) -> None:
         super().__init__(daemon=True)
@@ -53,41 +53,41 @@ class Watcher(threading.Thread):
         self.times: list[float] = []
 
     def run(self) -> None:
-        with tables(self.running, "order_service") as connection:
+        with connect(self.running, "order_service") as connection:
             while not self.stopping.wait(_LOOK_SECONDS):
                 row = connection.execute(POSITION).fetchone()
                 if row and (not self.positions or row[0] > self.positions[-1]):
                     self.positions.append(row[0])
                     self.times.append(time.time())
 
-    def seen(self, position: int) -> float:
+    def reached_at(self, position: int) -> float:
         """When a position was reached."""
         return self.times[bisect_left(self.positions, position)]
 
 
-def measure(running: RunningStack, person: Person, rate: float, seconds: float) -> Visibility:
-    """Place so many orders a second for so long, whatever the answers take, and see when each event is visible."""
-    watcher = Watcher(running)
+def measure(running: RunningStack, user: ApiUser, rate: float, seconds: float) -> LagMeasurement:
+    """Places `rate` orders a second for some seconds, and measures when each event becomes visible."""
+    watcher = PositionWatcher(running)
     watcher.start()
-    with tables(running, "order_service") as connection:
+    with connect(running, "order_service") as connection:
         before = _one(connection.execute(HEAD).fetchone())
-        reached = _load(person, rate, seconds)
+        reached = _load(user, rate, seconds)
         eventually("all is visible", lambda: watcher.positions[-1] >= _one(connection.execute(HEAD).fetchone()), 60)
         watcher.stopping.set()
         watcher.join(10)
         decided = [(at, float(when)) for at, when in connection.execute(DECIDED, (before,)).fetchall()]
     known = [(at, when) for at, when in decided if at <= watcher.positions[-1]]
-    return Visibility(sorted(max(0.0, watcher.seen(at) - when) for at, when in known), reached)
+    return LagMeasurement(sorted(max(0.0, watcher.reached_at(at) - when) for at, when in known), reached)
 
 
-def _load(person: Person, rate: float, seconds: float) -> float:
+def _load(user: ApiUser, rate: float, seconds: float) -> float:
     line = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
     began = time.monotonic()
     with ThreadPoolExecutor(16) as pool:
         calls = []
         for number in range(int(rate * seconds)):
             time.sleep(max(0.0, began + number / rate - time.monotonic()))
-            calls.append(pool.submit(person.place, line))
+            calls.append(pool.submit(user.place, line))
     replies = [call.result() for call in calls]
     assert {reply.status_code for reply in replies} == {httpx.codes.CREATED}
     return len(calls) / (time.monotonic() - began)

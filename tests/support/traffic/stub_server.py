@@ -1,6 +1,6 @@
-"""Stands between callers and the instances of a service: counts every call that arrives, and fails it or holds it.
+"""A stub server between callers and the instances of a service: counts every call, and fails or delays it.
 
-Callers find it in Consul in place of the instances, so what they send is counted where it arrives.
+It is registered in Consul in place of the instances, so that calls are counted where they arrive.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ T = TypeVar("T")
 _SECONDS = 30.0
 
 
-class StandIn:
-    """Passes every unary call on to the instance it stands before, unless `failing`, after `pause` seconds."""
+class StubServer:
+    """Forwards every unary call to an instance after `pause` seconds, or fails it while `failing`."""
 
     def __init__(self) -> None:
         self.failing = False
@@ -37,7 +37,7 @@ class StandIn:
         self._thread.start()
 
     def open(self, target: tuple[str, int]) -> int:
-        """The port at which calls for `target` arrive."""
+        """Opens a port that forwards to `target`; returns it."""
         return self._wait(self._open(*target))
 
     def close(self, port: int) -> None:
@@ -51,7 +51,7 @@ class StandIn:
         self._thread.join(10)
 
     def between(self, began: float, ended: float) -> int:
-        """How many calls arrived in a time."""
+        """How many calls arrived between two moments of time.time()."""
         return sum(began <= at < ended for at in self.attempts)
 
     async def _open(self, host: str, port: int) -> int:
@@ -69,8 +69,8 @@ class StandIn:
 class _Every(grpc.GenericRpcHandler):
     """One handler for all methods; messages stay bytes."""
 
-    def __init__(self, standin: StandIn, channel: grpc.aio.Channel) -> None:
-        self._standin, self._channel = standin, channel
+    def __init__(self, stub: StubServer, channel: grpc.aio.Channel) -> None:
+        self._standin, self._channel = stub, channel
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         path, metadata = handler_call_details.method, handler_call_details.invocation_metadata
@@ -80,7 +80,7 @@ class _Every(grpc.GenericRpcHandler):
             try:
                 await asyncio.sleep(self._standin.pause)
                 if self._standin.failing:
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "fails as ordered")
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "fails on purpose")
                 sent = [(key, value) for key, value in metadata if key == "traceparent"]
                 return await self._channel.unary_unary(path, None, None)(request, timeout=_SECONDS, metadata=sent)
             except asyncio.CancelledError:
@@ -91,10 +91,10 @@ class _Every(grpc.GenericRpcHandler):
 
 
 @contextmanager
-def standing_before(running: RunningStack, service: str) -> Iterator[StandIn]:
-    """All calls to a service go through a stand-in, which begins and ends healthy."""
-    standin = StandIn()
-    redirect = TrafficRedirect(running.clients, service, standin)  # type: ignore[arg-type]
+def stubbed(running: RunningStack, service: str) -> Iterator[StubServer]:
+    """Redirects all calls to a service through a stub server, which forwards them at first."""
+    stub = StubServer()
+    redirect = TrafficRedirect(running.clients, service, stub)  # type: ignore[arg-type]
     stopping = threading.Event()
 
     def follow() -> None:
@@ -106,13 +106,13 @@ def standing_before(running: RunningStack, service: str) -> Iterator[StandIn]:
         redirect.follow()
         following.start()
         found = lambda: [entry["Service"]["Tags"] for entry in running.instances(service)]  # noqa: E731
-        eventually("callers find stand-ins only", lambda: found() and all(TAG in tags for tags in found()))
-        yield standin
+        eventually("callers find stubs only", lambda: found() and all(TAG in tags for tags in found()))
+        yield stub
     finally:
-        standin.failing, standin.pause = False, 0.0
+        stub.failing, stub.pause = False, 0.0
         stopping.set()
         if following.ident:
             following.join(10)
         remove_redirect(running.clients, service)
-        running.steady()
-        standin.end()
+        running.wait_until_healthy()
+        stub.end()
