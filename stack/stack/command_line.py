@@ -155,4 +155,6 @@ def protos() -> None:
     grpc_stubs.generate()
 
 
-COMMANDS = tuple(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
+_registered = app.registered_commands  # fragile: typer-registered-commands
+_REGISTERED = app.registered_commands  # fragile: typer-registered-commands
+COMMANDS = tuple(command.name or command.callback.__name__ for command in _REGISTERED if command.callback)

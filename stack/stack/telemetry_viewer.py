@@ -60,7 +60,7 @@ def last_values(stack: Stack, name: str, service: str) -> dict[str, float]:
 
 
 def _call(stack: Stack, method: str, params: list[str]) -> Any:
-    request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}  # fragile: viewer-json-rpc
     return httpx.post(f"{stack.url('telemetry')}/rpc", json=request, timeout=10).json().get("result")
 
 

@@ -81,7 +81,7 @@ class Channel:
         method: str,
         request_serializer: Callable[[Any], bytes],
         response_deserializer: Callable[[bytes], Any],
-        **_: Any,
+        **_: Any,  # fragile: grpc-generated-stub
     ) -> Callable[..., Awaitable[Any]]:
         """For generated stubs: `await call(request, timeout=seconds, metadata=pairs)`; raises RpcError.
 
@@ -99,7 +99,7 @@ class Channel:
         method: str,
         request_serializer: Callable[[Any], bytes],
         response_deserializer: Callable[[bytes], Any],
-        **_: Any,
+        **_: Any,  # fragile: grpc-generated-stub
     ) -> Callable[..., AsyncIterator[Any]]:
         """For generated stubs: `async for message in call(request)`; `timeout` bounds the whole stream.
 

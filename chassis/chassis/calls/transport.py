@@ -36,7 +36,7 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 3_000),
 )
 _OVERLOADED = "OVERLOADED"
-# grpc has no status of its own for a connection that was never established, only these texts.
+# grpc has no status for a connection that was never established, only these texts. fragile: grpc-error-text
 _NOT_CONNECTED = ("failed to connect", "connection refused", "no connection established", "dns resolution")
 
 
@@ -156,7 +156,7 @@ def _translated(error: grpc.aio.AioRpcError) -> RpcError:
     if found.reason != code.name:
         return found
     # A server that stops ends calls it has not accepted as CANCELLED (grpc#41785), running ones as UNAVAILABLE.
-    not_accepted = code is grpc.StatusCode.CANCELLED
+    not_accepted = code is grpc.StatusCode.CANCELLED  # fragile: grpc-cancelled
     not_connected = code is grpc.StatusCode.UNAVAILABLE and any(text in details.lower() for text in _NOT_CONNECTED)
     if not_accepted or not_connected:
         return NotProcessed(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", details or "cancelled")

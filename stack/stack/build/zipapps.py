@@ -61,6 +61,7 @@ def prune(stack_state_dir: Path, needed: set[str]) -> None:
     with exclusive(stack_state_dir / "zipapps.lock", "waiting for another build"):
         for name in SERVICES:
             built = list((stack_state_dir / "artifacts").glob(f"{name}-*.pyz"))
+            # The names of the folders that shiv unpacks to; fragile: shiv-unpack-folder
             kept = {f"{name}.pyz_{_build_id(path)}" for path in built if path.name in needed}
             for path in built:
                 if path.name not in needed:
@@ -158,4 +159,4 @@ def _record(artifact: Artifact, inputs: str) -> None:
 
 def _build_id(path: Path) -> str:
     with zipfile.ZipFile(path) as archive:
-        return str(json.loads(archive.read("environment.json"))["build_id"])
+        return str(json.loads(archive.read("environment.json"))["build_id"])  # fragile: shiv-unpack-folder
