@@ -22,7 +22,7 @@ def poll(condition: Callable[[], T], seconds: float, interval: float = 0.1) -> T
 
 
 def wait_until(
-    condition: Callable[[], T], seconds: float, failure: Callable[[], StackError], interval: float = 0.1
+    condition: Callable[[], T | None], seconds: float, failure: Callable[[], StackError], interval: float = 0.1
 ) -> T:
     """Returns the first true value of `condition`; raises the StackError of `failure` after `seconds`."""
     value = poll(condition, seconds, interval)

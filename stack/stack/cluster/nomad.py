@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from stack.cluster.rollout import Rollout
 from stack.config import ROOT, Stack
 from stack.console import StackError
 from stack.machine.ports import require_free
+from stack.waiting import wait_until
 
 JOBS = ROOT / "nomad" / "jobs"
 SHARED = "service"
@@ -70,17 +70,12 @@ class Nomad:
         try:
             self.api.acl.request("bootstrap", json={"BootstrapSecret": token}, method="post")
         except BaseNomadException as error:
-            if "already done" not in str(getattr(error.nomad_resp, "text", error)):
+            if "already done" not in str(getattr(error.nomad_resp, "text", error)):  # fragile: nomad-error-text
                 raise
 
-    def has_node(self, seconds: float) -> bool:
-        """Whether the client of this agent is registered within that time; the server's memory of it says nothing."""
-        until = time.monotonic() + seconds
-        while self.api.agent.get_agent()["stats"]["client"]["heartbeat_ttl"] == "0s":
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.1)
-        return True
+    def has_node(self) -> bool:
+        """Returns whether the client of this agent is registered; the server also lists nodes of earlier starts."""
+        return bool(self.api.agent.get_agent()["stats"]["client"]["heartbeat_ttl"] != "0s")
 
     def change(self, name: str) -> Iterator[Change]:
         """What would change in one job: nothing, or one change that registers it."""
@@ -178,11 +173,12 @@ def stop(clients: Clients, name: str, seconds: float = 60) -> None:
         job.deregister_job(name)
     except URLNotFoundNomadException:
         return
-    until = time.monotonic() + seconds
-    while any(alloc["ClientStatus"] in {"running", "pending"} for alloc in job.get_allocations(name)):
-        if time.monotonic() > until:
-            raise StackError(f"job {name} does not end", f"waited {seconds:.0f} s", f"./justw logs {name}")
-        time.sleep(0.2)
+    failure = StackError(f"job {name} does not end", f"waited {seconds:.0f} s", f"./justw logs {name}")
+    wait_until(lambda: not any(map(_is_alive, job.get_allocations(name))), seconds, lambda: failure, interval=0.2)
+
+
+def _is_alive(allocation: dict[str, Any]) -> bool:
+    return allocation["ClientStatus"] in {"running", "pending"}
 
 
 def _plain_python() -> str:

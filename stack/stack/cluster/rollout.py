@@ -1,12 +1,11 @@
-"""How a version of a job comes out: alone and passing its checks, or taken back, and then its last words are told.
+"""Waits until a version of a job is healthy: it runs alone and passes its checks.
 
-Invariant: what is waited for is the version that was asked for; a return to an older one is no success.
+A version that Nomad rolls back is a failure, reported with the tail of its logs, even if the older version is healthy.
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +13,10 @@ from nomad.api.exceptions import BaseNomadException, URLNotFoundNomadException
 
 from stack.cluster.clients import Clients
 from stack.console import StackError
+from stack.waiting import poll
 
-# The events of a task that say why it does not run; others only say that it is being started or stopped.
-_TELLING = {"Driver Failure", "Failed Artifact Download", "Failed Validation", "Setup Failure", "Terminated"}
+# Events of a task with the reason why it does not run; the others report a start or a stop.
+_FAILURES = {"Driver Failure", "Failed Artifact Download", "Failed Validation", "Setup Failure", "Terminated"}
 _ENDED = {"successful", "failed", "cancelled"}
 _ALLOCATION = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LINES = 6
@@ -24,7 +24,7 @@ _LONGEST_LINE = 300
 
 
 class Rollout:
-    """One version of a job: the one registered with `index` (its JobModifyIndex), or whichever is there now."""
+    """One version of a job: the one registered with `index` (its JobModifyIndex), or else the current one."""
 
     def __init__(self, clients: Clients, name: str, index: int | None = None) -> None:
         self._clients, self._name, self._index = clients, name, index
@@ -32,17 +32,14 @@ class Rollout:
 
     def wait(self, seconds: float) -> None:
         """Returns once the version runs alone and passes its checks; raises StackError otherwise."""
-        until = time.monotonic() + seconds
-        while True:
-            state, why, version = self._state()
-            if state == "healthy":
-                return
-            if state == "failed" or time.monotonic() > until:
-                said = "\n".join([why, *self._last_words(version)])
-                raise StackError(
-                    f"version {version} of job {self._name} is not healthy", said, f"./justw logs {self._name}"
-                )
-            time.sleep(0.25)
+        state, why, version = poll(self._result, seconds, interval=0.25) or self._state()
+        if state != "healthy":
+            what = f"version {version} of job {self._name} is not healthy"
+            raise StackError(what, "\n".join([why, *self._log_tail(version)]), f"./justw logs {self._name}")
+
+    def _result(self) -> tuple[str, str, int] | None:
+        state = self._state()
+        return None if state[0] == "waiting" else state
 
     def _state(self) -> tuple[str, str, int]:
         try:
@@ -51,8 +48,8 @@ class Rollout:
             return "waiting", "Nomad does not know the job", 0
         index = self._index or job["JobModifyIndex"]
         deployment = self._deployment(index)
-        under_way = deployment is not None and deployment["Status"] not in _ENDED
-        if job["JobModifyIndex"] == index and not under_way and self._serves(job):
+        in_progress = deployment is not None and deployment["Status"] not in _ENDED
+        if job["JobModifyIndex"] == index and not in_progress and self._is_healthy(job):
             return "healthy", "", job["Version"]
         if deployment is None:
             return "waiting", "its instances do not all run and pass their checks", job["Version"]
@@ -60,12 +57,12 @@ class Rollout:
         return state, deployment["StatusDescription"], deployment["JobVersion"]
 
     def _deployment(self, index: int) -> dict[str, Any] | None:
-        """How this version is being brought out: a return to an older one is a deployment of its own."""
+        """Returns the deployment of this version; a return to an older one is a deployment of its own."""
         found: list[dict[str, Any]] = self._job.get_deployments(self._name)
         return next((deployment for deployment in found if deployment["JobSpecModifyIndex"] == index), None)
 
-    def _serves(self, job: dict[str, Any]) -> bool:
-        """Whether each group runs in this version only, as often as it asks for, with every check passing in Consul."""
+    def _is_healthy(self, job: dict[str, Any]) -> bool:
+        """Returns whether each group runs completely, in this version only, with every check passing in Consul."""
         running = [alloc for alloc in self._allocations() if alloc["ClientStatus"] == "running"]
         if any(alloc["JobVersion"] != job["Version"] for alloc in running):
             return False
@@ -78,30 +75,30 @@ class Rollout:
         )
 
     def _passing(self, service: str) -> set[str]:
-        """The allocations whose instance of a service passes its checks; its id holds theirs."""
+        """Returns the allocations whose instance of a service passes its checks; its id contains theirs."""
         found = self._clients.consul.health.service(service, passing=True)[1]
         return {match[0] for entry in found if (match := _ALLOCATION.search(entry["Service"]["ID"]))}
 
-    def _last_words(self, version: int) -> list[str]:
-        """How the tasks of a version ended, if they did, and the last lines they wrote; each once."""
+    def _log_tail(self, version: int) -> list[str]:
+        """Returns the reason why tasks of a version ended, and their last log lines, each once."""
         allocs = [alloc for alloc in self._allocations() if alloc["JobVersion"] == version]
-        words = dict.fromkeys(word for alloc in allocs for word in self._words(alloc))
-        return list(words) or ["no task has said anything"]
+        lines = dict.fromkeys(line for alloc in allocs for line in self._lines(alloc))
+        return list(lines) or ["no task has logged anything"]
 
-    def _words(self, alloc: dict[str, Any]) -> Iterator[str]:
+    def _lines(self, alloc: dict[str, Any]) -> Iterator[str]:
         for task, state in (alloc["TaskStates"] or {}).items():
-            told = [event for event in state["Events"] or [] if event["Type"] in _TELLING]
-            words = [told[-1]["DisplayMessage"]] if told else []
+            failures = [event for event in state["Events"] or [] if event["Type"] in _FAILURES]
+            lines = [failures[-1]["DisplayMessage"]] if failures else []
             for stream in ("stderr", "stdout"):
-                words += self._log(alloc["ID"], task, stream)
-            yield from (f"{task}: {word[:_LONGEST_LINE]}" for word in words)
+                lines += self._log(alloc["ID"], task, stream)
+            yield from (f"{task}: {line[:_LONGEST_LINE]}" for line in lines)
 
     def _log(self, alloc: str, task: str, stream: str) -> list[str]:
         try:
             read = self._clients.nomad.client.stream_logs.stream
             text: str = read(alloc, task, stream, plain=True, origin="end", offset=2_000)
         except BaseNomadException:
-            return []  # it never began, or Nomad no longer has it
+            return []  # it never started, or Nomad no longer has its log
         return text.splitlines()[-_LINES:]
 
     def _allocations(self) -> list[dict[str, Any]]:

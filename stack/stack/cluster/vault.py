@@ -1,4 +1,4 @@
-"""Brings OpenBao to what the files in `vault/` say: a path below `vault/engines` or `vault/auth` is a path of its API.
+"""Brings OpenBao to the state of the files in `vault/`: a path below `engines` or `auth` is a path of its API.
 
 `engines/transit.json` is the mount `transit`, `engines/transit/keys/tokens.json` is `transit/keys/tokens`,
 `auth/jwt-nomad/role/gateway.json` is `auth/jwt-nomad/role/gateway`. A file that holds `${random}` is written once.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import time
 from collections.abc import Callable, Iterator, Set
 from functools import partial
 from pathlib import Path
@@ -20,40 +19,42 @@ from hvac.exceptions import InvalidRequest
 from stack.cluster.changes import Change, render, shown
 from stack.cluster.clients import Clients
 from stack.config import ROOT, Stack
+from stack.waiting import retry
 
 FILES = ROOT / "vault"
-# Two that OpenBao brings along, and the operator's own, which server.hcl makes.
+# Two are part of OpenBao; server.hcl makes the one of the operator.
 BUILT_IN = frozenset({"default", "root", "operator"})
 
 
 class Vault:
-    """Compares the running server with the files, and says what differs."""
+    """Compares the running server with the files and yields the differences as changes."""
 
     def __init__(self, stack: Stack, clients: Clients) -> None:
         self.stack, self.api = stack, clients.vault
         self._remembered = stack.state / "vault" / "written.json"
 
     def changes(self) -> Iterator[Change]:
+        """Yields changes to policies, engines, secrets and roles."""
         for file in sorted((FILES / "policies").glob("*.hcl")):
             yield from self._policy(file)
-        yield from self._without_a_file("sys/policies/acl", FILES / "policies", BUILT_IN)
+        yield from self._remove_without_file("sys/policies/acl", FILES / "policies", BUILT_IN)
         for root, mounts in ((FILES / "engines", "sys/mounts"), (FILES / "auth", "sys/auth")):
             for file in sorted(root.glob("*.json")):
                 yield from self._mount(file, mounts)
                 if file.stem != "database":
                     yield from self._below(root, file.with_suffix(""))
-        yield from self._without_a_file("auth/jwt-nomad/role", FILES / "auth" / "jwt-nomad" / "role")
+        yield from self._remove_without_file("auth/jwt-nomad/role", FILES / "auth" / "jwt-nomad" / "role")
 
     def database_changes(self) -> Iterator[Change]:
-        """The database engine, which needs Postgres to be up."""
+        """Yields changes to the database engine, which needs a running Postgres."""
         yield from self._below(FILES / "engines", FILES / "engines" / "database")
-        yield from self._without_a_file("database/roles", FILES / "engines" / "database" / "roles")
+        yield from self._remove_without_file("database/roles", FILES / "engines" / "database" / "roles")
 
-    def _without_a_file(self, path: str, folder: Path, besides: Set[str] = frozenset()) -> Iterator[Change]:
-        """Every policy or role that somebody else made: what it grants, nobody reads in the files."""
+    def _remove_without_file(self, path: str, folder: Path, kept: Set[str] = frozenset()) -> Iterator[Change]:
+        """Yields the removal of every policy or role without a file: its grants are in no review."""
         listed = self.api.list(path)
         found = set(listed["data"]["keys"]) if listed else set()
-        for name in sorted(found - {file.stem for file in folder.iterdir()} - besides):
+        for name in sorted(found - {file.stem for file in folder.iterdir()} - kept):
             delete = partial(self.api.delete, f"{path}/{name}")
             yield Change(f"vault {path}/{name}", shown(self._read(f"{path}/{name}")), "", delete)
 
@@ -111,15 +112,12 @@ class Vault:
         self._when_upgraded(lambda: self.api.write_data(path, data=data))
 
     def _when_upgraded(self, call: Callable[[], Any]) -> Any:
-        """The answer of a call; a new KV mount refuses every call until it has made itself a versioned one."""
-        until = time.monotonic() + 10
-        while True:
-            try:
-                return call()
-            except InvalidRequest as error:
-                if "Upgrading" not in str(error) or time.monotonic() > until:
-                    raise
-                time.sleep(0.1)
+        """Returns the result of a call; a new KV mount rejects calls while it upgrades itself to versions."""
+        return retry(call, 10, _is_upgrading, interval=0.1)
+
+
+def _is_upgrading(error: Exception) -> bool:
+    return isinstance(error, InvalidRequest) and "Upgrading" in str(error)  # fragile: openbao-error-text
 
 
 def _hash(text: str) -> str:
@@ -127,17 +125,17 @@ def _hash(text: str) -> str:
 
 
 def _covers(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether what can be read back agrees; secrets are never read back, the digest of the file stands for them."""
+    """Returns whether the readable fields agree; secrets cannot be read, the digest of the file covers them."""
     return all(found[key] == value for key, value in wanted.items() if key in found)
 
 
 def _flat(found: Any) -> Any:
-    """A database connection is written as one table and read back as two."""
+    """Returns one object: a database connection is written as one and read as two, one inside the other."""
     return found and found | found.get("connection_details", {})
 
 
 def _tunable(mount: dict[str, Any]) -> dict[str, Any]:
-    """What may be changed of a mount: a file that names no longest lease leaves that to the server."""
+    """Returns the fields of a mount that may change; without a lease in the file, the server's default holds."""
     config = mount.get("config", {})
     leases = {name: config.get(name) or "system" for name in ("default_lease_ttl", "max_lease_ttl")}
     return leases | {name: mount.get(name) or {} for name in ("description", "options")}

@@ -1,4 +1,4 @@
-"""`chaos`: order a fault, see what acts, end it. Every fault ends by itself, whatever becomes of this terminal."""
+"""`chaos`: starts a fault, shows the active ones, ends them. Every fault ends by itself, also without this terminal."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError, say
 from stack.machine.lock import exclusive
+from stack.waiting import poll
 
 _BEGIN_SECONDS = 60.0
 _UNDO_SECONDS = 90.0
@@ -26,7 +27,7 @@ def chaos(stack: Stack, words: Sequence[str], seconds: str | None = None) -> Non
     if not words or list(words) == ["list"]:
         show(stack)
     elif list(words) == ["off"]:
-        say("\n".join(off(stack)) or "no fault acts")
+        say("\n".join(off(stack)) or "no fault is active")
     else:
         order(stack, list(words), None if seconds is None else _duration(seconds))
 
@@ -37,10 +38,10 @@ def first_words() -> list[str]:
 
 
 def order(stack: Stack, words: list[str], seconds: float | None) -> None:
-    """Does at once what is over at once; has a keeper do what lasts, and says until when."""
+    """Runs an instant fault; starts a process for one with a duration, and prints when it ends."""
     kind, arguments = find(words)
     if kind.instant and seconds is not None:
-        raise StackError(f"{kind.name} takes no --for", "it is over at once", f"./justw chaos {kind.usage}")
+        raise StackError(f"{kind.name} takes no --for", "it has no duration", f"./justw chaos {kind.usage}")
     agents_needed(stack)
     if kind.instant:
         say(kind.instant(stack, Clients(stack), arguments))
@@ -52,17 +53,19 @@ def order(stack: Stack, words: list[str], seconds: float | None) -> None:
 
 
 def agents_needed(stack: Stack) -> None:
-    """Refuses on a stack that is not there; an agent may be away, that can be a fault itself."""
+    """Raises StackError if no agent runs; a single one may be down because of a fault."""
     if all(agents.daemon(stack, name).pid() is None for name in ("vault", "consul", "nomad")):
         agents.require_running(stack)
 
 
 def begin(stack: Stack, state: FaultState) -> FaultState:
-    """The state of a fault that acts now; refuses a second one on the same part."""
-    with exclusive(fault_state.folder(stack) / "lock", "another fault is being ordered"):
+    """Starts a fault and returns its state; raises StackError for a second one on the same part."""
+    with exclusive(fault_state.folder(stack) / "lock", "another fault is starting"):
         known = fault_state.read(stack, state.id)
         if known:
-            raise StackError(f"{' '.join(known.words)} acts there already", _state(stack, known), "./justw chaos off")
+            raise StackError(
+                f"{' '.join(known.words)} is active there already", _state(stack, known), "./justw chaos off"
+            )
         fault_of(stack, state).require()
         fault_state.write(stack, state)
         return _started(stack, state)
@@ -72,19 +75,22 @@ def _started(stack: Stack, state: FaultState) -> FaultState:
     daemon = fault_state.runner(stack, state.id)
     env = dict(os.environ) | {"WAYPOST_STACK": stack.name, "WAYPOST_SLOT": str(stack.slot)}
     daemon.start([sys.executable, "-m", "stack.chaos.fault_runner", state.id], fault_state.folder(stack), env)
-    until = time.monotonic() + _BEGIN_SECONDS
-    while daemon.pid() is not None and time.monotonic() < until:
-        found = fault_state.read(stack, state.id)
-        if found and found.phase == "active":
-            return found
-        time.sleep(0.05)
-    why = daemon.log_tail() or f"it did not act within {_BEGIN_SECONDS:g} s"
+    poll(lambda: daemon.pid() is None or _is_active(stack, state.id), _BEGIN_SECONDS, interval=0.05)
+    found = fault_state.read(stack, state.id)
+    if found and found.phase == "active" and daemon.pid() is not None:
+        return found
+    why = daemon.log_tail() or f"it did not start within {_BEGIN_SECONDS:g} s"
     off(stack, [state.id])
-    raise StackError(f"{' '.join(state.words)} did not begin", why, "./justw status")
+    raise StackError(f"{' '.join(state.words)} did not start", why, "./justw status")
+
+
+def _is_active(stack: Stack, state_id: str) -> bool:
+    found = fault_state.read(stack, state_id)
+    return bool(found and found.phase == "active")
 
 
 def off(stack: Stack, only: Sequence[str] = ()) -> list[str]:
-    """Ends every fault, the newest first, and says what was undone; a keeper that is gone is stood in for."""
+    """Ends faults, the newest first, also those whose process has ended; returns a line for each."""
     undone = []
     for state in list(fault_state.states(stack)):
         if not only or state.id in only:
@@ -97,13 +103,13 @@ def off(stack: Stack, only: Sequence[str] = ()) -> list[str]:
 
 
 def undo_left_over(stack: Stack) -> list[str]:
-    """Undoes what faults whose keeper is gone have left; a machine that lost its power leaves such."""
+    """Undoes faults whose process has ended, for example in a power failure."""
     left = [state.id for state in fault_state.states(stack) if fault_state.runner(stack, state.id).pid() is None]
     return off(stack, left) if left else []
 
 
 def end_before_teardown(stack: Stack) -> None:
-    """Ends every fault of a stack that is about to stop; says so when one cannot be undone, and lets the stop go on."""
+    """Ends every fault before the stack stops; prints the error of one that cannot be undone, and continues."""
     for state in list(fault_state.states(stack)):
         try:
             for line in off(stack, [state.id]):
@@ -113,21 +119,22 @@ def end_before_teardown(stack: Stack) -> None:
 
 
 def active(stack: Stack) -> list[str]:
-    """A line for each fault that acts."""
+    """Returns a line for each active fault."""
     return [f"{' '.join(state.words):<32} {_state(stack, state)}" for state in fault_state.states(stack)]
 
 
 def show(stack: Stack) -> None:
+    """Prints every kind of fault, and the active ones."""
     for kind in KINDS:
         say(f"  {kind.usage:<32} {kind.description}")
     seconds = f"{MIN_SECONDS:g} to {MAX_SECONDS:g}, default {DEFAULT_SECONDS:g}"
     say(f"\nevery fault with a duration takes --for SECONDS ({seconds}) and ends by itself\n")
-    say("\n".join(f"  {line}" for line in active(stack)) or "  no fault acts")
+    say("\n".join(f"  {line}" for line in active(stack)) or "  no fault is active")
 
 
 def _state(stack: Stack, state: FaultState) -> str:
     if fault_state.runner(stack, state.id).pid() is None:
-        return f"its process is gone, undo it with ./justw chaos off  {state.note}"
+        return f"its process has ended, undo it with ./justw chaos off  {state.note}"
     return f"until {_clock(state)}, {state.left():.0f} s left" if state.phase == "active" else state.phase
 
 

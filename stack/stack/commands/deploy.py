@@ -1,4 +1,4 @@
-"""`deploy`: from nothing to a healthy system, one visible step at a time; a second run finds nothing to do.
+"""`deploy`: brings up a healthy system, one visible step at a time; a second run changes nothing.
 
 tools → agents → policies, KV, secrets → zipapps → jobs → healthy → one real order.
 """
@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 import requests
 from consul import ConsulException
@@ -27,26 +26,25 @@ from stack.commands import chaos
 from stack.config import Stack
 from stack.console import StackError, say, step
 from stack.machine.lock import WAITING, exclusive
+from stack.waiting import poll, retry, wait_until
 
 # A Unix socket's path may have 107 bytes; the longest one of a stack adds 47 to its folder.
 LONGEST_FOLDER = 60
 
-T = TypeVar("T")
-
 
 def deploy(stack: Stack) -> None:
-    """Brings the stack to what the checkout says; prints where to look."""
+    """Brings the stack to the state of the files in the checkout; prints the addresses."""
     began = time.monotonic()
     say(f"deploying stack {stack.name!r} into {stack.state}")
     with exclusive(stack.lock, WAITING):
         agents.require_ports(stack)
         _make_folders(stack)
         changed = _deploy(stack)
-    word = f"{changed} changes" if changed else "no change: everything is as the files say"
-    say(f"\n{word}  ({time.monotonic() - began:.1f} s)")
+    summary = f"{changed} changes" if changed else "no change: everything is as in the files"
+    say(f"\n{summary}  ({time.monotonic() - began:.1f} s)")
     for line in chaos.active(stack):
-        say(f"  broken on purpose: {line}")
-    _where_to_look(stack)
+        say(f"  active fault: {line}")
+    _print_addresses(stack)
 
 
 def _deploy(stack: Stack) -> int:
@@ -64,11 +62,11 @@ def _deploy(stack: Stack) -> int:
     changed += _apply("consul: policies, roles, KV", consul.changes)
     changed += _apply("vault: engines, roles, secrets", vault.changes)
     changed += _run_jobs(server, [name for name in _jobs(found) if name in nomad.FOUNDATION])
-    changed += _apply("vault: database logins", lambda: _patiently(vault.database_changes))
+    changed += _apply("vault: database logins", lambda: _retried(vault.database_changes))
     changed += _run_jobs(server, [name for name in _jobs(found) if name not in nomad.FOUNDATION])
     for key in consul.seed.changed_by_hand():
         say(f"  kept: {key} was changed by hand in Consul; delete the key and deploy to get the file's value")
-    _prove(stack, changed)
+    _smoke_test(stack, changed)
     zipapps.prune(stack.state, server.artifact_files())
     return changed
 
@@ -76,7 +74,7 @@ def _deploy(stack: Stack) -> int:
 def _make_folders(stack: Stack) -> None:
     if len(str(stack.state)) > LONGEST_FOLDER:
         raise StackError(
-            "this checkout lies too deep",
+            "the path of this checkout is too long",
             f"{stack.state} has {len(str(stack.state))} characters, Unix sockets allow {LONGEST_FOLDER}",
             "move the checkout to a shorter path",
         )
@@ -92,6 +90,7 @@ def _tools() -> tools.Tools:
 
 
 def build(stack: Stack) -> dict[str, zipapps.Artifact]:
+    """Generates the stubs and builds the zipapp of each service."""
     with step("zipapps", "20 s the first time") as now:
         protos.generate()
         artifacts = zipapps.build(stack.state)
@@ -100,7 +99,7 @@ def build(stack: Stack) -> dict[str, zipapps.Artifact]:
 
 
 def _start_agents(stack: Stack, found: tools.Tools, clients: Clients) -> int:
-    """Vault and Consul side by side; Nomad when its token is known to Consul."""
+    """Starts Vault and Consul in parallel, then Nomad, once Consul accepts its token."""
     changed = 0
     vault, consul, nomad_agent = agents.agents(stack, found)
     with step("agents: vault, consul", "6 s") as now:
@@ -108,28 +107,28 @@ def _start_agents(stack: Stack, found: tools.Tools, clients: Clients) -> int:
         for agent in (vault, consul):
             agents.wait(stack, agent)
         now.result = f"started {', '.join(started)}" if started else "running"
-    changed += _apply("consul: tokens of the agents", lambda: _patiently(Consul(stack, clients).agent_changes))
+    changed += _apply("consul: tokens of the agents", lambda: _retried(Consul(stack, clients).agent_changes))
     with step("agents: nomad", "6 s") as now:
-        again = agents.start(stack, nomad_agent)
+        restarted = agents.start(stack, nomad_agent)
         agents.wait(stack, nomad_agent)
-        now.result = "started" if again else "running"
-    return changed + len(started) + again
+        now.result = "started" if restarted else "running"
+    return changed + len(started) + restarted
 
 
 def _wait_for_node(stack: Stack, found: tools.Tools, server: Nomad) -> None:
-    """A client that asked its server before the server's keyring was open asks again after half a minute only.
+    """Restarts the agent until its client is registered; the tasks keep running meanwhile.
 
-    Starting the agent again is quicker, and the tasks do not notice.
+    A client that asked its server before the keyring was open asks again only after half a minute.
     """
     agent = agents.agents(stack, found)[-1]
     for _ in range(5):
-        if server.has_node(4):
+        if poll(server.has_node, 4):
             return
         agents.daemon(stack, agent.name).stop()
         agents.start(stack, agent)
         agents.wait(stack, agent)
-    if not server.has_node(60):
-        raise StackError("Nomad has no ready node", "waited 60 s", "./justw logs nomad")
+    failure = StackError("Nomad has no ready node", "waited 60 s", "./justw logs nomad")
+    wait_until(server.has_node, 60, lambda: failure)
 
 
 def _apply(title: str, changes: Callable[[], Iterable[Change]]) -> int:
@@ -149,21 +148,14 @@ def _apply(title: str, changes: Callable[[], Iterable[Change]]) -> int:
     return count
 
 
-def _patiently(changes: Callable[[], Iterable[Change]], seconds: float = 30) -> Iterator[Change]:
-    """The changes, each tried again while what it needs is still coming up."""
-    until = time.monotonic() + seconds
-    for change in _retry(lambda: list(changes()), until):
-        yield replace(change, apply=partial(_retry, change.apply, until))
+def _retried(changes: Callable[[], Iterable[Change]], seconds: float = 30) -> Iterator[Change]:
+    """Yields the changes; each is retried while the server that it needs is starting."""
+    for change in retry(lambda: list(changes()), seconds, _is_starting):
+        yield replace(change, apply=partial(retry, change.apply, seconds, _is_starting))
 
 
-def _retry(action: Callable[[], T], until: float) -> T:
-    while True:
-        try:
-            return action()
-        except (ConsulException, VaultError, requests.ConnectionError):
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.3)
+def _is_starting(error: Exception) -> bool:
+    return isinstance(error, (ConsulException, VaultError, requests.ConnectionError))
 
 
 def _jobs(found: tools.Tools) -> list[str]:
@@ -171,7 +163,7 @@ def _jobs(found: tools.Tools) -> list[str]:
 
 
 def _run_jobs(server: Nomad, names: list[str]) -> int:
-    """Registers what differs, all at once, then waits for each: jobs start side by side."""
+    """Registers every job that differs, then waits for each: the jobs start in parallel."""
     for name in names:
         server.require_ports(name)
     changed = [name for name in names if apply_all(server.change(name))]
@@ -182,13 +174,13 @@ def _run_jobs(server: Nomad, names: list[str]) -> int:
     return len(changed)
 
 
-def _prove(stack: Stack, changed: int) -> None:
-    """A changed system proves itself with an order; one that did not change has to be ready, no more."""
+def _smoke_test(stack: Stack, changed: int) -> None:
+    """Places an order if anything changed; an unchanged system only has to be ready."""
     with step("smoke test", "2 s") as now:
         now.result = smoke_test.place_an_order(stack) if changed else smoke_test.ready(stack)
 
 
-def _where_to_look(stack: Stack) -> None:
+def _print_addresses(stack: Stack) -> None:
     say(f"""
   gateway     {stack.url("gateway")}/docs
   telemetry   {stack.url("telemetry")}

@@ -142,7 +142,7 @@ def test_a_value_under_the_new_name_wins_over_one_under_the_old_name(kv: Kv) -> 
     (note,) = notes(kv)
     assert (
         note
-        == f"{KEY}: errand_seconds=12 was changed by hand and is now outbox_seconds, which has a value already: dropped"
+        == f"{KEY}: errand_seconds=12 was changed by hand and is now outbox_seconds, which has a value: dropped"
     )
     assert kv.settings() == NEW | {"outbox_seconds": 20}
 
