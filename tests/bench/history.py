@@ -1,4 +1,4 @@
-"""What an order costs to read from its events, by how many there are: where a snapshot would begin to pay.
+"""Measures the time to read an order by the number of its events, which shows when a snapshot would pay.
 
 A snapshot is one row to read and nothing to fold, so it costs what a history of one event costs.
 """
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from uuid import UUID, uuid4
 
 import structlog
-from behaviour.order.support.service import ADA, TEA, shipped
+from behaviour.order.support.service import ADA, TEA
 from behaviour.order.support.storages import PostgresStorage, make_tables, on_postgres
 from support.postgres.private_postgres import binaries, running
 
@@ -27,16 +27,16 @@ TIMES = 300
 
 
 async def recorded(storage: PostgresStorage, length: int) -> UUID:
-    """A history of so many events; more than the life of an order has, which `apply` never minds."""
+    """Records a history of `length` events; `apply` accepts more than an order ever has."""
     stream, cause = uuid4(), Cause(str(ADA), uuid4())
     placed = domain.place(ADA, "EUR", [TEA])
     events = [placed, *[domain.OrderConfirmed()] * (length - 1)]
-    await storage.store.append(stream, 0, event_codec.record(stream, 0, events, cause))
+    await storage.store.append(stream, 0, event_codec.encode(stream, 0, events, cause))
     return stream
 
 
 async def median(work: Callable[[], Awaitable[object]]) -> float:
-    """Milliseconds of one call, the median of many."""
+    """Returns the median duration of many calls, in milliseconds."""
     taken = []
     for _ in range(TIMES):
         began = time.perf_counter()
@@ -49,7 +49,7 @@ async def measure() -> None:
     with running() as server:
         make_schema = server.make_schema(SCHEMA)
         await asyncio.to_thread(make_tables, server, make_schema)
-        async with on_postgres(server, SCHEMA, shipped) as storage:
+        async with on_postgres(server, SCHEMA) as storage:
             print("events   read ms   fold ms   both ms   with a snapshot ms")
             snapshot = 0.0
             for length in LENGTHS:

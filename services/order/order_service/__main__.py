@@ -38,7 +38,9 @@ async def compose(process: Process[Settings]) -> None:
         add_OrderServiceServicer_to_server(rpc, grpc_server)
 
     exempt = [f"/{SERVICE}/{method}" for method in _EXEMPT]
-    await server.serve(process, register, [SERVICE], limiter_settings=process.settings.section(lambda s: s.limiter), exempt=exempt)
+    await server.serve(
+        process, register, [SERVICE], limiter_settings=process.settings.section(lambda s: s.limiter), exempt=exempt
+    )
 
 
 def main() -> None:

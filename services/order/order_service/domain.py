@@ -1,6 +1,6 @@
-"""Orders: what may happen to one (decide, which may refuse) and what it is afterwards (apply, which never refuses).
+"""Decides which events may happen to an order, and applies events to it. Money is in minor units.
 
-Pure; money is in minor units. Invariant: an order is nothing but the fold of its events.
+Invariant: an order is the fold of its events. Deciding may raise a DomainError; applying a recorded event never does.
 """
 
 from __future__ import annotations
@@ -12,42 +12,40 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from iso4217 import Currency
+from shop_contract.currencies import CURRENCIES
 
 _SKU = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-CURRENCIES = frozenset(each.code for each in Currency if each.exponent is not None)
-"""The active codes of ISO 4217 that have a minor unit: gold, test codes and "no currency" are no money to pay with."""
 LARGEST_TOTAL = 2**63 - 1
 REQUESTED = "REQUESTED"
-"""Why an order was cancelled: its user asked for it."""
+"""Reason of a cancellation by the user who placed the order."""
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not a defect
-    """The rules say no."""
+class DomainError(Exception):
+    """A rule of the domain does not allow the command."""
 
 
-class Invalid(Refusal):
-    """`fields` maps each wrong field to what is wrong with it."""
+class Invalid(DomainError):  # noqa: N818 - the reason itself
+    """The command has invalid fields; `fields` maps each of them to its error."""
 
     def __init__(self, fields: Mapping[str, str]) -> None:
         super().__init__(f"not valid: {', '.join(fields)}")
         self.fields = dict(fields)
 
 
-class OrderUnknown(Refusal):
+class OrderUnknown(DomainError):  # noqa: N818 - the reason itself
     """The user has no such order."""
 
 
-class OrderClosed(Refusal):
-    """The state of the order does not allow it any more."""
+class OrderClosed(DomainError):  # noqa: N818 - the reason itself
+    """The order has a final status."""
 
 
-class VersionMismatch(Refusal):
-    """The order is at none of the versions the caller expects."""
+class VersionMismatch(DomainError):  # noqa: N818 - the reason itself
+    """The order has none of the versions that the caller expects."""
 
 
 class Status(StrEnum):
-    """Where an order stands; rejected and cancelled are final."""
+    """The state of an order; rejected and cancelled are final."""
 
     PENDING = "pending"
     CONFIRMED = "confirmed"
@@ -56,13 +54,13 @@ class Status(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether nothing can happen to the order any more."""
-        return self in (Status.REJECTED, Status.CANCELLED)
+        """True if no event may follow."""
+        return not TRANSITIONS[self]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One position of an order."""
+    """An item of an order."""
 
     sku: str
     quantity: int
@@ -71,7 +69,7 @@ class Line:
 
 @dataclass(frozen=True)
 class OrderPlaced:
-    """A user wants these lines."""
+    """A user ordered these lines."""
 
     user_id: UUID
     currency: str
@@ -81,29 +79,47 @@ class OrderPlaced:
 
 @dataclass(frozen=True)
 class OrderConfirmed:
-    """The credit is reserved."""
+    """Credit for the order was reserved."""
 
 
 @dataclass(frozen=True)
 class OrderRejected:
-    """The credit was refused."""
+    """Credit for the order was denied."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class OrderCancelled:
-    """It is not wanted any more."""
+    """The order was cancelled."""
 
     reason: str = REQUESTED
 
 
 Event = OrderPlaced | OrderConfirmed | OrderRejected | OrderCancelled
 
+TRANSITIONS: Mapping[Status | None, Mapping[type[Event], Status]] = {
+    None: {OrderPlaced: Status.PENDING},
+    Status.PENDING: {
+        OrderConfirmed: Status.CONFIRMED,
+        OrderRejected: Status.REJECTED,
+        OrderCancelled: Status.CANCELLED,
+    },
+    Status.CONFIRMED: {OrderCancelled: Status.CANCELLED},
+    Status.REJECTED: {},
+    Status.CANCELLED: {},
+}
+"""The state machine of an order: which events may follow a status (None before the first event) and their result."""
+
+STATUS_AFTER: Mapping[type[Event], Status] = {
+    event: status for moves in TRANSITIONS.values() for event, status in moves.items()
+}
+"""The status that each event results in, which does not depend on the status before it."""
+
 
 @dataclass(frozen=True)
 class Order:
-    """An order after `version` events."""
+    """The state of an order after `version` events."""
 
     id: UUID
     user_id: UUID
@@ -116,68 +132,61 @@ class Order:
 
 
 def place(user_id: UUID, currency: str, lines: Sequence[Line], credit_currency: str = "") -> OrderPlaced:
-    """Decide to accept an order; raises Invalid naming each field.
+    """Decides to accept an order; raises Invalid with each invalid field.
 
-    An order in another currency than the user's credit is refused here where that is known, else at its reservation.
+    `credit_currency` is the currency of the user's credit, if known; otherwise the reservation checks it later.
     """
-    wrong = {}
+    errors = {}
     if currency not in CURRENCIES:
-        wrong["currency"] = "must be an active ISO 4217 code, three capital letters"
+        errors["currency"] = "must be an active ISO 4217 code, three capital letters"
     elif credit_currency not in ("", currency):
-        wrong["currency"] = f"must be {credit_currency}, the currency of your credit"
+        errors["currency"] = f"must be {credit_currency}, the currency of your credit"
     if not 1 <= len(lines) <= 100:
-        wrong["lines"] = "must be 1 to 100 lines"
+        errors["lines"] = "must be 1 to 100 lines"
     for number, line in enumerate(lines[:100]):
-        wrong |= {f"lines[{number}].{field}": text for field, text in _wrong_in(line).items()}
+        errors |= {f"lines[{number}].{field}": text for field, text in _line_errors(line).items()}
     total = sum(line.quantity * line.unit_price for line in lines)
-    if not wrong and total > LARGEST_TOTAL:
-        wrong["lines"] = "must not cost more in all than fits 64 bits"
-    if wrong:
-        raise Invalid(wrong)
+    if not errors and total > LARGEST_TOTAL:
+        errors["lines"] = "must not cost more in all than fits 64 bits"
+    if errors:
+        raise Invalid(errors)
     return OrderPlaced(user_id, currency, tuple(lines), total)
 
 
 def confirm(order: Order) -> list[Event]:
-    """Decide that the credit is reserved; nothing happens to an order that is not pending any more."""
-    return [OrderConfirmed()] if order.status is Status.PENDING else []
+    """Decides to confirm an order whose credit is reserved; no event if it is not pending."""
+    return [OrderConfirmed()] if OrderConfirmed in TRANSITIONS[order.status] else []
 
 
 def reject(order: Order, reason: str) -> list[Event]:
-    """Decide that the credit was refused; nothing happens to an order that is not pending any more."""
-    return [OrderRejected(reason)] if order.status is Status.PENDING else []
+    """Decides to reject an order whose credit was denied; no event if it is not pending."""
+    return [OrderRejected(reason)] if OrderRejected in TRANSITIONS[order.status] else []
 
 
 def cancel(order: Order, expected_versions: Collection[int]) -> list[Event]:
-    """Decide to cancel; no expected versions means whatever it has. Raises VersionMismatch, OrderClosed."""
+    """Decides to cancel; without expected versions at any version. Raises VersionMismatch, OrderClosed."""
     if expected_versions and order.version not in expected_versions:
         raise VersionMismatch(f"the order is at version {order.version}")
-    if order.status.final:
+    if OrderCancelled not in TRANSITIONS[order.status]:
         raise OrderClosed(f"the order is {order.status}")
     return [OrderCancelled()]
 
 
 def apply(order: Order | None, event: Event, order_id: UUID, at: datetime) -> Order:
-    """The order after the event that happened at a time."""
+    """Returns the order after an event. A recorded event is a fact, so its place in TRANSITIONS is not checked here."""
     if isinstance(event, OrderPlaced):
         return Order(order_id, event.user_id, Status.PENDING, event.currency, event.lines, event.total, 1, at)
     if order is None:
         raise ValueError("a history begins with OrderPlaced")
-    return replace(order, status=_AFTER[type(event)], version=order.version + 1)
+    return replace(order, status=STATUS_AFTER[type(event)], version=order.version + 1)
 
 
-_AFTER: Mapping[type[Event], Status] = {
-    OrderConfirmed: Status.CONFIRMED,
-    OrderRejected: Status.REJECTED,
-    OrderCancelled: Status.CANCELLED,
-}
-
-
-def _wrong_in(line: Line) -> dict[str, str]:
-    wrong = {}
+def _line_errors(line: Line) -> dict[str, str]:
+    errors = {}
     if not _SKU.fullmatch(line.sku):
-        wrong["sku"] = "must be 1 to 64 letters, digits, '.', '_' or '-'"
+        errors["sku"] = "must be 1 to 64 letters, digits, '.', '_' or '-'"
     if not 1 <= line.quantity <= 10_000:
-        wrong["quantity"] = "must be 1 to 10000"
+        errors["quantity"] = "must be 1 to 10000"
     if not 0 <= line.unit_price <= 10**9:
-        wrong["unit_price"] = "must be 0 to 1000000000"
-    return wrong
+        errors["unit_price"] = "must be 0 to 1000000000"
+    return errors

@@ -15,12 +15,12 @@ from uuid import UUID
 
 import grpc
 
-from chassis.telemetry.metrics import meter
 from chassis.deadline import at_most
 from chassis.errors import RpcError, unavailable
 from chassis.events.port import EventLog
 from chassis.events.record import RecordedEvent
 from chassis.process import Process
+from chassis.telemetry.metrics import meter
 from order_service.domain import Invalid, Order
 from order_service.queries import Queries
 from order_service.settings import Settings
@@ -92,9 +92,7 @@ class OrderWatches:
             raise _draining()
         if self.count >= self._process.settings.value.max_watches:
             words = "as many orders are watched here as this instance takes"
-            raise RpcError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCHERS_FULL", words, retry_after=_RETRY_AFTER_SECONDS
-            )
+            raise RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCHERS_FULL", words, retry_after=_RETRY_AFTER_SECONDS)
         relay, subscription = self._relay, _Subscription(self._backlog)
         self._relaying = self._relaying or self._process.supervise("watched events", relay.run)
         relay.subscriptions.setdefault(order_id, set()).add(subscription)

@@ -1,6 +1,6 @@
-"""What the Order Service tells: single orders from their events, lists from the read table.
+"""The queries of the Order Service: single orders from their events, lists from the read table.
 
-Invariant: nobody is told of another user's order, not even that it is there.
+Invariant: a user never learns of another user's order, not even that it exists.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Page:
-    """Orders, newest first; `more` says whether there are older ones."""
+    """Orders, newest first; `more` is true if there are older ones."""
 
     orders: list[Order]
     more: bool
 
 
 class ReadTable(Protocol):
-    """The orders as the projection has them."""
+    """Port: the orders as the projection has written them."""
 
     async def newest(self, user_id: UUID, status: Status | None, before: UUID | None, limit: int) -> list[Order]:
-        """At most `limit` orders of the user below an id, the highest id first."""
+        """Returns at most `limit` orders of the user with an id below `before`, the highest id first."""
 
 
 class Queries:
@@ -43,22 +43,22 @@ class Queries:
         self._table = table
 
     async def get_order(self, user_id: UUID, order_id: UUID) -> Order:
-        """The order as of now, with every change already answered; raises OrderUnknown, UnknownEvent."""
-        return _own(user_id, await self._store.read(order_id))
+        """Returns the order with every change that was answered before this call; raises OrderUnknown, UnknownEvent."""
+        return _owned(user_id, await self._store.read(order_id))
 
     async def list_order_events(self, user_id: UUID, order_id: UUID) -> list[RecordedEvent]:
-        """The history of the order, oldest first; raises OrderUnknown."""
+        """Returns the events of the order, oldest first; raises OrderUnknown."""
         past = await self._store.read(order_id)
-        _own(user_id, past)
+        _owned(user_id, past)
         return past
 
     async def list_orders(self, user_id: UUID, status: Status | None, before: UUID | None, limit: int) -> Page:
-        """A page of the user's orders below an id."""
+        """Returns a page of the user's orders with an id below `before`."""
         found = await self._table.newest(user_id, status, before, limit + 1)
         return Page(found[:limit], len(found) > limit)
 
 
-class PostgresTable:
+class PostgresReadTable:
     """Table `orders`."""
 
     def __init__(self, database: Database) -> None:
@@ -82,8 +82,8 @@ _NEWEST = """SELECT id, user_id, status, currency, lines, total, version, placed
              ORDER BY id DESC LIMIT %(limit)s"""
 
 
-class MemoryTable:
-    """The read table of unit tests: made anew from the events at each look, so it is never behind."""
+class MemoryReadTable:
+    """Fake for unit tests: folds all events at each query, so it never lags."""
 
     def __init__(self, store: MemoryEventStore) -> None:
         self._store = store
@@ -91,23 +91,23 @@ class MemoryTable:
     async def newest(self, user_id: UUID, status: Status | None, before: UUID | None, limit: int) -> list[Order]:
         """See ReadTable."""
         streams = {event.stream for _, event in await self._store.since(0, 1_000_000)}
-        orders = [_own_or_none(user_id, await self._store.read(stream)) for stream in sorted(streams, reverse=True)]
-        fitting = [order for order in orders if order and status in (None, order.status)]
-        return [order for order in fitting if before is None or order.id < before][:limit]
+        orders = [_owned_or_none(user_id, await self._store.read(stream)) for stream in sorted(streams, reverse=True)]
+        matching = [order for order in orders if order and status in (None, order.status)]
+        return [order for order in matching if before is None or order.id < before][:limit]
 
 
 def _order(row: dict[str, Any]) -> Order:
-    return Order(**{**row, "status": Status(row["status"]), "lines": event_codec.lines(row["lines"])})
+    return Order(**{**row, "status": Status(row["status"]), "lines": event_codec.lines_from_json(row["lines"])})
 
 
-def _own(user_id: UUID, past: Sequence[RecordedEvent]) -> Order:
-    order = _own_or_none(user_id, past)
+def _owned(user_id: UUID, past: Sequence[RecordedEvent]) -> Order:
+    order = _owned_or_none(user_id, past)
     if order is None:
         raise OrderUnknown("there is no such order")
     return order
 
 
-def _own_or_none(user_id: UUID, past: Sequence[RecordedEvent]) -> Order | None:
-    # The first event tells whose it is, so that nobody else learns that a later one cannot be read.
+def _owned_or_none(user_id: UUID, past: Sequence[RecordedEvent]) -> Order | None:
+    # The first event has the owner, so that no other user learns that a later event cannot be decoded.
     first = event_codec.fold(past[:1])
     return event_codec.fold(past) if first and first.user_id == user_id else None

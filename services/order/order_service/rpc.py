@@ -1,5 +1,5 @@
-"""Wire to domain and back, nothing else: shop.order.v1.OrderService."""
-# ruff: noqa: N802 - the contract gives the methods their names
+"""The gRPC servicer shop.order.v1.OrderService: converts messages to the domain and back, and errors to statuses."""
+# ruff: noqa: N802 - the protobuf contract names the methods
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chassis.events.record import RecordedEvent
 from order_service import commands, domain
 from order_service.commands import Commands
 from order_service.domain import Line, Order, Status
-from order_service.order_watches import Change, Watchers
+from order_service.order_watches import Change, OrderWatches
 from order_service.queries import Queries
 from order_service.storage import event_codec
 from order_service.storage.upcasts import UnknownEvent
@@ -34,7 +34,7 @@ _STATUS = {
     Status.REJECTED: wire.ORDER_STATUS_REJECTED,
     Status.CANCELLED: wire.ORDER_STATUS_CANCELLED,
 }
-_ASKED = {number: status for status, number in _STATUS.items()} | {wire.ORDER_STATUS_UNSPECIFIED: None}
+_REQUESTED_STATUS = {number: status for status, number in _STATUS.items()} | {wire.ORDER_STATUS_UNSPECIFIED: None}
 _REASONS: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
     domain.Invalid: (grpc.StatusCode.INVALID_ARGUMENT, "INVALID"),
     domain.OrderUnknown: (grpc.StatusCode.NOT_FOUND, "ORDER_UNKNOWN"),
@@ -46,60 +46,60 @@ _REASONS: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
 
 
 class OrderRpc(OrderServiceServicer):
-    """The service as a gRPC server wants it."""
+    """Implements the servicer on commands, queries and watches."""
 
-    def __init__(self, commands: Commands, queries: Queries, watchers: Watchers) -> None:
+    def __init__(self, commands: Commands, queries: Queries, watches: OrderWatches) -> None:
         self._commands = commands
         self._queries = queries
-        self._watchers = watchers
+        self._watches = watches
 
     async def PlaceOrder(self, request: wire.PlaceOrderRequest, _: Context) -> wire.PlaceOrderResponse:
         if not _KEY.fullmatch(request.idempotency_key):
             raise RpcError(grpc.StatusCode.INVALID_ARGUMENT, "IDEMPOTENCY_KEY_MISSING")
         lines = [Line(line.sku, line.quantity, line.unit_price) for line in request.lines]
-        with _refusals():
-            user_id = _id("user_id", request.user_id)
+        with _domain_errors():
+            user_id = _uuid("user_id", request.user_id)
             order = await self._commands.place_order(
                 user_id, request.idempotency_key, request.currency, lines, request.credit_currency
             )
         return wire.PlaceOrderResponse(order=order_message(order))
 
     async def GetOrder(self, request: wire.GetOrderRequest, _: Context) -> wire.GetOrderResponse:
-        with _refusals():
-            order = await self._queries.get_order(*_whose(request))
+        with _domain_errors():
+            order = await self._queries.get_order(*_ids(request))
         return wire.GetOrderResponse(order=order_message(order))
 
     async def ListOrders(self, request: wire.ListOrdersRequest, _: Context) -> wire.ListOrdersResponse:
         size = request.page_size or PAGE_SIZE
-        with _refusals():
+        with _domain_errors():
             if not 1 <= size <= LARGEST_PAGE:
                 raise domain.Invalid({"page_size": f"must be 1 to {LARGEST_PAGE}"})
-            user_id, before = _id("user_id", request.user_id), _below(request.page_token)
-            page = await self._queries.list_orders(user_id, _asked(request.status), before, size)
-        token = _token(page.orders[-1].id) if page.more else ""
+            user_id, before = _uuid("user_id", request.user_id), _before(request.page_token)
+            page = await self._queries.list_orders(user_id, _requested_status(request.status), before, size)
+        token = _page_token(page.orders[-1].id) if page.more else ""
         return wire.ListOrdersResponse(orders=map(order_message, page.orders), next_page_token=token)
 
     async def CancelOrder(self, request: wire.CancelOrderRequest, _: Context) -> wire.CancelOrderResponse:
-        with _refusals():
-            user_id, order_id = _whose(request)
+        with _domain_errors():
+            user_id, order_id = _ids(request)
             order = await self._commands.cancel_order(user_id, order_id, request.expected_versions)
         return wire.CancelOrderResponse(order=order_message(order))
 
     async def ListOrderEvents(self, request: wire.ListOrderEventsRequest, _: Context) -> wire.ListOrderEventsResponse:
-        with _refusals():
-            past = await self._queries.list_order_events(*_whose(request))
+        with _domain_errors():
+            past = await self._queries.list_order_events(*_ids(request))
             return wire.ListOrderEventsResponse(events=map(event_message, past))
 
     async def WatchOrder(self, request: wire.WatchOrderRequest, _: Context) -> AsyncIterator[wire.WatchOrderResponse]:
-        with _refusals():
-            user_id, order_id = _whose(request)
-            async with aclosing(self._watchers.watch(user_id, order_id, request.after_version)) as changes:
+        with _domain_errors():
+            user_id, order_id = _ids(request)
+            async with aclosing(self._watches.watch(user_id, order_id, request.after_version)) as changes:
                 async for change in changes:
                     yield change_message(change)
 
 
 def order_message(order: Order) -> wire.Order:
-    """The order on the wire."""
+    """Converts an order to its message."""
     message = wire.Order(
         id=str(order.id),
         user_id=str(order.user_id),
@@ -114,10 +114,10 @@ def order_message(order: Order) -> wire.Order:
 
 
 def event_message(recorded: RecordedEvent) -> wire.OrderEvent:
-    """The event on the wire."""
+    """Converts a recorded event to its message."""
     message = wire.OrderEvent(version=recorded.version)
     message.occurred_at.FromDatetime(event_codec.occurred_at(recorded))
-    event = event_codec.recall(recorded)
+    event = event_codec.decode(recorded)
     if isinstance(event, domain.OrderPlaced):
         message.placed.user_id, message.placed.currency = str(event.user_id), event.currency
         message.placed.lines.extend(_lines(event.lines))
@@ -134,58 +134,58 @@ def event_message(recorded: RecordedEvent) -> wire.OrderEvent:
 
 
 def change_message(change: Change) -> wire.WatchOrderResponse:
-    """The change on the wire."""
+    """Converts a change to its message."""
     event = event_message(change.event) if change.event else None
     return wire.WatchOrderResponse(event=event, status=_STATUS[change.order.status], version=change.order.version)
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def _domain_errors() -> Iterator[None]:
     try:
         yield
-    except domain.Refusal as refusal:
-        code, reason = _REASONS[type(refusal)]
-        fields = refusal.fields if isinstance(refusal, domain.Invalid) else None
-        raise RpcError(code, reason, str(refusal), fields) from None
+    except domain.DomainError as error:
+        code, reason = _REASONS[type(error)]
+        fields = error.fields if isinstance(error, domain.Invalid) else None
+        raise RpcError(code, reason, str(error), fields) from None
     except UnknownEvent as error:
-        # Not UNAVAILABLE: one such order must not open the breaker for all others.
+        # Not UNAVAILABLE, because one such order must not open the caller's breaker for all others.
         raise RpcError(grpc.StatusCode.UNIMPLEMENTED, "HISTORY_NEWER", str(error)) from None
 
 
-def _whose(
+def _ids(
     request: wire.GetOrderRequest | wire.CancelOrderRequest | wire.ListOrderEventsRequest | wire.WatchOrderRequest,
 ) -> tuple[UUID, UUID]:
-    return _id("user_id", request.user_id), _id("order_id", request.order_id)
+    return _uuid("user_id", request.user_id), _uuid("order_id", request.order_id)
 
 
-def _id(field: str, text: str) -> UUID:
+def _uuid(field: str, text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
         raise domain.Invalid({field: "must be a UUID"}) from None
 
 
-def _asked(status: wire.OrderStatus.ValueType) -> Status | None:
-    if status not in _ASKED:
+def _requested_status(status: wire.OrderStatus.ValueType) -> Status | None:
+    if status not in _REQUESTED_STATUS:
         raise domain.Invalid({"status": "is not known"})
-    return _ASKED[status]
+    return _REQUESTED_STATUS[status]
 
 
-def _token(last: UUID) -> str:
+def _page_token(last: UUID) -> str:
     return urlsafe_b64encode(last.bytes).decode().rstrip("=")
 
 
-def _below(token: str) -> UUID | None:
+def _before(token: str) -> UUID | None:
     if not token:
         return None
-    below: UUID | None = None
+    before: UUID | None = None
     with suppress(ValueError):
-        below = UUID(bytes=urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-    # The decoder passes by what is not base64, and bits that are left over.
-    if below is None or _token(below) != token:
+        before = UUID(bytes=urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    # The decoder ignores other characters and surplus bits, so only the exact encoding is accepted.
+    if before is None or _page_token(before) != token:
         raise domain.Invalid({"page_token": "must be next_page_token of an earlier answer"})
-    return below
+    return before
 
 
 def _lines(lines: tuple[Line, ...]) -> list[wire.OrderLine]:
-    return [wire.OrderLine(sku=x.sku, quantity=x.quantity, unit_price=x.unit_price) for x in lines]
+    return [wire.OrderLine(sku=line.sku, quantity=line.quantity, unit_price=line.unit_price) for line in lines]

@@ -1,6 +1,6 @@
-"""Orders under any sequence of commands, many of them at once, beside a model of what may come out.
+"""A state machine of orders: any sequence of commands, sequential or concurrent, has a result that a model allows.
 
-The model is the documented life of an order in a table. What happens at once must equal some sequence of the same.
+The model is a table of the documented transitions. Concurrent commands must have the result of some sequence of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, invariant, rule
 
 from order_service.commands import KeyReused
-from order_service.domain import Invalid, Line, Order, OrderClosed, OrderUnknown, Refusal, Status, VersionMismatch
+from order_service.domain import DomainError, Invalid, Line, Order, OrderClosed, OrderUnknown, Status, VersionMismatch
 
 NEXT = {
     ("pending", "confirm"): "confirmed",
@@ -33,7 +33,7 @@ EVENT = {"confirmed": "OrderConfirmed", "rejected": "OrderRejected", "cancelled"
 
 @dataclass(frozen=True)
 class Decision:
-    """What somebody wants to happen to an order; who and which versions count for a cancellation only."""
+    """A command on an order; user and versions matter for a cancellation only."""
 
     verb: str
     user_id: UUID = ADA
@@ -42,14 +42,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class Expected:
-    """An order as the model has it."""
+    """An order of the model."""
 
     user_id: UUID
     status: str = "pending"
     types: tuple[str, ...] = ("OrderPlaced",)
 
     def after(self, decision: Decision) -> tuple[object, Expected]:
-        """What the caller is told (status and version, or a refusal), and the order then."""
+        """Returns the answer (status and version, or an error class) and the order afterwards."""
         status = NEXT.get((self.status, decision.verb))
         if decision.verb == "cancel":
             if decision.user_id != self.user_id:
@@ -62,31 +62,30 @@ class Expected:
         return (then.status, len(then.types)), then
 
     def sequences(self, decisions: Sequence[Decision]) -> Iterator[tuple[list[object], Expected]]:
-        """Every outcome of the decisions, one after the other in some sequence."""
+        """Yields the outcome of each sequence of the decisions."""
         for sequence in itertools.permutations(range(len(decisions))):
-            told: dict[int, object] = {}
+            answers: dict[int, object] = {}
             order = self
             for number in sequence:
-                told[number], order = order.after(decisions[number])
-            yield [told[number] for number in range(len(decisions))], order
+                answers[number], order = order.after(decisions[number])
+            yield [answers[number] for number in range(len(decisions))], order
 
 
 async def attempt(wanted: Coroutine[Any, Any, Order]) -> object:
-    """The order, or the class of the refusal."""
-
+    """Returns the order, or the class of the error."""
     try:
         return await wanted
-    except Refusal as refusal:
-        return type(refusal)
+    except DomainError as error:
+        return type(error)
 
 
-def told(answer: object) -> object:
+def comparable(answer: object) -> object:
     return (answer.status.value, answer.version) if isinstance(answer, Order) else answer
 
 
 users = st.sampled_from([ADA, EVE])
 keys = st.sampled_from(["k1", "k2"])
-wishes = st.sampled_from([(TEA,), (Line("cake", 1, 300), TEA)])
+contents = st.sampled_from([(TEA,), (Line("cake", 1, 300), TEA)])
 decisions = st.one_of(
     st.sampled_from([Decision("confirm"), Decision("reject")]),
     st.builds(Decision, st.just("cancel"), users, st.sampled_from([(), (1,), (2,), (1, 2), (3,), (9,)])),
@@ -94,43 +93,45 @@ decisions = st.one_of(
 
 
 class Orders(Machine):
-    """Commands of two users with two keys."""
+    """Commands of two users with two keys each."""
 
     orders: Bundle[UUID] = Bundle("orders")
 
     def __init__(self) -> None:
         super().__init__()
         self.service = Service(shipped(), self.storage)
-        self.luck = random.Random(0)
-        self.service.commands._store = Interleaved(self.service.store, self.luck)
+        self.rng = random.Random(0)
+        self.service.commands._store = Interleaved(self.service.store, self.rng)
         self.known: dict[UUID, Expected] = {}
         self.placed: dict[tuple[UUID, str], tuple[tuple[Line, ...], Order]] = {}
 
     def at_once(self, seed: int, wanted: Sequence[Awaitable[object]]) -> list[object]:
-        self.luck.seed(seed)
+        self.rng.seed(seed)
 
         async def together() -> list[object]:
             return list(await asyncio.gather(*wanted))
 
         return self.run(together())
 
-    @rule(target=orders, user_id=users, key=keys, wishes=st.lists(wishes, min_size=1, max_size=4), seed=st.integers())
-    def place(self, user_id: UUID, key: str, wishes: list[tuple[Line, ...]], seed: int) -> UUID:
-        """One call, or some with the same key at once: the first one's content decides for all."""
-        answers = self.at_once(seed, [attempt(self.service.place(key, user_id, *lines)) for lines in wishes])
+    @rule(
+        target=orders, user_id=users, key=keys, contents=st.lists(contents, min_size=1, max_size=4), seed=st.integers()
+    )
+    def place(self, user_id: UUID, key: str, contents: list[tuple[Line, ...]], seed: int) -> UUID:
+        """Places with the same key in one or several concurrent calls: the content of the first decides for all."""
+        answers = self.at_once(seed, [attempt(self.service.place(key, user_id, *lines)) for lines in contents])
         if (user_id, key) not in self.placed:
             order = next(answer for answer in answers if isinstance(answer, Order))
-            assert order.lines in wishes
+            assert order.lines in contents
             assert (order.user_id, order.version, order.status) == (user_id, 1, Status.PENDING)
             assert order.id not in self.known
             self.known[order.id] = Expected(user_id)
             self.placed[user_id, key] = order.lines, order
         content, order = self.placed[user_id, key]
-        assert answers == [order if lines == content else KeyReused for lines in wishes]
+        assert answers == [order if lines == content else KeyReused for lines in contents]
         return order.id
 
     @rule(user_id=users, key=keys)
-    def place_what_is_not_valid(self, user_id: UUID, key: str) -> None:
+    def place_an_invalid_order(self, user_id: UUID, key: str) -> None:
         answer = self.run(attempt(self.service.place(key, user_id, Line("tea", 0, 1))))
         assert answer is (KeyReused if (user_id, key) in self.placed else Invalid)
 
@@ -141,23 +142,25 @@ class Orders(Machine):
 
     @rule(order_id=orders, wanted=st.lists(decisions, min_size=1, max_size=4), seed=st.integers())
     def decide(self, order_id: UUID, wanted: list[Decision], seed: int) -> None:
-        """One decision, or some at once: told and done must be that of some sequence of them."""
+        """Makes one or several concurrent decisions: answers and events must be those of some sequence of them."""
         answers = self.at_once(seed, [attempt(self._command(order_id, each)) for each in wanted])
         types = tuple(self.run(self.service.types(order_id)))
         outcomes = self.known[order_id].sequences(wanted)
-        possible = [then for answer, then in outcomes if answer == list(map(told, answers)) and then.types == types]
+        possible = [
+            then for answer, then in outcomes if answer == list(map(comparable, answers)) and then.types == types
+        ]
         assert possible, (self.known[order_id], wanted, answers, types)
         self.known[order_id] = possible[0]
 
     @rule(order_id=orders, user_id=users)
-    def ask_for_an_order_that_is_not_there(self, order_id: UUID, user_id: UUID) -> None:
+    def read_an_order_that_does_not_exist(self, order_id: UUID, user_id: UUID) -> None:
         stranger = EVE if self.known[order_id].user_id == ADA else ADA
         for whose, which in ((stranger, order_id), (user_id, uuid4())):
             assert self.run(attempt(self.service.queries.get_order(whose, which))) is OrderUnknown
             assert self.run(attempt(self.service.commands.cancel_order(whose, which, []))) is OrderUnknown
 
     @invariant()
-    def every_order_is_what_the_model_says(self) -> None:
+    def every_order_equals_its_model(self) -> None:
         for order_id, expected in self.known.items():
             order = self.run(self.service.queries.get_order(expected.user_id, order_id))
             assert (order.status.value, order.version) == (expected.status, len(expected.types))
@@ -174,8 +177,8 @@ class Orders(Machine):
         assert len(events) == len(found) == sum(len(expected.types) for expected in self.known.values())
 
     @invariant()
-    def lists_show_what_single_orders_show(self) -> None:
-        self.run(self.service.owe())
+    def lists_equal_single_orders(self) -> None:
+        self.run(self.service.project())
         for user_id in (ADA, EVE):
             own = sorted((each for each, order in self.known.items() if order.user_id == user_id), reverse=True)
             page = self.run(self.service.queries.list_orders(user_id, None, None, 100))

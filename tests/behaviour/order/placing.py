@@ -1,4 +1,4 @@
-"""Placing and cancelling: refused in words, repeated without effect, safe beside each other."""
+"""Placing, cancelling and listing orders: errors have a cause, repeats no effect, concurrent calls are safe."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from order_service.commands import Contended, KeyReused
 from order_service.domain import Invalid, Line, OrderClosed, OrderUnknown, Status, VersionMismatch
 
 
-async def test_an_invalid_order_leaves_no_trace(service: Service) -> None:
+async def test_an_invalid_order_stores_nothing(service: Service) -> None:
     with pytest.raises(Invalid):
         await service.place("k1", ADA, Line("tea", 0, 1))
     assert await service.store.head() == 0
     assert await service.keys.find(ADA, "k1") is None
 
 
-async def test_a_key_with_other_content_is_refused(service: Service) -> None:
+async def test_a_key_with_other_content_is_rejected(service: Service) -> None:
     await service.place("k1")
     with pytest.raises(KeyReused):
         await service.place("k1", ADA, Line("tea-1", 3, 150))
 
 
-async def test_the_sequence_of_lines_is_content(service: Service) -> None:
+async def test_a_key_with_the_same_lines_in_another_sequence_is_rejected(service: Service) -> None:
     cake = Line("cake", 1, 300)
     await service.place("k1", ADA, TEA, cake)
     with pytest.raises(KeyReused):
         await service.place("k1", ADA, cake, TEA)
 
 
-async def test_a_repeat_answers_with_the_order_as_it_was_placed(service: Service) -> None:
+async def test_a_repeat_returns_the_order_as_it_was_placed(service: Service) -> None:
     first = await service.place("k1")
     await service.commands.confirm_order(first.id)
     assert await service.place("k1") == first
@@ -52,7 +52,7 @@ async def test_two_users_may_choose_the_same_key(service: Service) -> None:
     assert (await service.place("k1", ADA)).id != (await service.place("k1", EVE)).id
 
 
-async def test_a_repeat_answers_the_same_also_when_the_rules_have_become_stricter(
+async def test_a_repeat_returns_the_same_order_even_if_the_rules_have_become_stricter(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = await service.place("k1")
@@ -64,16 +64,16 @@ async def test_a_repeat_answers_the_same_also_when_the_rules_have_become_stricte
         await service.place("k2")
 
 
-async def test_a_key_lives_as_long_as_the_setting_says_and_that_is_a_day_as_shipped(
+async def test_a_key_expires_after_the_time_in_the_settings_which_is_a_day_as_shipped(
     service: Service, make_settings: SettingsFactory
 ) -> None:
     assert await lifetime(service, "k1") == pytest.approx(86_400, abs=10)
-    service.settings = make_settings(idempotency_ttl_seconds=3600.0)
+    service.settings.replace(make_settings(idempotency_ttl_seconds=3600.0))
     assert await lifetime(service, "k2") == pytest.approx(3600, abs=10)
 
 
 async def lifetime(service: Service, key: str) -> float:
-    """Seconds that are left to a key that was used now."""
+    """Returns the seconds until a key expires that is used now."""
     await service.place(key)
     known = await service.keys.find(ADA, key)
     assert known is not None
@@ -94,7 +94,7 @@ async def test_an_expired_key_places_a_new_order(service: Service) -> None:
     assert await service.place("k1") == second
 
 
-async def test_only_keys_that_have_expired_are_forgotten(service: Service) -> None:
+async def test_only_expired_keys_are_purged(service: Service) -> None:
     await service.place("k1")
     await service.storage.expire_keys()
     kept = await service.place("k2")
@@ -115,7 +115,7 @@ async def test_an_unknown_order_is_not_cancelled(service: Service) -> None:
         await service.commands.cancel_order(ADA, uuid4(), [])
 
 
-async def test_an_order_of_someone_else_is_unknown(service: Service) -> None:
+async def test_an_order_of_another_user_is_unknown(service: Service) -> None:
     order = await service.place()
     with pytest.raises(OrderUnknown):
         await service.commands.cancel_order(EVE, order.id, [])
@@ -126,7 +126,7 @@ async def test_an_order_of_someone_else_is_unknown(service: Service) -> None:
     assert (await service.queries.list_orders(EVE, None, None, 10)).orders == []
 
 
-async def test_a_cancellation_of_another_version_is_refused(service: Service) -> None:
+async def test_a_cancellation_of_another_version_is_rejected(service: Service) -> None:
     order = await service.place()
     await service.commands.confirm_order(order.id)
     with pytest.raises(VersionMismatch):
@@ -144,7 +144,7 @@ async def test_an_order_is_cancelled_once(service: Service) -> None:
     assert await service.types(order.id) == ["OrderPlaced", "OrderCancelled"]
 
 
-async def test_who_comes_second_decides_again_on_what_the_first_has_done(service: Service) -> None:
+async def test_a_command_that_loses_a_race_decides_again_after_the_winner(service: Service) -> None:
     order = await service.place()
     append, waiting = service.store.append, [True]
 
@@ -159,7 +159,7 @@ async def test_who_comes_second_decides_again_on_what_the_first_has_done(service
     assert cancelled.version == 3
 
 
-async def test_an_order_that_never_stands_still_is_given_up(service: Service) -> None:
+async def test_a_command_that_loses_every_race_gives_up(service: Service) -> None:
     order = await service.place()
 
     async def never(stream: object, version: int, events: object, **extra: object) -> None:
@@ -172,7 +172,7 @@ async def test_an_order_that_never_stands_still_is_given_up(service: Service) ->
 
 async def test_lists_are_newest_first_in_pages_that_do_not_overlap(service: Service) -> None:
     placed = [(await service.place(f"k{number}")).id for number in range(5)]
-    await service.owe()
+    await service.project()
     first = await service.queries.list_orders(ADA, None, None, 2)
     second = await service.queries.list_orders(ADA, None, first.orders[-1].id, 2)
     third = await service.queries.list_orders(ADA, None, second.orders[-1].id, 2)
@@ -181,10 +181,10 @@ async def test_lists_are_newest_first_in_pages_that_do_not_overlap(service: Serv
     assert (first.more, second.more, third.more) == (True, True, False)
 
 
-async def test_lists_can_be_narrowed_to_a_status(service: Service) -> None:
+async def test_lists_can_be_filtered_by_status(service: Service) -> None:
     order = await service.place("k1")
     await service.place("k2")
     await service.commands.confirm_order(order.id)
-    await service.owe()
+    await service.project()
     page = await service.queries.list_orders(ADA, Status.CONFIRMED, None, 10)
     assert [each.id for each in page.orders] == [order.id]

@@ -1,4 +1,4 @@
-"""The Order Service's use cases on the module's Postgres, beside a fake User Service."""
+"""Fixtures: the Order Service on the Postgres of the module, with a fake of the User Service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def make_settings() -> SettingsFactory:
 
 @pytest.fixture(scope="module")
 def tables(postgres: Postgres) -> str:
-    """The schema in which the tables of the service are; its tests leave rows behind and begin by removing them."""
+    """Returns the schema with the tables of the service; each test starts by emptying them."""
     name = postgres.make_schema("order_service")
     make_tables(postgres, name)
     return name
@@ -25,5 +25,5 @@ def tables(postgres: Postgres) -> str:
 
 @pytest.fixture
 async def service(postgres: Postgres, tables: str) -> AsyncIterator[Service]:
-    async with on_postgres(postgres, tables, shipped) as storage:
+    async with on_postgres(postgres, tables) as storage:
         yield Service(shipped(), storage)

@@ -1,4 +1,4 @@
-"""A lock of Postgres at which a trigger waits, so that a test decides when a statement or a commit goes on."""
+"""A Postgres lock for which a trigger waits, so that a test decides when a statement or a commit continues."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from contextlib import contextmanager
 import psycopg
 from support.postgres.private_postgres import Postgres
 
-LATCH = 42
+GATE = 42
 
 
 @contextmanager
-def held(postgres: Postgres, schema: str) -> Iterator[None]:
-    """Who comes to the latch waits until the block ends."""
+def closed(postgres: Postgres, schema: str) -> Iterator[None]:
+    """Keeps the gate closed: sessions wait at it until the block ends."""
     with psycopg.connect(postgres.dsn(dbname=schema)) as connection:
-        connection.execute("SELECT pg_advisory_lock(%s)", (LATCH,))
+        connection.execute("SELECT pg_advisory_lock(%s)", (GATE,))
         yield
 
 
-async def waiting(postgres: Postgres, kind: str = "advisory") -> int:
-    """The session that waits for a lock of that kind, as soon as there is one."""
+async def waiting_session(postgres: Postgres, kind: str = "advisory") -> int:
+    """Returns the process id of the first session that waits for a lock of that kind."""
     async with asyncio.timeout(60):
         query = f"SELECT pid FROM pg_locks WHERE locktype = '{kind}' AND NOT granted"
         while not (found := await asyncio.to_thread(postgres.rows, query)):

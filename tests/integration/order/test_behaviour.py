@@ -1,6 +1,6 @@
-"""What the Order Service does, on Postgres."""
+"""Runs the behaviour suites of the Order Service on Postgres."""
 # ruff: noqa: F403 - each function of the suites is a test here
 
 from behaviour.order.crash_points import *
-from behaviour.order.fulfilling import *
 from behaviour.order.placing import *
+from behaviour.order.process_manager import *

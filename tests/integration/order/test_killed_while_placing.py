@@ -1,4 +1,4 @@
-"""An instance is killed while it places an order, at a moment that a latch holds: there is all of it or nothing."""
+"""An instance is killed while it places an order: the order and its key both exist, or neither does."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from behaviour.order.support.order_process import placing
 from behaviour.order.support.service import Service
 from support.postgres.private_postgres import Postgres
 
-from .gate import LATCH, held, waiting
+from .gate import GATE, closed, waiting_session
 
 WAITS = f"""CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$ BEGIN
-    PERFORM pg_advisory_xact_lock({LATCH});
+    PERFORM pg_advisory_xact_lock({GATE});
     RETURN NULL;
 END $$"""
 AT_A_ROW = "CREATE TRIGGER waits AFTER INSERT ON {} FOR EACH ROW EXECUTE FUNCTION wait()"
@@ -35,7 +35,7 @@ def trigger(postgres: Postgres, schema: str, table: str, statement: str) -> Iter
 
 
 async def ended(postgres: Postgres, session: int) -> None:
-    """Postgres has noticed that nobody is there any more."""
+    """Returns when Postgres has ended the session of the killed instance."""
     query = f"SELECT 1 FROM pg_stat_activity WHERE pid = {session}"
     async with asyncio.timeout(20):
         while await asyncio.to_thread(postgres.rows, query):
@@ -43,12 +43,12 @@ async def ended(postgres: Postgres, session: int) -> None:
 
 
 @pytest.mark.parametrize("table", ["idempotency_keys", "events"])
-async def test_killed_before_the_commit_neither_order_nor_key_is_there_and_the_repeat_places_it(
+async def test_after_a_kill_before_the_commit_neither_order_nor_key_exists_and_the_repeat_places_it(
     service: Service, postgres: Postgres, tables: str, table: str
 ) -> None:
     with trigger(postgres, tables, table, AT_A_ROW), placing(postgres, tables, "k1") as instance:
-        with held(postgres, tables):
-            session = await waiting(postgres)
+        with closed(postgres, tables):
+            session = await waiting_session(postgres)
             instance.kill()
             instance.join(20)
         await ended(postgres, session)
@@ -58,14 +58,14 @@ async def test_killed_before_the_commit_neither_order_nor_key_is_there_and_the_r
     assert postgres.rows(LEFT, dbname=tables) == [(1, 1)]
 
 
-async def test_killed_after_the_commit_and_before_the_answer_both_are_there_and_the_repeat_finds_them(
+async def test_after_a_kill_between_commit_and_answer_both_exist_and_the_repeat_returns_them(
     service: Service, postgres: Postgres, tables: str
 ) -> None:
     with trigger(postgres, tables, "events", AT_THE_COMMIT), placing(postgres, tables, "k1") as instance:
-        with held(postgres, tables):
-            await waiting(postgres)
+        with closed(postgres, tables):
+            await waiting_session(postgres)
             assert instance.pid
-            # It has asked for the commit, and will not live to hear of it.
+            # It has sent the commit and will be killed before it receives the answer.
             os.kill(instance.pid, signal.SIGSTOP)
         async with asyncio.timeout(20):
             while await service.store.head() == 0:

@@ -1,4 +1,4 @@
-"""One worker is active at a time, and one that is gone has a successor within a term and one look of the others."""
+"""One worker leads at a time; after a leader is lost, another follows within a term and one renewal interval."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from behaviour.order.support.service import shipped
-from support.postgres.leased_database import started
+from support.postgres.database_under_test import database_under_test
 from support.postgres.private_postgres import Postgres
 
 from chassis.postgres.database import Database
+from chassis.settings import Live
 from order_service.worker.leadership import Leadership
 
 TERM = 2.0
-LOOK = TERM / 5
-# For the questions themselves, on a machine that does much else.
-ROOM = 1.5
+RENEWAL = TERM / 5
+# For the statements themselves, on a busy machine.
+MARGIN = 1.5
 
 
 @pytest.fixture
 async def database(postgres: Postgres, tables: str) -> AsyncIterator[Database]:
-    async with started(postgres, tables) as world:
-        async with world.database.connection() as connection:
-            await connection.execute("DELETE FROM terms")
-        yield world.database
+    async with database_under_test(postgres, tables) as server:
+        async with server.database.connection() as connection:
+            await connection.execute("DELETE FROM leader_terms")
+        yield server.database
 
 
 @asynccontextmanager
-async def standing(database: Database, holder: str, term: float = TERM) -> AsyncIterator[Leadership]:
-    """A candidate until the block ends: then it falls silent and resigns nothing, as if it was killed."""
-    candidate = Leadership(database, holder, lambda: shipped(term_seconds=term))
-    task = asyncio.create_task(candidate.stand(asyncio.Event()))
+async def campaigning(database: Database, instance: str, term: float = TERM) -> AsyncIterator[Leadership]:
+    """Yields a candidate. At the end it stops without resigning, as if it was killed."""
+    candidate = Leadership(database, instance, Live(shipped(leadership_term_seconds=term)))
+    task = asyncio.create_task(candidate.campaign(asyncio.Event()))
     try:
         yield candidate
     finally:
@@ -41,8 +42,8 @@ async def standing(database: Database, holder: str, term: float = TERM) -> Async
         await asyncio.wait([task])
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20) -> float:
-    """Seconds until it holds."""
+async def seconds_until(condition: Callable[[], bool], seconds: float = 20) -> float:
+    """Returns the seconds until the condition is true."""
     began = time.monotonic()
     async with asyncio.timeout(seconds):
         while not condition():
@@ -50,30 +51,32 @@ async def until(condition: Callable[[], bool], seconds: float = 20) -> float:
     return time.monotonic() - began
 
 
-async def test_a_candidate_that_falls_silent_has_a_successor_within_a_term_and_a_look(database: Database) -> None:
+async def test_a_silent_leader_has_a_successor_within_a_term_and_a_renewal_interval(
+    database: Database,
+) -> None:
     async with AsyncExitStack() as first:
-        silent = await first.enter_async_context(standing(database, "a"))
-        await until(lambda: silent.active)
-        async with standing(database, "b") as other:
+        silent = await first.enter_async_context(campaigning(database, "a"))
+        await seconds_until(lambda: silent.is_leader)
+        async with campaigning(database, "b") as other:
             await asyncio.sleep(TERM)
-            assert silent.active
-            assert not other.active
+            assert silent.is_leader
+            assert not other.is_leader
             await first.aclose()
-            assert await until(lambda: other.active) <= TERM + LOOK + ROOM
+            assert await seconds_until(lambda: other.is_leader) <= TERM + RENEWAL + MARGIN
 
 
-async def test_whoever_is_cut_off_no_two_are_ever_active(database: Database) -> None:
+async def test_two_candidates_never_lead_at_once_even_if_the_leader_is_cut_off(database: Database) -> None:
     async with AsyncExitStack() as stack:
-        candidates = [await stack.enter_async_context(standing(database, name, 0.5)) for name in "abcd"]
+        candidates = [await stack.enter_async_context(campaigning(database, name, 0.5)) for name in "abcd"]
         stopping = asyncio.Event()
-        watching = asyncio.create_task(most_active(candidates, stopping))
+        watching = asyncio.create_task(most_leaders(candidates, stopping))
         for _ in candidates[1:]:
-            await until(lambda: any(candidate.active for candidate in candidates))
-            holder = next(candidate for candidate in candidates if candidate.active)
-            # It goes on asking and gets no answer, so its own clock has to end its term.
-            holder._won = unanswered  # type: ignore[method-assign]
-            await until(lambda: not holder.active)  # noqa: B023
-        await until(lambda: any(candidate.active for candidate in candidates))
+            await seconds_until(lambda: any(candidate.is_leader for candidate in candidates))
+            leader = next(candidate for candidate in candidates if candidate.is_leader)
+            # It gets no more answers, so its own clock has to end its term.
+            leader._take_term = unanswered  # type: ignore[method-assign]
+            await seconds_until(lambda: not leader.is_leader)  # noqa: B023
+        await seconds_until(lambda: any(candidate.is_leader for candidate in candidates))
         stopping.set()
         assert await watching == 1
 
@@ -82,50 +85,50 @@ async def unanswered(_: float) -> bool:
     return await asyncio.Event().wait()
 
 
-async def most_active(candidates: list[Leadership], stopping: asyncio.Event) -> int:
-    """How many were active at one moment at most."""
+async def most_leaders(candidates: list[Leadership], stopping: asyncio.Event) -> int:
+    """Returns the highest number of leaders at one moment."""
     most = 0
     while not stopping.is_set():
-        most = max(most, sum(candidate.active for candidate in candidates))
+        most = max(most, sum(candidate.is_leader for candidate in candidates))
         await asyncio.sleep(0.001)
     return most
 
 
-async def test_who_resigns_hands_over_at_the_next_look(database: Database) -> None:
+async def test_after_a_resignation_another_candidate_leads_at_its_next_try(database: Database) -> None:
     async with AsyncExitStack() as first:
-        resigning = await first.enter_async_context(standing(database, "a", 5 * TERM))
-        await until(lambda: resigning.active)
-        async with standing(database, "b", 5 * TERM) as other:
+        resigning = await first.enter_async_context(campaigning(database, "a", 5 * TERM))
+        await seconds_until(lambda: resigning.is_leader)
+        async with campaigning(database, "b", 5 * TERM) as other:
             await first.aclose()
             await resigning.resign()
-            assert not resigning.active
-            assert await until(lambda: other.active) <= 5 * LOOK + ROOM
+            assert not resigning.is_leader
+            assert await seconds_until(lambda: other.is_leader) <= 5 * RENEWAL + MARGIN
 
 
-async def test_a_candidate_that_starts_again_goes_on_with_its_term_while_others_wait_for_its_end(
+async def test_a_leader_that_restarts_continues_its_term_while_others_wait_for_its_end(
     database: Database,
 ) -> None:
-    async with standing(database, "a", 5 * TERM) as before:
-        await until(lambda: before.active)
-    async with standing(database, "b", 5 * TERM) as other, standing(database, "a", 5 * TERM) as again:
-        assert await until(lambda: again.active) <= ROOM
-        await asyncio.sleep(LOOK)
-        assert not other.active
+    async with campaigning(database, "a", 5 * TERM) as before:
+        await seconds_until(lambda: before.is_leader)
+    async with campaigning(database, "b", 5 * TERM) as other, campaigning(database, "a", 5 * TERM) as again:
+        assert await seconds_until(lambda: again.is_leader) <= MARGIN
+        await asyncio.sleep(RENEWAL)
+        assert not other.is_leader
 
 
-async def test_work_is_told_when_its_term_is_over(database: Database) -> None:
-    told, stopping = asyncio.Event(), asyncio.Event()
+async def test_work_is_notified_when_the_term_is_lost(database: Database) -> None:
+    notified, stopping = asyncio.Event(), asyncio.Event()
 
-    async def work(over: asyncio.Event) -> None:
-        await over.wait()
-        told.set()
+    async def work(lost: asyncio.Event) -> None:
+        await lost.wait()
+        notified.set()
 
-    async with standing(database, "a") as candidate:
-        working = asyncio.create_task(candidate.during(stopping, work))
-        await until(lambda: candidate.active)
-        assert not told.is_set()
-        candidate._won = unanswered  # type: ignore[method-assign]
-        # A term ends between two looks, and a look is given up after half a term.
-        assert await until(told.is_set) <= TERM + TERM / 2 + LOOK + ROOM
+    async with campaigning(database, "a") as candidate:
+        working = asyncio.create_task(candidate.while_leader(stopping, work))
+        await seconds_until(lambda: candidate.is_leader)
+        assert not notified.is_set()
+        candidate._take_term = unanswered  # type: ignore[method-assign]
+        # A term ends between two renewals, and a renewal times out after half a term.
+        assert await seconds_until(notified.is_set) <= TERM + TERM / 2 + RENEWAL + MARGIN
         stopping.set()
         await asyncio.wait_for(working, 20)

@@ -1,4 +1,4 @@
-"""Projections on Postgres: rows and position change together, one worker at a time, and never past an unknown event."""
+"""Projections on Postgres: rows and position change together, by one worker at a time, never past an unknown event."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from psycopg import AsyncConnection
 
 from chassis.errors import RpcError
 from chassis.events.record import RecordedEvent
+from chassis.settings import Live
 from order_service.storage import event_codec
 from order_service.storage.upcasts import UnknownEvent
 from order_service.worker.projections import (
-    ERRANDS,
     ORDERS,
+    OUTBOX,
     Connection,
     Projection,
     Projector,
-    onto_errands,
-    onto_orders,
+    project_orders,
+    project_outbox,
 )
 
 
@@ -33,14 +34,14 @@ def storage(service: Service) -> PostgresStorage:
 
 
 def projector(storage: PostgresStorage, projection: Projection) -> Projector:
-    return Projector(projection, storage.store, storage.world.database, shipped)
+    return Projector(projection, storage.store, storage.database, Live(shipped()))
 
 
 async def listed(service: Service) -> int:
     return len((await service.queries.list_orders(ADA, None, None, 100)).orders)
 
 
-async def test_a_worker_that_dies_within_a_batch_leaves_neither_rows_nor_position(
+async def test_a_worker_that_dies_within_a_batch_changes_neither_rows_nor_position(
     service: Service, storage: PostgresStorage
 ) -> None:
     for number in range(4):
@@ -49,7 +50,7 @@ async def test_a_worker_that_dies_within_a_batch_leaves_neither_rows_nor_positio
     async def dies(connection: Connection, position: int, event: RecordedEvent) -> None:
         if position == 3:
             raise RuntimeError("the worker is gone")
-        await onto_orders(connection, position, event)
+        await project_orders(connection, position, event)
 
     with pytest.raises(RuntimeError):
         await projector(storage, Projection("orders", dies)).step()
@@ -58,7 +59,7 @@ async def test_a_worker_that_dies_within_a_batch_leaves_neither_rows_nor_positio
     assert await listed(service) == 4
 
 
-async def test_while_one_worker_is_at_a_projection_another_finds_nothing_to_do(
+async def test_while_one_worker_holds_a_projection_another_projects_nothing(
     service: Service, storage: PostgresStorage
 ) -> None:
     await service.place()
@@ -67,47 +68,45 @@ async def test_while_one_worker_is_at_a_projection_another_finds_nothing_to_do(
     async def slow(connection: Connection, position: int, event: RecordedEvent) -> None:
         began.set()
         await finish.wait()
-        await onto_errands(connection, position, event)
+        await project_outbox(connection, position, event)
 
-    first = asyncio.create_task(projector(storage, Projection("errands", slow)).step())
+    first = asyncio.create_task(projector(storage, Projection("outbox", slow)).step())
     await asyncio.wait_for(began.wait(), 20)
-    assert await projector(storage, ERRANDS).step() == 0
+    assert await projector(storage, OUTBOX).step() == 0
     finish.set()
     assert await first == 1
-    assert await projector(storage, ERRANDS).step() == 0
-    assert await storage.open_errands() == 1
+    assert await projector(storage, OUTBOX).step() == 0
+    assert await storage.pending_entries() == 1
 
 
-TAKE = f"SELECT pg_try_advisory_xact_lock(hashtext(current_schema()), hashtext('{ERRANDS.name}'))"
+TRY_LOCK = f"SELECT pg_try_advisory_xact_lock(hashtext(current_schema()), hashtext('{OUTBOX.name}'))"
 
 
 @pytest.mark.parametrize("term", [3.0, 60.0], ids=["as it is", "control: a batch may last a minute"])
-async def test_a_worker_that_is_stopped_within_a_batch_holds_the_projection_up_for_seconds_only(
+async def test_a_worker_that_is_stopped_within_a_batch_blocks_the_projection_for_seconds_only(
     service: Service, storage: PostgresStorage, term: float
 ) -> None:
-    """What it has sent waits for the rest in a pipeline, so for the database it is at work, not idle."""
+    """Its pipeline is unfinished, so the database regards the transaction as active, not idle."""
     await service.place()
     began, finish = asyncio.Event(), asyncio.Event()
 
     async def hangs(connection: Connection, position: int, event: RecordedEvent) -> None:
-        await onto_errands(connection, position, event)
+        await project_outbox(connection, position, event)
         began.set()
         await finish.wait()
 
-    settings = shipped().model_copy(update={"term_seconds": term})
-    database = storage.world.database
-    first = asyncio.create_task(
-        Projector(Projection("errands", hangs), storage.store, database, lambda: settings).step()
-    )
+    settings = Live(shipped(leadership_term_seconds=term))
+    database = storage.database
+    first = asyncio.create_task(Projector(Projection("outbox", hangs), storage.store, database, settings).step())
     await asyncio.wait_for(began.wait(), 20)
-    assert await _taken_over(projector(storage, ERRANDS)) is (term < 10)
+    assert await _taken_over(projector(storage, OUTBOX)) is (term < 10)
     finish.set()
     ended = await asyncio.gather(first, return_exceptions=True)
     assert isinstance(ended[0], RpcError) is (term < 10)
 
 
 async def _taken_over(projecting: Projector) -> bool:
-    """Whether another worker gets to project within the five seconds that it has."""
+    """Returns whether another worker can project within five seconds."""
     assert await projecting.step() == 0
     ends_at = time.monotonic() + 5
     while not (done := await projecting.step()) and time.monotonic() < ends_at:
@@ -115,12 +114,12 @@ async def _taken_over(projecting: Projector) -> bool:
     return bool(done)
 
 
-async def test_an_event_for_a_row_that_is_gone_is_told_and_holds_nobody_up(
+async def test_an_event_whose_row_is_missing_is_logged_and_blocks_no_other(
     service: Service, storage: PostgresStorage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lost, other = await service.place("k1"), await service.place("k2")
     await storage.project()
-    async with storage.world.database.connection() as connection:
+    async with storage.database.connection() as connection:
         await connection.execute("DELETE FROM orders WHERE id = %s", (lost.id,))
     for order in (lost, other):
         await service.commands.cancel_order(ADA, order.id, [])
@@ -129,7 +128,7 @@ async def test_an_event_for_a_row_that_is_gone_is_told_and_holds_nobody_up(
     assert [order.status for order in (await service.queries.list_orders(ADA, None, None, 9)).orders] == ["cancelled"]
 
 
-async def test_a_projection_that_fails_says_so(service: Service, storage: PostgresStorage) -> None:
+async def test_a_projection_that_fails_is_not_ready(service: Service, storage: PostgresStorage) -> None:
     await service.place()
 
     async def broken(connection: Connection, position: int, event: RecordedEvent) -> None:
@@ -137,28 +136,28 @@ async def test_a_projection_that_fails_says_so(service: Service, storage: Postgr
 
     failing = projector(storage, Projection("orders", broken))
     with pytest.raises(RuntimeError):
-        await failing.follow(asyncio.Event())
-    assert "a defect" in failing.state()
+        await failing.run(asyncio.Event())
+    assert "a defect" in failing.readiness()
 
 
-@pytest.mark.parametrize("ends", [True, False], ids=["as it is", "control: nobody ends it"])
-async def test_a_worker_that_is_stopped_between_two_statements_holds_the_projection_up_for_seconds_only(
+@pytest.mark.parametrize("ends", [True, False], ids=["as it is", "control: nothing ends it"])
+async def test_a_worker_that_is_stopped_between_two_statements_blocks_the_projection_for_seconds_only(
     service: Service, storage: PostgresStorage, ends: bool
 ) -> None:
-    """Stopped, it keeps its connection, and with it the lock: the database has to end that."""
+    """It keeps its connection and so the lock, until the database ends its transaction."""
     await service.place()
-    database, projecting = storage.world.database, projector(storage, ERRANDS)
-    stopped = await AsyncConnection.connect(**database.login().parameters())
+    database, projecting = storage.database, projector(storage, OUTBOX)
+    stopped = await AsyncConnection.connect(**database.login().keywords())
     try:
         if not ends:
             await stopped.execute("SET idle_in_transaction_session_timeout = 0")
-        await stopped.execute(TAKE)
+        await stopped.execute(TRY_LOCK)
         assert await _taken_over(projecting) is ends
     finally:
         await stopped.close()
 
 
-async def test_a_projection_stops_before_an_event_of_a_newer_version_and_says_so(
+async def test_a_projection_stops_before_an_event_of_a_newer_version_and_is_not_ready(
     service: Service, storage: PostgresStorage
 ) -> None:
     order = await service.place("k1")
@@ -167,16 +166,16 @@ async def test_a_projection_stops_before_an_event_of_a_newer_version_and_says_so
     await service.place("k2")
     stopped = projector(storage, ORDERS)
     assert await stopped.step() == 1
-    assert "OrderShipped" in stopped.state()
+    assert "OrderShipped" in stopped.readiness()
     with pytest.raises(UnknownEvent, match="OrderShipped"):
         await stopped.step()
     assert await listed(service) == 1
 
 
-async def test_rows_are_what_the_events_fold_to(service: Service, storage: PostgresStorage) -> None:
+async def test_rows_equal_the_fold_of_the_events(service: Service, storage: PostgresStorage) -> None:
     orders = [await service.place(f"k{number}") for number in range(3)]
     await service.work()
     await service.commands.cancel_order(ADA, orders[0].id, [])
-    await service.owe()
+    await service.project()
     rows = (await service.queries.list_orders(ADA, None, None, 100)).orders
     assert rows == [event_codec.fold(await service.store.read(order.id)) for order in reversed(orders)]

@@ -1,4 +1,4 @@
-"""A rebuild at its edges: a shadow that differs is refused, a long reader holds nobody up, only one alone goes on."""
+"""A rebuild rejects a shadow that differs, blocks no reader, and changes nothing beside another rebuild."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from behaviour.order.support.service import ADA, Service, shipped
 from behaviour.order.support.storages import PostgresStorage
 from support.postgres.private_postgres import Postgres
 
-from order_service.operations.rebuild import Rebuild, Refused
+from chassis.settings import Live
+from order_service.operations.rebuild import Rebuild, RebuildRejected
 
 
 @pytest.fixture
@@ -20,8 +21,8 @@ def storage(service: Service, postgres: Postgres, tables: str) -> PostgresStorag
     return service.storage
 
 
-async def _alone() -> None:
-    """Nobody else rebuilds."""
+async def _exclusive() -> None:
+    """No other rebuild has started."""
 
 
 async def listed(service: Service) -> list[object]:
@@ -29,35 +30,35 @@ async def listed(service: Service) -> list[object]:
 
 
 class Damaged(Rebuild):
-    """One whose shadow comes out wrong."""
+    """A rebuild whose shadow is wrong."""
 
-    async def _follow(self) -> int:
-        position = await super()._follow()
+    async def _fill_shadow(self) -> int:
+        position = await super()._fill_shadow()
         async with self._database.connection() as connection:
             await connection.execute("UPDATE rebuild_orders.orders SET total = total + 1")
         return position
 
 
-async def test_a_shadow_that_differs_from_the_events_does_not_take_the_place_of_the_table(
+async def test_a_shadow_that_differs_from_the_events_does_not_replace_the_table(
     service: Service, storage: PostgresStorage
 ) -> None:
     for number in range(3):
         await service.place(f"k{number}")
     await storage.project()
     before = await listed(service)
-    with pytest.raises(Refused, match="differs from the events in 3 orders"):
-        await Damaged(storage.world.database, storage.store, shipped, _alone).run()
+    with pytest.raises(RebuildRejected, match="differs from the events in 3 orders"):
+        await Damaged(storage.database, storage.store, Live(shipped()), _exclusive).run()
     assert await listed(service) == before
 
 
-async def test_beside_a_long_reader_lists_are_read_at_once_and_the_rebuild_waits(
+async def test_during_a_long_transaction_of_a_reader_lists_are_read_at_once_and_the_rebuild_waits(
     service: Service, storage: PostgresStorage
 ) -> None:
     await service.place()
     await storage.project()
     before, slowest = await listed(service), 0.0
-    rebuild = Rebuild(storage.world.database, storage.store, shipped, _alone)
-    async with storage.world.database.connection() as reader:
+    rebuild = Rebuild(storage.database, storage.store, Live(shipped()), _exclusive)
+    async with storage.database.connection() as reader:
         await reader.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         await reader.execute("SELECT count(*) FROM orders")
         running = asyncio.create_task(rebuild.run())
@@ -70,17 +71,17 @@ async def test_beside_a_long_reader_lists_are_read_at_once_and_the_rebuild_waits
         assert not running.done()
     await running
     assert await listed(service) == before
-    # The longest wait for the table is a tenth of a second; the rest is for a machine that is busy.
+    # The rebuild waits at most a tenth of a second for the table; the rest is a margin for a busy machine.
     assert slowest < 1.0
 
 
-async def test_one_that_is_no_longer_alone_changes_nothing(service: Service, storage: PostgresStorage) -> None:
+async def test_a_rebuild_beside_another_one_changes_nothing(service: Service, storage: PostgresStorage) -> None:
     async def another() -> None:
-        raise Refused("another rebuild may have begun")
+        raise RebuildRejected("another rebuild may have begun")
 
     await service.place()
     await storage.project()
     before = await listed(service)
-    with pytest.raises(Refused, match="another"):
-        await Rebuild(storage.world.database, storage.store, shipped, another).run()
+    with pytest.raises(RebuildRejected, match="another"):
+        await Rebuild(storage.database, storage.store, Live(shipped()), another).run()
     assert await listed(service) == before

@@ -1,4 +1,4 @@
-"""The state machines of orders and their credit, on Postgres: fewer examples, real transactions."""
+"""Runs the state machines of orders and their credit on Postgres: fewer examples, real transactions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 from behaviour.order.aggregate import Orders
 from behaviour.order.saga import Saga
-from behaviour.order.support.service import Storage, shipped
+from behaviour.order.support.service import Storage
 from behaviour.order.support.state_machine import Machine
 from behaviour.order.support.storages import PostgresStorage, on_postgres
 from behaviour.state_machines import drive
@@ -17,7 +17,7 @@ from support.postgres.private_postgres import Postgres
 
 
 class Opened:
-    """Storage on one event loop for all examples; each begins with empty tables."""
+    """A storage on one event loop for all examples; each starts with empty tables."""
 
     def __init__(self, runner: asyncio.Runner, storage: PostgresStorage) -> None:
         self.runner = runner
@@ -32,7 +32,7 @@ class Opened:
 def opened(postgres: Postgres, tables: str) -> Iterator[Opened]:
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
-        storage = runner.run(stack.enter_async_context(on_postgres(postgres, tables, shipped)))
+        storage = runner.run(stack.enter_async_context(on_postgres(postgres, tables)))
         try:
             yield Opened(runner, storage)
         finally:
@@ -40,13 +40,13 @@ def opened(postgres: Postgres, tables: str) -> Iterator[Opened]:
 
 
 @pytest.mark.parametrize("machine", [Orders, Saga])
-def test_orders_and_their_credit_are_what_the_model_says(opened: Opened, machine: type[Machine]) -> None:
+def test_orders_and_their_credit_equal_their_model(opened: Opened, machine: type[Machine]) -> None:
     class OnPostgres(machine):  # type: ignore[misc, valid-type]
         def open(self) -> Storage:
             self.runner = opened.runner
             return opened.empty()
 
         def close(self) -> None:
-            """The next example uses it too."""
+            """Keeps it open for the next example."""
 
     drive(OnPostgres, examples=15, steps=15)

@@ -1,4 +1,4 @@
-"""Sixteen writers at once: one winner for each version of an order, and no reader that skips or repeats an event."""
+"""Sixteen concurrent writers: each version of an order has one winner, and no reader skips or repeats an event."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from support.postgres.private_postgres import Postgres
 from chassis.events.port import EventLog, VersionConflict
 from chassis.events.record import RecordedEvent
 from chassis.postgres.eventstore import EventStore
+from chassis.settings import Live
 from order_service import domain
 from order_service.domain import Order, OrderClosed, Status, VersionMismatch
 from order_service.storage import event_codec, idempotency_keys
 from order_service.storage.event_codec import Cause
 from order_service.worker.projections import Connection, Projection, Projector
 
-from .gate import LATCH, held, waiting
+from .gate import GATE, closed, waiting_session
 
 WRITERS = 16
 SLOW = "Slow"
 COMMITS = f"""
 CREATE FUNCTION commit_late() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$ BEGIN
-    IF new.topic = '{SLOW}' THEN PERFORM pg_advisory_xact_lock({LATCH});
+    IF new.topic = '{SLOW}' THEN PERFORM pg_advisory_xact_lock({GATE});
     ELSIF random() < 0.2 THEN PERFORM pg_sleep(random() * 0.005);
     END IF;
     RETURN NULL;
@@ -41,13 +42,13 @@ CREATE TABLE seen (place bigserial, position bigint NOT NULL, projector integer 
 
 @pytest.fixture
 async def storage(postgres: Postgres, tables: str) -> AsyncIterator[PostgresStorage]:
-    async with on_postgres(postgres, tables, shipped, connections=WRITERS) as opened:
+    async with on_postgres(postgres, tables, connections=WRITERS) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def late_commits(postgres: Postgres, tables: str) -> None:
-    """From now on some commits take their time; that of a SLOW event waits for whoever holds the LATCH."""
+    """Delays some commits from now on; that of a SLOW event waits at the GATE."""
     postgres.execute("SET search_path = order_service", f"SET ROLE {tables}", COMMITS, dbname=tables)
 
 
@@ -57,7 +58,7 @@ def event(stream: UUID, version: int, kind: str) -> RecordedEvent:
 
 async def test_each_race_for_a_version_of_one_stream_has_one_winner(storage: PostgresStorage) -> None:
     races, stream = 50, uuid4()
-    logs = [storage.store, await EventStore.open(storage.world.database, write_rows=idempotency_keys.keep, max_size=8)]
+    logs = [storage.store, await EventStore.open(storage.database, write_rows=idempotency_keys.insert_key, max_size=8)]
     for version in range(races):
         tries = [event(stream, version + 1, f"By{writer}") for writer in range(WRITERS)]
         appends = (logs[number % 2].append(stream, version, [each]) for number, each in enumerate(tries))
@@ -73,19 +74,19 @@ async def test_each_race_to_decide_on_a_hot_order_has_one_winner(storage: Postgr
     for number in range(races):
         order = await service.place(f"k{number}")
         tries = ["cancel", "confirm"][:: 1 if number % 2 else -1] * (WRITERS // 2)
-        told = await asyncio.gather(*(decide(service, order, verb) for verb in tries), return_exceptions=True)
+        outcomes = await asyncio.gather(*(decide(service, order, verb) for verb in tries), return_exceptions=True)
         assert len(await service.types(order.id)) == 2
         status = (await service.queries.get_order(ADA, order.id)).status
         won[status.value] += 1
         winners = [
-            answer for verb, answer in zip(tries, told, strict=True) if (verb, type(answer)) == ("cancel", Order)
+            answer for verb, answer in zip(tries, outcomes, strict=True) if (verb, type(answer)) == ("cancel", Order)
         ]
         assert len(winners) == (1 if status is Status.CANCELLED else 0)
-        assert {type(answer) for answer in told} <= {Order, OrderClosed, VersionMismatch}
+        assert {type(answer) for answer in outcomes} <= {Order, OrderClosed, VersionMismatch}
         if status is Status.CONFIRMED:
             again = (service.commands.cancel_order(ADA, order.id, []) for _ in range(WRITERS))
-            told = await asyncio.gather(*again, return_exceptions=True)
-            assert Counter(map(type, told)) == {Order: 1, OrderClosed: WRITERS - 1}
+            outcomes = await asyncio.gather(*again, return_exceptions=True)
+            assert Counter(map(type, outcomes)) == {Order: 1, OrderClosed: WRITERS - 1}
     print(f"\n{races} races of {WRITERS} writers for an order: {dict(won)}, one winner each")
 
 
@@ -103,24 +104,24 @@ async def test_an_event_that_commits_late_is_not_overtaken(
     storage: PostgresStorage, postgres: Postgres, tables: str, late_commits: None
 ) -> None:
     slow, quick = uuid4(), uuid4()
-    with held(postgres, tables):
+    with closed(postgres, tables):
         first = asyncio.create_task(storage.store.append(slow, 0, [event(slow, 1, SLOW)]))
-        await waiting(postgres)
+        await waiting_session(postgres)
         second = asyncio.create_task(storage.store.append(quick, 0, [event(quick, 1, "Quick")]))
-        await waiting(postgres, "relation")
+        await waiting_session(postgres, "relation")
         assert await types(storage.store, 0) == []
     await asyncio.gather(first, second)
     assert await types(storage.store, 0) == [SLOW, "Quick"]
 
 
-async def test_without_the_lock_of_the_table_it_would_be_overtaken_and_skipped(
+async def test_without_the_table_lock_it_would_be_overtaken_and_skipped(
     storage: PostgresStorage, postgres: Postgres, tables: str, late_commits: None
 ) -> None:
     storage.store._recorder.lock_table_statements = []
     slow, quick = uuid4(), uuid4()
-    with held(postgres, tables):
+    with closed(postgres, tables):
         first = asyncio.create_task(storage.store.append(slow, 0, [event(slow, 1, SLOW)]))
-        await waiting(postgres)
+        await waiting_session(postgres)
         await storage.store.append(quick, 0, [event(quick, 1, "Quick")])
         assert await types(storage.store, 0) == ["Quick"]
         position = await storage.store.head()
@@ -130,13 +131,13 @@ async def test_without_the_lock_of_the_table_it_would_be_overtaken_and_skipped(
 
 
 async def write(store: EventStore, streams: int) -> None:
-    """So many orders, three events each in two transactions."""
+    """Writes orders, each with three events in two transactions."""
     placed, cause = domain.place(ADA, "EUR", [TEA]), Cause(str(ADA), uuid4())
     for _ in range(streams):
         order_id = uuid4()
-        await store.append(order_id, 0, event_codec.record(order_id, 0, [placed], cause))
+        await store.append(order_id, 0, event_codec.encode(order_id, 0, [placed], cause))
         rest = [domain.OrderConfirmed(), domain.OrderCancelled()]
-        await store.append(order_id, 1, event_codec.record(order_id, 1, rest, cause))
+        await store.append(order_id, 1, event_codec.encode(order_id, 1, rest, cause))
 
 
 def projector(storage: PostgresStorage, number: int) -> Projector:
@@ -144,22 +145,22 @@ def projector(storage: PostgresStorage, number: int) -> Projector:
         await connection.execute("INSERT INTO seen (position, projector) VALUES (%s, %s)", (position, number))
 
     projection = Projection("seen", onto_seen)
-    return Projector(projection, storage.store, storage.world.database, lambda: shipped(worker_poll_seconds=0.05))
+    return Projector(projection, storage.store, storage.database, Live(shipped(worker_poll_seconds=0.05)))
 
 
-async def crowd(storage: PostgresStorage, events: int, seconds: float) -> None:
-    """Writers, two workers at one projection and a subscriber, until each event was seen."""
+async def write_and_read(storage: PostgresStorage, events: int, seconds: float) -> None:
+    """Runs writers, two workers at one projection and a subscriber, until each event was seen."""
     await storage._execute("TRUNCATE seen")
-    started_at, stopping, heard = time.monotonic(), asyncio.Event(), list[int]()
+    started_at, stopping, received = time.monotonic(), asyncio.Event(), list[int]()
     projectors = [projector(storage, number) for number in range(2)]
-    following = [asyncio.create_task(each.follow(stopping)) for each in projectors]
+    following = [asyncio.create_task(each.run(stopping)) for each in projectors]
 
     async def subscribe() -> None:
         async for position, _ in storage.store.subscribe(0):
-            heard.append(position)
+            received.append(position)
             for each in projectors:
-                each.news.set()
-            if len(heard) == events:
+                each.wakeup.set()
+            if len(received) == events:
                 return
 
     async with asyncio.timeout(seconds):
@@ -173,7 +174,7 @@ async def crowd(storage: PostgresStorage, events: int, seconds: float) -> None:
     seen = await rows(storage, "SELECT position, projector FROM seen ORDER BY place")
     recorded = [row[0] for row in await rows(storage, "SELECT notification_id FROM events ORDER BY 1")]
     assert len(recorded) == events
-    assert heard == recorded
+    assert received == recorded
     assert [row[0] for row in seen] == recorded
     shares = Counter(row[1] for row in seen)
     print(
@@ -183,17 +184,17 @@ async def crowd(storage: PostgresStorage, events: int, seconds: float) -> None:
 
 
 async def rows(storage: PostgresStorage, query: str) -> list[tuple[int, ...]]:
-    schema = storage.world.database.name
+    schema = storage.database.name
     options = {"dbname": schema, "options": f"-csearch_path={schema}"}
-    return await asyncio.to_thread(storage.world.vault.postgres.rows, query, **options)
+    return await asyncio.to_thread(storage.server.vault.postgres.rows, query, **options)
 
 
 @pytest.mark.timeout(300)
 async def test_no_reader_skips_or_repeats_an_event(storage: PostgresStorage, late_commits: None) -> None:
-    await crowd(storage, 32 * 3 * WRITERS, seconds=280)
+    await write_and_read(storage, 32 * 3 * WRITERS, seconds=280)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 async def test_no_reader_skips_or_repeats_one_of_100_000_events(storage: PostgresStorage, late_commits: None) -> None:
-    await crowd(storage, 2084 * 3 * WRITERS, seconds=1700)
+    await write_and_read(storage, 2084 * 3 * WRITERS, seconds=1700)

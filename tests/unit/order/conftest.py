@@ -1,4 +1,4 @@
-"""The Order Service's use cases on memory, beside a fake User Service."""
+"""Fixtures: the Order Service on memory, with a fake of the User Service."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from behaviour.order.support.service import ADA, EVE, TEA, SettingsFactory, ship
 from behaviour.order.support.storages import MemoryStorage
 
 from chassis.testing import process
-from order_service.order_watches import Watchers
+from order_service.order_watches import OrderWatches
 
 __all__ = ["ADA", "EVE", "TEA", "Service", "SettingsFactory"]
 
 
 class Service(behaviour.Service):
-    """The service in a process that is nowhere, with its watchers."""
+    """The service in a process without servers, with its watches."""
 
     def __init__(self) -> None:
         super().__init__(shipped(), MemoryStorage())
-        self.process = process("order-service", self.settings)
-        self.watchers = Watchers(self.process, self.store, self.queries, backlog=1)
+        self.process = process("order-service", self.settings.value)
+        self.process.settings = self.settings
+        self.watches = OrderWatches(self.process, self.store, self.queries, backlog=1)
 
 
 @pytest.fixture

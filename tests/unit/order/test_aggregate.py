@@ -1,4 +1,4 @@
-"""Any sequence of commands on orders gives what the model says; a planted bug is found."""
+"""Any sequence of commands on orders has the result of the model; a planted bug is found."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from chassis.events.record import RecordedEvent
 from order_service.storage.idempotency_keys import IdempotencyKey, MemoryIdempotencyKeys
 
 
-def test_orders_do_what_the_model_says() -> None:
+def test_orders_equal_their_model() -> None:
     drive(Orders, examples=60, steps=30)
 
 
 class NoVersions(MemoryEventStore):
-    """Takes every append, whatever version it was decided on."""
+    """Accepts every append, at any expected version."""
 
     async def append(self, stream: UUID, expected_version: int, events: Sequence[RecordedEvent], **extra: Any) -> None:
         at = len(await self.read(stream))
@@ -32,31 +32,31 @@ class NoVersions(MemoryEventStore):
 
 
 class NoKeys(MemoryIdempotencyKeys):
-    """Keeps keys but never finds one in use."""
+    """Stores keys but never finds one in use."""
 
-    def keep(self, _: object, __: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
+    def insert_key(self, _: object, __: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
         if "key" in extra:
             key: IdempotencyKey = extra["key"]
             self._keys[key.user_id, key.key] = key
 
 
 class Without(MemoryStorage):
-    """Storage without one of its defences."""
+    """A storage without one of its safeguards."""
 
-    def __init__(self, defence: str) -> None:
+    def __init__(self, safeguard: str) -> None:
         super().__init__()
-        if defence == "keys":
+        if safeguard == "keys":
             self.keys = NoKeys()
-        kind = NoVersions if defence == "versions" else MemoryEventStore
-        self.store = kind(write_rows=self.keys.keep)
+        kind = NoVersions if safeguard == "versions" else MemoryEventStore
+        self.store = kind(write_rows=self.keys.insert_key)
         self.table._store = self.store
 
 
-@pytest.mark.parametrize("defence", ["versions", "keys"])
-def test_orders_without_a_defence_are_found_out(defence: str) -> None:
+@pytest.mark.parametrize("safeguard", ["versions", "keys"])
+def test_orders_without_a_defence_are_found_out(safeguard: str) -> None:
     class Broken(Orders):
         def open(self) -> Storage:
             super().open()
-            return Without(defence)
+            return Without(safeguard)
 
     must_fail(Broken, examples=200, steps=30)

@@ -1,4 +1,4 @@
-"""What may happen to an order, and what it is afterwards."""
+"""The decisions of the domain and the orders that they result in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from chassis.events.record import RecordedEvent
 from order_service import domain
-from order_service.domain import Invalid, Line, Order, OrderClosed, Refusal, Status, VersionMismatch
+from order_service.domain import DomainError, Invalid, Line, Order, OrderClosed, Status, VersionMismatch
 from order_service.storage import event_codec
 
 USER, ORDER, COMMAND = UUID(int=1), UUID(int=2), UUID(int=3)
@@ -42,24 +42,24 @@ GOOD = Line("tea-1", 2, 150)
     ],
 )
 def test_an_order_that_breaks_a_rule_names_the_field(field: str, currency: str, lines: list[Line]) -> None:
-    with pytest.raises(Invalid) as refusal:
+    with pytest.raises(Invalid) as caught:
         domain.place(USER, currency, lines)
-    assert list(refusal.value.fields) == [field]
+    assert list(caught.value.fields) == [field]
 
 
 @pytest.mark.parametrize(("currency", "credit"), [("USD", "EUR"), ("EUR", "JPY")])
 def test_an_order_in_another_currency_than_the_credit_names_the_field(currency: str, credit: str) -> None:
-    with pytest.raises(Invalid, match="currency") as refusal:
+    with pytest.raises(Invalid, match="currency") as caught:
         domain.place(USER, currency, [GOOD], credit)
-    assert refusal.value.fields == {"currency": f"must be {credit}, the currency of your credit"}
+    assert caught.value.fields == {"currency": f"must be {credit}, the currency of your credit"}
 
 
-def test_every_wrong_field_is_named_at_once() -> None:
+def test_every_invalid_field_is_named() -> None:
     wrong = [Line("", 0, -1), GOOD, Line("tea", 10_001, 10**9 + 1)]
-    with pytest.raises(Invalid) as refusal:
+    with pytest.raises(Invalid) as caught:
         domain.place(USER, "eur", wrong)
     first, last = ("sku", "quantity", "unit_price"), ("quantity", "unit_price")
-    assert set(refusal.value.fields) == {
+    assert set(caught.value.fields) == {
         "currency",
         *(f"lines[0].{field}" for field in first),
         *(f"lines[2].{field}" for field in last),
@@ -81,7 +81,7 @@ def test_an_order_in_the_currency_of_the_credit_is_accepted(currency: str) -> No
         [GOOD] * 100,
     ],
 )
-def test_what_is_just_within_the_bounds_is_accepted(lines: list[Line]) -> None:
+def test_values_at_their_limits_are_accepted(lines: list[Line]) -> None:
     placed = domain.place(USER, "EUR", lines)
     assert placed.total == sum(line.quantity * line.unit_price for line in lines)
 
@@ -94,12 +94,12 @@ def test_the_largest_order_fits_64_bits() -> None:
 def test_a_total_that_does_not_fit_names_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(domain, "LARGEST_TOTAL", 300)
     assert domain.place(USER, "EUR", [GOOD]).total == 300
-    with pytest.raises(Invalid) as refusal:
+    with pytest.raises(Invalid) as caught:
         domain.place(USER, "EUR", [GOOD, Line("tea-2", 1, 1)])
-    assert list(refusal.value.fields) == ["lines"]
+    assert list(caught.value.fields) == ["lines"]
 
 
-def test_a_stale_version_is_told_before_a_closed_state() -> None:
+def test_a_version_mismatch_takes_precedence_over_a_final_status() -> None:
     order = fold(placed(), domain.OrderRejected("CREDIT_EXCEEDED"))
     with pytest.raises(VersionMismatch):
         domain.cancel(order, [1])
@@ -114,12 +114,12 @@ def test_a_final_order_is_not_cancelled(end: domain.Event) -> None:
 
 
 @pytest.mark.parametrize("end", [domain.OrderConfirmed(), domain.OrderRejected("X"), domain.OrderCancelled()])
-def test_an_order_that_is_settled_is_neither_confirmed_nor_rejected_again(end: domain.Event) -> None:
+def test_an_order_that_is_not_pending_is_neither_confirmed_nor_rejected(end: domain.Event) -> None:
     order = fold(placed(), end)
     assert domain.confirm(order) == domain.reject(order, "X") == []
 
 
-def test_a_history_that_does_not_begin_at_the_beginning_is_no_order() -> None:
+def test_events_without_the_first_do_not_fold_to_an_order() -> None:
     with pytest.raises(ValueError, match="begins with OrderPlaced"):
         fold(domain.OrderConfirmed())
 
@@ -128,7 +128,7 @@ Decision = Callable[[Order], list[domain.Event]]
 decisions: st.SearchStrategy[list[Decision]] = st.lists(
     st.sampled_from([domain.confirm, lambda order: domain.reject(order, "X"), lambda order: domain.cancel(order, [])])
 )
-MOVES = {
+DOCUMENTED_TRANSITIONS = {
     (Status.PENDING, Status.CONFIRMED),
     (Status.PENDING, Status.REJECTED),
     (Status.PENDING, Status.CANCELLED),
@@ -137,21 +137,21 @@ MOVES = {
 
 
 @given(decisions)
-def test_whatever_is_decided_only_documented_moves_happen_and_versions_have_no_gap(
+def test_any_decisions_make_only_documented_transitions_and_versions_have_no_gap(
     decided: list[Decision],
 ) -> None:
-    past = record(0, placed())
+    past = encode(0, placed())
     for decide in decided:
         before = event_codec.fold(past)
         assert before is not None
         try:
-            past += record(before.version, *decide(before))
-        except Refusal:
+            past += encode(before.version, *decide(before))
+        except DomainError:
             continue
         after = event_codec.fold(past)
         assert after is not None
         assert after.version == len(past) == past[-1].version
-        assert after == before or (before.status, after.status) in MOVES
+        assert after == before or (before.status, after.status) in DOCUMENTED_TRANSITIONS
 
 
 lines = st.builds(
@@ -163,11 +163,11 @@ lines = st.builds(
 
 
 @given(st.lists(lines, min_size=1, max_size=100))
-def test_what_was_recorded_is_recalled_the_same_after_json(some: list[Line]) -> None:
+def test_an_event_is_decoded_from_json_as_it_was_encoded(some: list[Line]) -> None:
     event = domain.place(USER, "EUR", some)
-    recorded = record(0, event)[0]
+    recorded = encode(0, event)[0]
     again = RecordedEvent(recorded.stream, 1, recorded.type, json.loads(json.dumps(recorded.data)), dict(recorded.meta))
-    assert event_codec.recall(again) == event
+    assert event_codec.decode(again) == event
     order = event_codec.fold([again])
     assert order is not None
     assert (order.status, order.version) == (Status.PENDING, 1)
@@ -178,11 +178,11 @@ def placed() -> domain.OrderPlaced:
     return domain.place(USER, "EUR", [GOOD])
 
 
-def record(after: int, *events: domain.Event) -> list[RecordedEvent]:
-    return event_codec.record(ORDER, after, events, event_codec.Cause(str(USER), COMMAND))
+def encode(after: int, *events: domain.Event) -> list[RecordedEvent]:
+    return event_codec.encode(ORDER, after, events, event_codec.Cause(str(USER), COMMAND))
 
 
 def fold(*events: domain.Event) -> Order:
-    order = event_codec.fold(record(0, *events))
+    order = event_codec.fold(encode(0, *events))
     assert order is not None
     return order

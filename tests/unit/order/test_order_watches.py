@@ -1,18 +1,18 @@
-"""A watched order: what was missed, then what happens, each once; and every way in which a watch ends."""
+"""A watch of an order: missed events first, then new ones, each once; and every way in which a watch ends."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import grpc
 import pytest
+from support.waiting import until
 
 from chassis.errors import RpcError
-from order_service.order_watches import Watchers
+from order_service.order_watches import OrderWatches
 from order_service.rpc import OrderRpc
 from order_service.settings import Settings
 from shop.order.v1 import order_pb2 as wire
@@ -22,30 +22,23 @@ from .conftest import ADA, EVE
 if TYPE_CHECKING:
     from .conftest import Service
 
-NOWHERE: Any = None
-Told = tuple[int, str | None, int]
-
-
-async def until(condition: Callable[[], object], seconds: float = 5) -> None:
-    ends_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends_at, "the condition did not come true in time"
-        await asyncio.sleep(0.005)
+NO_CONTEXT: Any = None
+Summary = tuple[int, str | None, int]
 
 
 def watch(service: Service, order_id: UUID, after: int = 0, user_id: UUID = ADA) -> AsyncGenerator[Any, None]:
-    server: Any = OrderRpc(service.commands, service.queries, service.watchers)
+    server: Any = OrderRpc(service.commands, service.queries, service.watches)
     asked = wire.WatchOrderRequest(user_id=str(user_id), order_id=str(order_id), after_version=after)
-    stream: AsyncGenerator[Any, None] = server.WatchOrder(asked, NOWHERE)
+    stream: AsyncGenerator[Any, None] = server.WatchOrder(asked, NO_CONTEXT)
     return stream
 
 
-def told(message: wire.WatchOrderResponse) -> Told:
-    """Version, event and status of a message."""
+def summary(message: wire.WatchOrderResponse) -> Summary:
+    """Returns version, event and status of a message."""
     return message.version, message.event.WhichOneof("event"), message.status
 
 
-async def refusal(stream: AsyncGenerator[Any, None]) -> RpcError:
+async def error_of(stream: AsyncGenerator[Any, None]) -> RpcError:
     with pytest.raises(RpcError) as caught:
         await asyncio.wait_for(anext(stream), 5)
     return caught.value
@@ -61,45 +54,45 @@ CONFIRMED = (2, "confirmed", wire.ORDER_STATUS_CONFIRMED)
 CANCELLED = (3, "cancelled", wire.ORDER_STATUS_CANCELLED)
 
 
-async def test_the_order_of_somebody_else_is_not_found_before_anything_is_told(service: Service) -> None:
+async def test_the_order_of_another_user_is_not_found_before_the_first_change(service: Service) -> None:
     order = await service.place()
     for stream in (watch(service, order.id, user_id=EVE), watch(service, uuid4())):
-        found = await refusal(stream)
+        found = await error_of(stream)
         assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "ORDER_UNKNOWN")
-    assert service.watchers.count == 0
+    assert service.watches.count == 0
 
 
 @pytest.mark.parametrize("after", [-1, 2, 2**63 - 1])
 async def test_a_version_that_the_order_never_had_is_invalid(service: Service, after: int) -> None:
     order = await service.place()
-    found = await refusal(watch(service, order.id, after))
+    found = await error_of(watch(service, order.id, after))
     assert (found.code, list(found.fields)) == (grpc.StatusCode.INVALID_ARGUMENT, ["after_version"])
 
 
-async def test_what_was_missed_is_told_first_and_then_what_happens_until_it_is_final(service: Service) -> None:
+async def test_missed_events_come_first_and_then_new_ones_until_the_order_is_final(service: Service) -> None:
     order = await service.place()
     stream = watch(service, order.id)
-    assert told(await anext(stream)) == PLACED
+    assert summary(await anext(stream)) == PLACED
     await service.commands.confirm_order(order.id)
-    assert told(await anext(stream)) == CONFIRMED
+    assert summary(await anext(stream)) == CONFIRMED
     await service.commands.cancel_order(ADA, order.id, [])
-    assert [told(message) async for message in stream] == [CANCELLED]
+    assert [summary(message) async for message in stream] == [CANCELLED]
 
 
-async def test_a_watch_goes_on_after_the_version_one_has(service: Service) -> None:
+async def test_a_watch_continues_after_the_version_that_the_caller_has(service: Service) -> None:
     order = await service.place()
     await service.commands.confirm_order(order.id)
     stream = watch(service, order.id, after=1)
-    assert told(await anext(stream)) == CONFIRMED
+    assert summary(await anext(stream)) == CONFIRMED
     await stream.aclose()
 
 
-async def test_a_watch_with_nothing_to_replay_tells_at_once_where_the_order_stands(service: Service) -> None:
+async def test_a_watch_with_nothing_to_replay_yields_the_current_status_at_once(service: Service) -> None:
     order = await service.place()
     stream = watch(service, order.id, after=1)
-    assert told(await anext(stream)) == (1, None, wire.ORDER_STATUS_PENDING)
+    assert summary(await anext(stream)) == (1, None, wire.ORDER_STATUS_PENDING)
     await service.commands.confirm_order(order.id)
-    assert told(await anext(stream)) == CONFIRMED
+    assert summary(await anext(stream)) == CONFIRMED
     await stream.aclose()
 
 
@@ -107,12 +100,12 @@ async def test_the_watch_of_a_final_order_ends_by_itself(service: Service) -> No
     order = await service.place()
     await service.commands.reject_order(order.id, "CREDIT_EXCEEDED")
     rejected = (2, "rejected", wire.ORDER_STATUS_REJECTED)
-    assert [told(message) async for message in watch(service, order.id, after=1)] == [rejected]
+    assert [summary(message) async for message in watch(service, order.id, after=1)] == [rejected]
     state = (2, None, wire.ORDER_STATUS_REJECTED)
-    assert [told(message) async for message in watch(service, order.id, after=2)] == [state]
+    assert [summary(message) async for message in watch(service, order.id, after=2)] == [state]
 
 
-async def test_what_happens_between_replay_and_live_is_neither_skipped_nor_doubled(
+async def test_an_event_between_replay_and_live_is_neither_skipped_nor_doubled(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order, read = await service.place(), service.queries.list_order_events
@@ -123,71 +116,73 @@ async def test_what_happens_between_replay_and_live_is_neither_skipped_nor_doubl
         await service.commands.cancel_order(ADA, order_id, [])  # relayed only
         return past
 
-    service.watchers = Watchers(service.process, service.store, service.queries)
+    service.watches = OrderWatches(service.process, service.store, service.queries)
     monkeypatch.setattr(service.queries, "list_order_events", slowly)
-    assert [told(message) async for message in watch(service, order.id)] == [PLACED, CONFIRMED, CANCELLED]
+    assert [summary(message) async for message in watch(service, order.id)] == [PLACED, CONFIRMED, CANCELLED]
 
 
-async def test_watchers_of_one_order_are_all_told_and_others_are_not(service: Service) -> None:
+async def test_all_watches_of_an_order_receive_its_events_and_others_do_not(service: Service) -> None:
     one, other = await service.place("k1"), await service.place("k2")
     streams = [watch(service, one.id), watch(service, one.id), watch(service, other.id)]
     for stream in streams:
-        assert told(await anext(stream)) == PLACED
+        assert summary(await anext(stream)) == PLACED
     await service.commands.confirm_order(one.id)
     await service.commands.confirm_order(other.id)
     for stream in streams:
-        assert told(await anext(stream)) == CONFIRMED
+        assert summary(await anext(stream)) == CONFIRMED
         await stream.aclose()
 
 
-async def test_a_watcher_that_does_not_keep_up_is_ended_and_can_go_on_from_what_it_has(service: Service) -> None:
+async def test_a_watch_that_is_too_slow_ends_and_its_caller_can_continue(
+    service: Service,
+) -> None:
     order = await service.place()
     slow = watch(service, order.id)
-    assert told(await anext(slow)) == PLACED
+    assert summary(await anext(slow)) == PLACED
     quick = watch(service, order.id)
-    assert told(await anext(quick)) == PLACED
+    assert summary(await anext(quick)) == PLACED
     await service.commands.confirm_order(order.id)
-    assert told(await anext(quick)) == CONFIRMED
+    assert summary(await anext(quick)) == CONFIRMED
     await service.commands.cancel_order(ADA, order.id, [])
-    assert told(await anext(quick)) == CANCELLED
-    found = await refusal(slow)
+    assert summary(await anext(quick)) == CANCELLED
+    found = await error_of(slow)
     assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCHER_SLOW")
-    assert [told(message) async for message in watch(service, order.id, after=1)] == [CONFIRMED, CANCELLED]
+    assert [summary(message) async for message in watch(service, order.id, after=1)] == [CONFIRMED, CANCELLED]
 
 
-async def test_more_watchers_than_an_instance_takes_are_refused(service: Service, make_settings: Any) -> None:
-    settings: Settings = make_settings(watchers_at_most=1)
+async def test_more_watches_than_the_limit_are_rejected(service: Service, make_settings: Any) -> None:
+    settings: Settings = make_settings(max_watches=1)
     service.process.settings.replace(settings)
-    service.watchers = Watchers(service.process, service.store, service.queries)
+    service.watches = OrderWatches(service.process, service.store, service.queries)
     order = await service.place()
     first = watch(service, order.id)
     await anext(first)
-    found = await refusal(watch(service, order.id))
+    found = await error_of(watch(service, order.id))
     assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCHERS_FULL")
     await first.aclose()
     second = watch(service, order.id)
-    assert told(await anext(second)) == PLACED
+    assert summary(await anext(second)) == PLACED
     await second.aclose()
 
 
-async def test_an_instance_that_stops_ends_every_watch_at_once_and_takes_no_new_one(service: Service) -> None:
+async def test_an_instance_that_stops_ends_every_watch_at_once_and_accepts_no_new_one(service: Service) -> None:
     order = await service.place()
     stream = watch(service, order.id)
     await anext(stream)
-    waiting = asyncio.ensure_future(refusal(stream))
+    waiting = asyncio.ensure_future(error_of(stream))
     service.process.stopping.set()
-    for found in (await waiting, await refusal(watch(service, order.id))):
+    for found in (await waiting, await error_of(watch(service, order.id))):
         assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
-    assert service.watchers.count == 0
+    assert service.watches.count == 0
 
 
 async def test_a_watch_ends_when_its_time_is_over(service: Service) -> None:
-    change(service, watch_seconds=0.05)
+    change(service, max_watch_seconds=0.05)
     order = await service.place()
-    assert [told(message) async for message in watch(service, order.id)] == [PLACED]
+    assert [summary(message) async for message in watch(service, order.id)] == [PLACED]
 
 
-async def test_the_store_is_followed_only_while_somebody_watches(
+async def test_the_process_subscribes_to_events_only_while_a_watch_is_open(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     following, subscribe = [0], service.store.subscribe
@@ -206,15 +201,15 @@ async def test_the_store_is_followed_only_while_somebody_watches(
         streams = [watch(service, order.id) for _ in range(3)]
         for stream in streams:
             await anext(stream)
-        await until(lambda: following == [1])
-        assert service.watchers.count == 3
+        await until("there is one subscription", lambda: following == [1], 5)
+        assert service.watches.count == 3
         for stream in streams:
             await stream.aclose()
-        await until(lambda: following == [0])
-        assert service.watchers.count == 0
+        await until("there is no subscription", lambda: following == [0], 5)
+        assert service.watches.count == 0
 
 
-async def test_a_store_that_cannot_be_followed_is_unavailable_and_not_a_silence(
+async def test_a_watch_is_unavailable_if_the_events_cannot_be_followed(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def never() -> int:
@@ -224,4 +219,4 @@ async def test_a_store_that_cannot_be_followed_is_unavailable_and_not_a_silence(
     monkeypatch.setattr("order_service.order_watches._READY_SECONDS", 0.05)
     monkeypatch.setattr(service.store, "head", never)
     order = await service.place()
-    assert (await refusal(watch(service, order.id))).reason == "UNAVAILABLE"
+    assert (await error_of(watch(service, order.id))).reason == "UNAVAILABLE"

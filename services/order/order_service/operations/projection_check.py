@@ -1,4 +1,4 @@
-"""The read table against a fold of all events: the same orders, byte for byte, or which of them differ.
+"""Compares the read table with a fold of all events, byte for byte, and returns the orders that differ.
 
 Invariant: both sides are read in one transaction, at the position that the table has reached.
 """
@@ -17,76 +17,77 @@ from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
 from chassis.events.record import RecordedEvent, from_state
-from order_service import domain
 from order_service.domain import Order
 from order_service.storage import event_codec
 
 Connection = AsyncConnection[DictRow]
-_AT_ONCE = 2000
+_FETCH_SIZE = 2000
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows by order as they are and as they should be, at a position."""
+    """Actual and expected rows by order, at a position."""
 
     position: int
     rows: Mapping[UUID, str]
-    folded: Mapping[UUID, str]
+    expected: Mapping[UUID, str]
 
     @property
     def digests(self) -> tuple[str, str]:
-        """SHA-256 of all rows and of the whole fold; equal only when every byte is."""
-        return _digest(self.rows), _digest(self.folded)
+        """The SHA-256 of all actual and of all expected rows; equal only if every byte is."""
+        return _digest(self.rows), _digest(self.expected)
 
     def differences(self) -> dict[UUID, tuple[str, str]]:
-        """What is and what should be, for each order where they differ."""
-        nothing = "no row"
-        both = {order_id: (self.rows.get(order_id, nothing), self.folded.get(order_id, nothing)) for order_id in
-                sorted({*self.rows, *self.folded})}  # fmt: skip
-        return {order_id: (found, wanted) for order_id, (found, wanted) in both.items() if found != wanted}
+        """Returns the actual and the expected row of each order in which they differ."""
+        missing = "no row"
+        pairs = {
+            order_id: (self.rows.get(order_id, missing), self.expected.get(order_id, missing))
+            for order_id in sorted({*self.rows, *self.expected})
+        }
+        return {order_id: (row, expected) for order_id, (row, expected) in pairs.items() if row != expected}
 
 
-async def snapshot(connection: Connection) -> None:
-    """Make the transaction that begins here see one moment for as long as it takes; nothing was asked in it yet."""
+async def begin_snapshot(connection: Connection) -> None:
+    """Makes all reads of this transaction see one moment, without a time limit; call it before any other statement."""
     await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     await connection.execute("SET LOCAL statement_timeout = 0")
     await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
 
 
 async def compare(connection: Connection, position: int) -> Comparison:
-    """Table `orders`, wherever the search path finds it, against the events up to a position."""
+    """Compares table `orders` of the search path with the events up to a position."""
     orders: dict[UUID, Order] = {}
-    async for _, event in events(connection, position):
-        before = orders.get(event.stream)
-        at = event_codec.occurred_at(event)
-        orders[event.stream] = domain.apply(before, event_codec.recall(event), event.stream, at)
-    return Comparison(position, await rows(connection), {order_id: line(order) for order_id, order in orders.items()})
+    async for _, event in read_events(connection, position):
+        orders[event.stream] = event_codec.advance(orders.get(event.stream), event)
+    expected = {order_id: expected_row(order) for order_id, order in orders.items()}
+    return Comparison(position, await read_rows(connection), expected)
 
 
-async def events(connection: Connection, upto: int) -> AsyncIterator[tuple[int, RecordedEvent]]:
-    """Every event with a position of at most `upto`, in order."""
+async def read_events(connection: Connection, upto: int) -> AsyncIterator[tuple[int, RecordedEvent]]:
+    """Yields every event with a position of at most `upto`, in order."""
     async with connection.cursor(name="every_event") as cursor:
-        cursor.itersize = _AT_ONCE
+        cursor.itersize = _FETCH_SIZE
         await cursor.execute(_EVENTS, (upto,))
         async for row in cursor:
             stream, version = row["originator_id"], row["originator_version"]
             yield row["notification_id"], from_state(stream, version, row["topic"], row["state"])
 
 
-async def rows(connection: Connection) -> dict[UUID, str]:
-    """The read table in the form of `line`, whatever a damaged row holds."""
+async def read_rows(connection: Connection) -> dict[UUID, str]:
+    """Returns the rows of the read table in the form of `expected_row`, even if their values are damaged."""
     found: dict[UUID, str] = {}
     async with connection.cursor(name="every_row") as cursor:
-        cursor.itersize = _AT_ONCE
+        cursor.itersize = _FETCH_SIZE
         await cursor.execute(_ROWS)
         async for row in cursor:
             found[row["id"]] = _text({**row, "placed_at": row["placed_at"].astimezone(UTC)})
     return found
 
 
-def line(order: Order) -> str:
-    """An order as the row that it should have."""
-    return _text({**{name: getattr(order, name) for name in _COLUMNS}, "lines": event_codec.plain(order.lines)})
+def expected_row(order: Order) -> str:
+    """Returns the row that an order should have, as text."""
+    row = {name: getattr(order, name) for name in _COLUMNS}
+    return _text({**row, "lines": event_codec.lines_to_json(order.lines)})
 
 
 _COLUMNS = ("id", "user_id", "status", "currency", "lines", "total", "version", "placed_at")

@@ -1,6 +1,6 @@
-"""Events as they are recorded, and orders folded from them.
+"""Encodes domain events as recorded events, decodes them, and folds them to an order.
 
-Invariant: what was recorded once is understood for ever: a type keeps its name, and old shapes of it are upcast.
+Invariant: every event ever recorded can be decoded: a type keeps its name, and its old schemas are upcast.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from order_service.domain import (
 )
 from order_service.storage.upcasts import CURRENT, upcast
 
-FULFILMENT = "system:fulfilment"
+PROCESS_MANAGER = "system:fulfilment"
+"""The actor of events that the process manager causes; stored in events, so the text never changes."""
 
-_RECALL: Mapping[str, Callable[[Mapping[str, Any]], Event]] = {
+_DECODERS: Mapping[str, Callable[[Mapping[str, Any]], Event]] = {
     "OrderPlaced": lambda data: OrderPlaced(
-        UUID(data["user_id"]), data["currency"], lines(data["lines"]), data["total"]
+        UUID(data["user_id"]), data["currency"], lines_from_json(data["lines"]), data["total"]
     ),
     "OrderConfirmed": lambda _: OrderConfirmed(),
     "OrderRejected": lambda data: OrderRejected(data["reason"]),
@@ -39,36 +40,36 @@ _RECALL: Mapping[str, Callable[[Mapping[str, Any]], Event]] = {
 
 @dataclass(frozen=True)
 class Cause:
-    """Who wants it (a user's id, or the part of the system that acts by itself), and by which command."""
+    """The actor (a user's id or a part of the system) and the command that cause an event."""
 
     actor: str
     command_id: UUID
 
 
-def record(stream: UUID, after: int, events: Sequence[Event], cause: Cause) -> list[RecordedEvent]:
-    """Events that happen now, to follow version `after`; each says who, when, by which command and in which trace."""
+def encode(stream: UUID, after: int, events: Sequence[Event], cause: Cause) -> list[RecordedEvent]:
+    """Encodes events that happen now and follow version `after`, with time, actor, command and trace as metadata."""
     meta = {
         "occurred_at": datetime.now(UTC).isoformat(),
         "actor": cause.actor,
         "command_id": str(cause.command_id),
         "traceparent": current_traceparent(),
     }
-    return [_recorded(stream, version, event, meta) for version, event in enumerate(events, after + 1)]
+    return [_encoded(stream, version, event, meta) for version, event in enumerate(events, after + 1)]
 
 
-def recall(recorded: RecordedEvent) -> Event:
-    """The event that was recorded, in whatever shape; raises upcasts.UnknownEvent."""
-    now = upcast(recorded)
-    return _RECALL[now.type](now.data)
+def decode(recorded: RecordedEvent) -> Event:
+    """Decodes a recorded event of any schema; raises upcasts.UnknownEvent."""
+    current = upcast(recorded)
+    return _DECODERS[current.type](current.data)
 
 
 def occurred_at(recorded: RecordedEvent) -> datetime:
-    """When it was decided."""
+    """Returns the time at which the event was decided."""
     return datetime.fromisoformat(recorded.meta["occurred_at"])
 
 
 def fold(history: Iterable[RecordedEvent]) -> Order | None:
-    """The order after its history; None when it has none. Raises upcasts.UnknownEvent."""
+    """Returns the order after its events, None if there are none; raises upcasts.UnknownEvent."""
     order: Order | None = None
     for recorded in history:
         order = advance(order, recorded)
@@ -76,21 +77,21 @@ def fold(history: Iterable[RecordedEvent]) -> Order | None:
 
 
 def advance(order: Order | None, recorded: RecordedEvent) -> Order:
-    """The order after its next event; None before its first. Raises upcasts.UnknownEvent."""
-    return domain.apply(order, recall(recorded), recorded.stream, occurred_at(recorded))
+    """Returns the order (None before the first event) after its next event; raises upcasts.UnknownEvent."""
+    return domain.apply(order, decode(recorded), recorded.stream, occurred_at(recorded))
 
 
-def plain(some: Iterable[Line]) -> list[dict[str, Any]]:
-    """Lines as JSON."""
-    return [{"sku": line.sku, "quantity": line.quantity, "unit_price": line.unit_price} for line in some]
+def lines_to_json(lines: Iterable[Line]) -> list[dict[str, Any]]:
+    """Converts lines to JSON values."""
+    return [{"sku": line.sku, "quantity": line.quantity, "unit_price": line.unit_price} for line in lines]
 
 
-def lines(data: Iterable[Mapping[str, Any]]) -> tuple[Line, ...]:
-    """Lines from JSON."""
+def lines_from_json(data: Iterable[Mapping[str, Any]]) -> tuple[Line, ...]:
+    """Converts JSON values to lines."""
     return tuple(Line(line["sku"], line["quantity"], line["unit_price"]) for line in data)
 
 
-def _recorded(stream: UUID, version: int, event: Event, meta: Mapping[str, str]) -> RecordedEvent:
+def _encoded(stream: UUID, version: int, event: Event, meta: Mapping[str, str]) -> RecordedEvent:
     kind = type(event).__name__
     return RecordedEvent(stream, version, kind, _data(event), meta, CURRENT[kind])
 
@@ -100,7 +101,7 @@ def _data(event: Event) -> dict[str, Any]:
         return {
             "user_id": str(event.user_id),
             "currency": event.currency,
-            "lines": plain(event.lines),
+            "lines": lines_to_json(event.lines),
             "total": event.total,
         }
     return {} if isinstance(event, OrderConfirmed) else {"reason": event.reason}

@@ -1,6 +1,6 @@
-"""Idempotency keys: the port, Postgres behind it, and the fake of the unit tests.
+"""Stores idempotency keys: the port, its Postgres adapter, and its fake for unit tests.
 
-Invariant: a key is kept in the transaction of the order it placed, so neither is ever there without the other.
+Invariant: a key is inserted in the transaction of the order it placed, so neither exists without the other.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _CONSTRAINT = "idempotency_keys_pkey"
 
 
 @dataclass(frozen=True)
-class Key:
-    """What a user asked under a key, and the order that came of it."""
+class IdempotencyKey:
+    """A key of a user, the hash of the request it was used for, and the order that was placed."""
 
     user_id: UUID
     key: str
@@ -33,84 +33,84 @@ class Key:
     expires_at: datetime
 
 
-class Keys(Protocol):
-    """What the write side asks about keys; writing happens through `keep`, given to the event store."""
+class IdempotencyKeys(Protocol):
+    """Port of the write side. Keys are inserted by `insert_key`, which the event store calls."""
 
-    async def find(self, user_id: UUID, key: str) -> Key | None:
-        """The key as it was used first; None when it never was or has expired."""
+    async def find(self, user_id: UUID, key: str) -> IdempotencyKey | None:
+        """Returns the key as it was first used; None if it was never used or has expired."""
 
     async def purge(self) -> int:
-        """Forget what has expired; how many keys that were."""
+        """Deletes expired keys and returns their number."""
 
 
-def keep(cursor: Cursor[Any] | None, _: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
-    """Write the key of an append beside its events; one in use breaks its primary key, and with it the append."""
+def insert_key(cursor: Cursor[Any] | None, _: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
+    """Inserts the key of an append in its transaction; a key in use violates the primary key and fails the append."""
     if cursor is None or "key" not in extra:
         return
-    key: Key = extra["key"]
-    # The cursor is in pipeline mode: nothing can be asked of a statement's result here.
+    key: IdempotencyKey = extra["key"]
+    # The cursor is in pipeline mode, so no result can be read between the two statements.
     cursor.execute(_EXPIRE, (key.user_id, key.key))
-    cursor.execute(_KEEP, (key.user_id, key.key, key.request_hash, key.order_id, key.expires_at))
+    cursor.execute(_INSERT, (key.user_id, key.key, key.request_hash, key.order_id, key.expires_at))
 
 
 _EXPIRE = "DELETE FROM idempotency_keys WHERE user_id = %s AND key = %s AND expires_at <= now()"
-_KEEP = """INSERT INTO idempotency_keys (user_id, key, request_hash, order_id, expires_at)
-           VALUES (%s, %s, %s, %s, %s)"""
+_INSERT = """INSERT INTO idempotency_keys (user_id, key, request_hash, order_id, expires_at)
+             VALUES (%s, %s, %s, %s, %s)"""
 _FIND = """SELECT user_id, key, request_hash, order_id, expires_at FROM idempotency_keys
            WHERE user_id = %s AND key = %s AND expires_at > now()"""
-# In parts, so that a day's keys hold neither locks nor a connection for long; workers beside each other share the work.
+# In batches, so that no lock and no connection is held for long; several workers can purge side by side.
 _PURGE = """DELETE FROM idempotency_keys WHERE (user_id, key) IN (
                 SELECT user_id, key FROM idempotency_keys WHERE expires_at <= now() LIMIT %s FOR UPDATE SKIP LOCKED)"""
-_PURGED_AT_ONCE = 1000
+_PURGE_BATCH = 1000
 
 
-class PostgresKeys:
-    """Keys in their table."""
+class PostgresIdempotencyKeys:
+    """Table `idempotency_keys`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def find(self, user_id: UUID, key: str) -> Key | None:
-        """See Keys."""
+    async def find(self, user_id: UUID, key: str) -> IdempotencyKey | None:
+        """See IdempotencyKeys."""
         async with self._database.connection() as connection:
             row = await (await connection.execute(_FIND, (user_id, key))).fetchone()
-        return None if row is None else Key(**row)
+        return None if row is None else IdempotencyKey(**row)
 
     async def purge(self) -> int:
-        """See Keys."""
-        purged, part = 0, _PURGED_AT_ONCE
-        while part == _PURGED_AT_ONCE:
+        """See IdempotencyKeys."""
+        purged, part = 0, _PURGE_BATCH
+        while part == _PURGE_BATCH:
             async with self._database.connection() as connection:
-                part = (await connection.execute(_PURGE, (_PURGED_AT_ONCE,))).rowcount
+                part = (await connection.execute(_PURGE, (_PURGE_BATCH,))).rowcount
             purged += part
         return purged
 
 
-class MemoryKeys:
-    """The keys of unit tests."""
+class MemoryIdempotencyKeys:
+    """Fake for unit tests."""
 
     def __init__(self) -> None:
-        self._keys: dict[tuple[UUID, str], Key] = {}
+        self._keys: dict[tuple[UUID, str], IdempotencyKey] = {}
 
-    def keep(self, _: object, __: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
-        """As `keep` does it in Postgres."""
+    def insert_key(self, _: object, __: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
+        """Does what the function `insert_key` does in Postgres."""
         if "key" not in extra:
             return
-        key: Key = extra["key"]
-        if self._living(key.user_id, key.key):
+        key: IdempotencyKey = extra["key"]
+        if self._unexpired(key.user_id, key.key):
             raise AlreadyRecorded(_CONSTRAINT)
         self._keys[key.user_id, key.key] = key
 
-    async def find(self, user_id: UUID, key: str) -> Key | None:
-        """See Keys."""
-        return self._living(user_id, key)
+    async def find(self, user_id: UUID, key: str) -> IdempotencyKey | None:
+        """See IdempotencyKeys."""
+        return self._unexpired(user_id, key)
 
     async def purge(self) -> int:
-        """See Keys."""
+        """See IdempotencyKeys."""
         before = len(self._keys)
-        self._keys = {name: key for name, key in self._keys.items() if self._living(*name)}
+        self._keys = {name: key for name, key in self._keys.items() if self._unexpired(*name)}
         return before - len(self._keys)
 
-    def _living(self, user_id: UUID, key: str) -> Key | None:
+    def _unexpired(self, user_id: UUID, key: str) -> IdempotencyKey | None:
         known = self._keys.get((user_id, key))
         return known if known and known.expires_at > datetime.now(UTC) else None

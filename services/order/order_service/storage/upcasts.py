@@ -1,6 +1,6 @@
-"""Old shapes of events, brought to the shape of today: every change that a recorded event ever went through.
+"""Upcasts recorded events of earlier schemas to the current schema of their type.
 
-Invariant: a step is pure and sees one event only; once a system has run with it, it is never edited, only followed.
+Invariant: a step is pure and reads one event only. A released step is never edited; a change adds the next step.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from chassis.events.record import RecordedEvent
 Step = Callable[[RecordedEvent], RecordedEvent]
 
 UNKNOWN = "unknown"
-"""Who and by which command, where the event was recorded before these were."""
+"""Actor and command of an event that was recorded before events had them."""
 
 
 class UnknownEvent(Exception):  # noqa: N818 - the event is at fault, not the code
-    """A newer version of this service recorded the event; this one must neither guess nor pass it by."""
+    """A newer version of this service recorded the event. It is never skipped: that would lose it."""
 
     def __init__(self, recorded: RecordedEvent) -> None:
         super().__init__(
@@ -27,7 +27,7 @@ class UnknownEvent(Exception):  # noqa: N818 - the event is at fault, not the co
 
 
 def upcast(recorded: RecordedEvent) -> RecordedEvent:
-    """The event as it would be recorded today; raises UnknownEvent."""
+    """Returns the event in the current schema of its type; raises UnknownEvent."""
     steps = _STEPS.get(recorded.type)
     if steps is None or not 1 <= recorded.schema <= len(steps) + 1:
         raise UnknownEvent(recorded)
@@ -37,19 +37,19 @@ def upcast(recorded: RecordedEvent) -> RecordedEvent:
 
 
 def _placed_2(recorded: RecordedEvent) -> RecordedEvent:
-    return _signed(recorded, recorded.data["user_id"])
+    return _with_actor(recorded, recorded.data["user_id"])
 
 
 def _settled_2(recorded: RecordedEvent) -> RecordedEvent:
-    return _signed(recorded, "system:fulfilment")
+    return _with_actor(recorded, "system:fulfilment")
 
 
 def _cancelled_2(recorded: RecordedEvent) -> RecordedEvent:
-    # Whoever cancelled then was the owner and did it on request, but the event alone does not say who that is.
-    return _signed(replace(recorded, data={**recorded.data, "reason": "REQUESTED"}), UNKNOWN)
+    # Only the owner could cancel then, but this event does not contain the owner's id.
+    return _with_actor(replace(recorded, data={**recorded.data, "reason": "REQUESTED"}), UNKNOWN)
 
 
-def _signed(recorded: RecordedEvent, actor: str) -> RecordedEvent:
+def _with_actor(recorded: RecordedEvent, actor: str) -> RecordedEvent:
     return replace(recorded, meta={"actor": actor, "command_id": UNKNOWN, **recorded.meta})
 
 
@@ -59,7 +59,7 @@ _STEPS: Mapping[str, tuple[Step, ...]] = {
     "OrderRejected": (_settled_2,),
     "OrderCancelled": (_cancelled_2,),
 }
-"""What leads from schema 1 to 2, from 2 to 3 and so on, for each type."""
+"""The steps from schema 1 to 2, from 2 to 3 and so on, for each type."""
 
 CURRENT: Mapping[str, int] = {kind: len(steps) + 1 for kind, steps in _STEPS.items()}
-"""The schema in which each type is recorded today."""
+"""The schema in which this version records each type."""

@@ -1,7 +1,7 @@
-"""Which worker is active: the one whose term has not ended. The others stand by and look again in time.
+"""Elects the leader among the workers: the one whose term in table `leader_terms` has not ended.
 
-Invariant: a term ends by itself, so a worker that is killed, stopped or cut off has a successor within one. Rows stay
-right by the locks of projections and errands that may be repeated, not by this: two active workers harm nobody.
+Invariant: a term ends by itself, so a leader that is killed, stopped or cut off has a successor within one term. Rows
+stay correct even with two leaders, because projections are locked and outbox entries may be processed twice.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, LiteralString
 import structlog
 
 from chassis.errors import RpcError
+from chassis.settings import Live
 from order_service.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,91 +23,92 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _NAME = "worker"
-_LOOKS_IN_A_TERM = 5
+_RENEWALS_PER_TERM = 5
 
 
 class Leadership:
-    """One candidate; `holder` is its instance, which after a kill and a start in place goes on with its own term."""
+    """A candidate. After a kill and a restart in place, an instance continues its own term."""
 
-    def __init__(self, database: Database, holder: str, settings: Callable[[], Settings]) -> None:
+    def __init__(self, database: Database, instance: str, settings: Live[Settings]) -> None:
         self._database = database
-        self._holder = holder
+        self._instance = instance
         self._settings = settings
-        self._ends_at = 0.0
-        self._begun = asyncio.Event()
-        self._over = asyncio.Event()
+        self._term_ends_at = 0.0
+        self._elected = asyncio.Event()
+        self._lost = asyncio.Event()
 
     @property
-    def active(self) -> bool:
-        """Whether this worker is the active one now."""
-        return time.monotonic() < self._ends_at
+    def is_leader(self) -> bool:
+        """True while the term of this worker lasts."""
+        return time.monotonic() < self._term_ends_at
 
-    async def stand(self, stopping: asyncio.Event) -> None:
-        """Get a term, or a longer one, again and again until told to stop."""
+    async def campaign(self, stopping: asyncio.Event) -> None:
+        """Tries to get or to renew a term, again and again until `stopping` is set."""
         while not stopping.is_set():
-            await self._look()
+            await self._try_for_term()
             pause = asyncio.create_task(stopping.wait())
-            await asyncio.wait({pause}, timeout=self._settings().term_seconds / _LOOKS_IN_A_TERM)
+            await asyncio.wait({pause}, timeout=self._settings.value.leadership_term_seconds / _RENEWALS_PER_TERM)
             pause.cancel()
-        self._end()
+        self._step_down()
 
-    async def during(self, stopping: asyncio.Event, work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-        """Run `work(over)` in each term; it has to return soon after `over` is set."""
+    async def while_leader(self, stopping: asyncio.Event, work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+        """Runs `work(lost)` in each term until `stopping` is set; it must return soon after `lost` is set."""
         while not stopping.is_set():
-            waiting = [asyncio.create_task(event.wait()) for event in (self._begun, stopping)]
+            waiting = [asyncio.create_task(event.wait()) for event in (self._elected, stopping)]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in waiting:
                 task.cancel()
             if not stopping.is_set():
-                await work(self._over)
+                await work(self._lost)
 
     async def resign(self) -> None:
-        """Leave the place to another worker, now and not when the term ends."""
-        self._end()
+        """Ends the term now, so that another worker need not wait for its end."""
+        self._step_down()
         try:
             async with self._database.connection() as connection:
-                await connection.execute(_RESIGN, (_NAME, self._holder))
+                await connection.execute(_END_TERM, (_NAME, self._instance))
         except RpcError as error:
-            log.warning("the term ends by itself", error=str(error))
+            log.warning("could not resign, the term ends by itself", error=str(error))
 
-    async def _look(self) -> None:
-        seconds = self._settings().term_seconds
-        # Counted from before the question: the database's clock starts later, so ours never ends later than its own.
-        asked = time.monotonic()
+    async def _try_for_term(self) -> None:
+        seconds = self._settings.value.leadership_term_seconds
+        # Measured before the statement: the database starts the term later, so ours never ends after its own.
+        started_at = time.monotonic()
         try:
             async with asyncio.timeout(seconds / 2):
-                won = await self._won(seconds)
+                won = await self._take_term(seconds)
         except (RpcError, TimeoutError) as error:
-            log.warning("no word about the term", error=str(error) or type(error).__name__)
+            log.warning("term not renewed", error=str(error) or type(error).__name__)
         else:
-            self._ends_at = asked + seconds if won else 0.0
-        if self.active:
-            self._begin()
+            self._term_ends_at = started_at + seconds if won else 0.0
+        if self.is_leader:
+            self._start_leading()
         else:
-            self._end()
+            self._step_down()
 
-    async def _won(self, seconds: float) -> bool:
+    async def _take_term(self, seconds: float) -> bool:
         async with self._database.connection() as connection:
-            found = await connection.execute(_TAKE, (_NAME, self._holder, seconds))
+            found = await connection.execute(_TAKE_TERM, (_NAME, self._instance, seconds))
             return await found.fetchone() is not None
 
-    def _begin(self) -> None:
-        if not self._begun.is_set():
-            log.info("active")
-            self._over = asyncio.Event()
-            self._begun.set()
+    def _start_leading(self) -> None:
+        if not self._elected.is_set():
+            log.info("elected as leader")
+            self._lost = asyncio.Event()
+            self._elected.set()
 
-    def _end(self) -> None:
-        self._ends_at = 0.0
-        if self._begun.is_set():
-            log.info("standing by")
-            self._begun.clear()
-            self._over.set()
+    def _step_down(self) -> None:
+        self._term_ends_at = 0.0
+        if self._elected.is_set():
+            log.info("no longer leader")
+            self._elected.clear()
+            self._lost.set()
 
 
-_TAKE: LiteralString = """
-    INSERT INTO terms AS now (name, holder, ends_at) VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))
-    ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, ends_at = excluded.ends_at
-        WHERE now.holder = excluded.holder OR now.ends_at <= clock_timestamp()
-    RETURNING holder"""
-_RESIGN: LiteralString = "DELETE FROM terms WHERE name = %s AND holder = %s"
+_TAKE_TERM: LiteralString = """
+    INSERT INTO leader_terms AS current (name, leader, ends_at)
+        VALUES (%s, %s, clock_timestamp() + make_interval(secs => %s))
+    ON CONFLICT (name) DO UPDATE SET leader = excluded.leader, ends_at = excluded.ends_at
+        WHERE current.leader = excluded.leader OR current.ends_at <= clock_timestamp()
+    RETURNING leader"""
+_END_TERM: LiteralString = "DELETE FROM leader_terms WHERE name = %s AND leader = %s"

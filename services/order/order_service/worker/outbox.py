@@ -1,6 +1,6 @@
-"""What is owed to the User Service: a table of errands, one for each event that needs one, each tried until done.
+"""The transactional outbox: pending calls to the User Service, one entry for an event, retried until it succeeds.
 
-Invariant: an errand is claimed for a time and not for ever, so the end of a worker delays it and does not lose it.
+Invariant: a claim ends after some time, so a worker that dies delays its entries and loses none.
 """
 
 from __future__ import annotations
@@ -14,118 +14,119 @@ if TYPE_CHECKING:
     from chassis.postgres.database import Database
 
 Kind = Literal["reserve", "release"]
-KINDS: dict[str, Kind] = {"OrderPlaced": "reserve", "OrderCancelled": "release", "OrderRejected": "release"}
-"""Which event needs which errand; the others need none. A rejected order gives back too: a reservation that was still
-on its way, or asked for by a second worker, must not hold credit for it later."""
+ENTRY_KINDS: dict[str, Kind] = {"OrderPlaced": "reserve", "OrderCancelled": "release", "OrderRejected": "release"}
+"""The kind of entry that an event type needs; other events need none. A rejected order releases too, because a late or
+concurrent reservation must not hold its credit."""
 
 
 @dataclass(frozen=True)
-class Errand:
-    """Reserve or release credit for an order; `tries` counts this one, `traceparent` is that of the event."""
+class OutboxEntry:
+    """Reserves or releases credit for an order. `attempts` includes this one, `traceparent` is that of the event."""
 
     position: int
     order_id: UUID
     kind: Kind
     traceparent: str
-    tries: int
+    attempts: int
 
     @property
     def command_id(self) -> UUID:
-        """The id of the command it gives, the same at each try."""
+        """The id of the command that this entry causes, the same at each attempt."""
         return uuid5(self.order_id, f"{self.kind} {self.position}")
 
 
-class Errands(Protocol):
-    """The errands that are open."""
+class Outbox(Protocol):
+    """Port: the pending entries."""
 
-    async def claim(self, limit: int, seconds: float) -> list[Errand]:
-        """Take at most `limit` that are due; nobody else gets them for so many seconds."""
+    async def claim(self, limit: int, seconds: float) -> list[OutboxEntry]:
+        """Returns at most `limit` due entries; no other worker can claim them for `seconds`."""
 
     async def take_over(self) -> int:
-        """Make due what is claimed by workers that are no longer active; how many errands that are."""
+        """Makes entries due that former leaders have claimed, and returns their number."""
 
-    async def finish(self, errand: Errand) -> None:
-        """It is done."""
+    async def complete(self, entry: OutboxEntry) -> None:
+        """Removes an entry that has succeeded."""
 
-    async def postpone(self, errand: Errand, seconds: float) -> None:
-        """It is due again after so many seconds."""
+    async def postpone(self, entry: OutboxEntry, seconds: float) -> None:
+        """Makes an entry due again in `seconds`."""
 
 
-class PostgresErrands:
-    """Table `errands`, filled by the projection of that name."""
+class PostgresOutbox:
+    """Table `outbox`, which the projection of that name fills."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def claim(self, limit: int, seconds: float) -> list[Errand]:
-        """See Errands."""
+    async def claim(self, limit: int, seconds: float) -> list[OutboxEntry]:
+        """See Outbox."""
         async with self._database.connection() as connection:
             rows = await (await connection.execute(_CLAIM, (seconds, limit))).fetchall()
-        return [Errand(**row) for row in rows]
+        return [OutboxEntry(**row) for row in rows]
 
     async def take_over(self) -> int:
-        """See Errands."""
+        """See Outbox."""
         async with self._database.connection() as connection:
             return (await connection.execute(_TAKE_OVER)).rowcount
 
-    async def finish(self, errand: Errand) -> None:
-        """See Errands."""
+    async def complete(self, entry: OutboxEntry) -> None:
+        """See Outbox."""
         async with self._database.connection() as connection:
-            await connection.execute("DELETE FROM errands WHERE position = %s", (errand.position,))
+            await connection.execute("DELETE FROM outbox WHERE position = %s", (entry.position,))
 
-    async def postpone(self, errand: Errand, seconds: float) -> None:
-        """See Errands."""
+    async def postpone(self, entry: OutboxEntry, seconds: float) -> None:
+        """See Outbox."""
         async with self._database.connection() as connection:
-            await connection.execute(_POSTPONE, (seconds, errand.position))
+            await connection.execute(_POSTPONE, (seconds, entry.position))
 
 
-_CLAIM = """UPDATE errands SET due_at = now() + make_interval(secs => %s), tries = tries + 1, claimed = true
-            WHERE position IN (SELECT position FROM errands WHERE due_at <= now()
+_CLAIM = """UPDATE outbox SET due_at = now() + make_interval(secs => %s), attempts = attempts + 1, claimed = true
+            WHERE position IN (SELECT position FROM outbox WHERE due_at <= now()
                                ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED)
-            RETURNING position, order_id, kind, traceparent, tries"""
-_TAKE_OVER = "UPDATE errands SET due_at = now(), claimed = false WHERE claimed AND due_at > now()"
-_POSTPONE = "UPDATE errands SET due_at = now() + make_interval(secs => %s), claimed = false WHERE position = %s"
+            RETURNING position, order_id, kind, traceparent, attempts"""
+_TAKE_OVER = "UPDATE outbox SET due_at = now(), claimed = false WHERE claimed AND due_at > now()"
+_POSTPONE = "UPDATE outbox SET due_at = now() + make_interval(secs => %s), claimed = false WHERE position = %s"
 
 
-class MemoryErrands:
-    """The errands of unit tests. Time stands still: what is postponed is due again after `pass_time`."""
+class MemoryOutbox:
+    """Fake for unit tests. Its time does not pass: a postponed entry is due again after `pass_time`."""
 
     def __init__(self) -> None:
-        self._due: dict[int, Errand] = {}
-        self._later: dict[int, Errand] = {}
+        self._due: dict[int, OutboxEntry] = {}
+        self._later: dict[int, OutboxEntry] = {}
         self._positions = itertools.count(1)
 
     def add(self, order_id: UUID, kind: Kind, traceparent: str = "") -> None:
-        """Owe an errand."""
+        """Adds an entry that is due."""
         position = next(self._positions)
-        self._due[position] = Errand(position, order_id, kind, traceparent, 0)
+        self._due[position] = OutboxEntry(position, order_id, kind, traceparent, 0)
 
     def pass_time(self) -> None:
-        """Everything open is due."""
+        """Makes every pending entry due."""
         self._due |= self._later
         self._later = {}
 
     @property
-    def open(self) -> int:
+    def pending(self) -> int:
+        """The number of entries that are not complete."""
         return len(self._due) + len(self._later)
 
-    async def claim(self, limit: int, seconds: float) -> list[Errand]:  # noqa: ARG002
-        """See Errands."""
-        claimed = [replace(errand, tries=errand.tries + 1) for errand in list(self._due.values())[:limit]]
-        for errand in claimed:
-            del self._due[errand.position]
-            self._later[errand.position] = errand
+    async def claim(self, limit: int, seconds: float) -> list[OutboxEntry]:  # noqa: ARG002
+        """See Outbox."""
+        claimed = [replace(entry, attempts=entry.attempts + 1) for entry in list(self._due.values())[:limit]]
+        for entry in claimed:
+            del self._due[entry.position]
+            self._later[entry.position] = entry
         return claimed
 
     async def take_over(self) -> int:
-        """See Errands."""
+        """See Outbox."""
         taken = len(self._later)
         self.pass_time()
         return taken
 
-    async def finish(self, errand: Errand) -> None:
-        """See Errands."""
-        self._later.pop(errand.position, None)
+    async def complete(self, entry: OutboxEntry) -> None:
+        """See Outbox."""
+        self._later.pop(entry.position, None)
 
-    async def postpone(self, errand: Errand, seconds: float) -> None:
-        """See Errands."""
+    async def postpone(self, entry: OutboxEntry, seconds: float) -> None:
+        """See Outbox."""

@@ -1,55 +1,55 @@
-"""The process manager: takes each placed order through a reservation to confirmed or rejected, and gives the credit
-of a cancelled one back.
+"""The process manager: processes outbox entries, which takes each order through a reservation of credit to confirmed
+or rejected, and releases the credit of a cancelled or rejected order.
 
-Invariant: an errand may be run any number of times with the effect of once; one that fails holds up no other.
+Invariant: processing an entry several times has the effect of once, and a failing entry delays no other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable
 
 import structlog
 
+from chassis import backoff
 from chassis.deadline import deadline
 from chassis.errors import RpcError
 from chassis.events.port import EventLog
+from chassis.settings import Live
 from chassis.telemetry.traces import continued
 from order_service.commands import Commands
 from order_service.domain import Order, Status
 from order_service.settings import Settings
 from order_service.storage import event_codec
-from order_service.worker.outbox import Errand, Errands
-from order_service.worker.user_credit import CreditRefused, Users
-from order_service.worker.wakeup import heard
+from order_service.worker import wakeup
+from order_service.worker.outbox import Outbox, OutboxEntry
+from order_service.worker.user_credit import CreditDenied, UserCredit
 
 log = structlog.get_logger(__name__)
 
 
-class Fulfilment:
-    """Runs errands; `settings` gives the settings of the moment. Set `news` when there may be a new errand."""
+class ProcessManager:
+    """Processes outbox entries. Set `wakeup` when there may be a new entry."""
 
     def __init__(
         self,
-        errands: Errands,
+        outbox: Outbox,
         store: EventLog,
         commands: Commands,
-        users: Users,
-        settings: Callable[[], Settings],
+        user_credit: UserCredit,
+        settings: Live[Settings],
     ) -> None:
-        self._errands = errands
+        self._outbox = outbox
         self._store = store
         self._commands = commands
-        self._users = users
+        self._user_credit = user_credit
         self._settings = settings
         self._running: set[asyncio.Task[None]] = set()
-        self.news = asyncio.Event()
+        self.wakeup = asyncio.Event()
 
-    async def follow(self, stopping: asyncio.Event) -> None:
-        """Run what is due until told to stop; what is running then gets to its end.
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Processes due entries until `stopping` is set, then waits for those in progress.
 
-        Begins with what others had claimed: who runs this is the active worker, and they are not any more.
+        Starts with the entries that others have claimed: only the leader runs this, so those workers lead no longer.
         """
         taken_over = False
         while not stopping.is_set():
@@ -57,76 +57,77 @@ class Fulfilment:
                 if not taken_over:
                     await self._take_over()
                     taken_over = True
-                await self._next()
+                await self._process_due()
             except RpcError as error:
-                log.warning("errands cannot be claimed, trying again", error=str(error))
-                await asyncio.sleep(self._settings().poll_seconds)
+                log.warning("outbox entries cannot be claimed, trying again", error=str(error))
+                await asyncio.sleep(self._settings.value.worker_poll_seconds)
         if self._running:
             await asyncio.wait(self._running)
 
     async def _take_over(self) -> None:
-        if taken := await self._errands.take_over():
-            log.info("errands taken over", errands=taken)
+        if taken := await self._outbox.take_over():
+            log.info("outbox entries taken over", entries=taken)
 
-    async def _next(self) -> None:
-        self.news.clear()
-        settings = self._settings()
-        free = settings.errands_at_once - len(self._running)
-        claimed = await self._errands.claim(free, settings.errand_seconds) if free > 0 else []
-        self._running |= {asyncio.create_task(self.attempt(errand)) for errand in claimed}
+    async def _process_due(self) -> None:
+        self.wakeup.clear()
+        settings = self._settings.value
+        free = settings.outbox_concurrency - len(self._running)
+        claimed = await self._outbox.claim(free, settings.outbox_attempt_seconds) if free > 0 else []
+        self._running |= {asyncio.create_task(self.attempt(entry)) for entry in claimed}
         if len(claimed) < free:
-            await heard(self.news, settings.poll_seconds)
+            await wakeup.wait(self.wakeup, settings.worker_poll_seconds)
         elif self._running:
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
         self._running = {task for task in self._running if not task.done()}
 
-    async def attempt(self, errand: Errand) -> None:
-        """Try an errand once, in the trace of its event; when it fails it is tried again later."""
-        with continued(errand.traceparent, f"{errand.kind} credit", {"order.id": str(errand.order_id)}):
+    async def attempt(self, entry: OutboxEntry) -> None:
+        """Processes an entry once, in the trace of its event; after a failure it is retried later."""
+        with continued(entry.traceparent, f"{entry.kind} credit", {"order.id": str(entry.order_id)}):
             try:
-                with deadline(self._settings().errand_seconds):
-                    await self._run(errand)
-                    await self._errands.finish(errand)
+                with deadline(self._settings.value.outbox_attempt_seconds):
+                    await self._process(entry)
+                    await self._outbox.complete(entry)
             except RpcError as error:
-                await self._postpone(errand, error.reason)
+                await self._postpone(entry, error.reason)
             except Exception as error:
-                log.exception("errand failed", order_id=str(errand.order_id), kind=errand.kind)
-                await self._postpone(errand, type(error).__name__)
+                log.exception("outbox entry failed", order_id=str(entry.order_id), kind=entry.kind)
+                await self._postpone(entry, type(error).__name__)
 
-    async def _run(self, errand: Errand) -> None:
-        order = event_codec.fold(await self._store.read(errand.order_id))
+    async def _process(self, entry: OutboxEntry) -> None:
+        order = event_codec.fold(await self._store.read(entry.order_id))
         if order is None:
-            raise LookupError(f"order {errand.order_id} has no history")
-        await (self._reserve(order, errand) if errand.kind == "reserve" else self._release(order))
+            raise LookupError(f"order {entry.order_id} has no events")
+        await (self._reserve(order, entry) if entry.kind == "reserve" else self._release(order))
 
-    async def _reserve(self, order: Order, errand: Errand) -> None:
+    async def _reserve(self, order: Order, entry: OutboxEntry) -> None:
         if order.status is not Status.PENDING:
             return
         try:
-            await self._users.reserve(order.id, order.user_id, order.currency, order.total)
-        except CreditRefused as refusal:
-            await self._commands.reject_order(order.id, refusal.reason, errand.command_id)
+            await self._user_credit.reserve(order.id, order.user_id, order.currency, order.total)
+        except CreditDenied as denied:
+            await self._commands.reject_order(order.id, denied.reason, entry.command_id)
         else:
-            # Cancelled meanwhile? Then nothing is confirmed, and the errand of the cancellation gives back.
-            await self._commands.confirm_order(order.id, errand.command_id)
+            # If the order was cancelled meanwhile, this confirms nothing and the entry of the cancellation releases.
+            await self._commands.confirm_order(order.id, entry.command_id)
 
     async def _release(self, order: Order) -> None:
-        await self._users.release(order.id, order.user_id)
+        await self._user_credit.release(order.id, order.user_id)
 
-    async def _postpone(self, errand: Errand, reason: str) -> None:
-        settings = self._settings()
-        longest = min(settings.retry_longest_seconds, settings.retry_first_seconds * 2 ** min(errand.tries - 1, 16))
-        seconds = longest * random.uniform(0.5, 1.0)  # noqa: S311
+    async def _postpone(self, entry: OutboxEntry, reason: str) -> None:
+        settings = self._settings.value
+        seconds = backoff.delay(
+            entry.attempts, settings.outbox_retry_first_seconds, settings.outbox_retry_longest_seconds
+        )
         log.warning(
-            "errand postponed",
-            order_id=str(errand.order_id),
-            kind=errand.kind,
+            "outbox entry postponed",
+            order_id=str(entry.order_id),
+            kind=entry.kind,
             reason=reason,
-            tries=errand.tries,
+            attempts=entry.attempts,
             seconds=round(seconds, 2),
         )
         try:
-            await self._errands.postpone(errand, seconds)
+            await self._outbox.postpone(entry, seconds)
         except RpcError as error:
-            # Not lost: it is due again when the claim ends.
-            log.warning("errand not postponed", order_id=str(errand.order_id), error=str(error))
+            # It is not lost: it is due again when its claim ends.
+            log.warning("outbox entry not postponed", order_id=str(entry.order_id), error=str(error))

@@ -1,14 +1,14 @@
-"""How far behind the active worker is, as metrics: events not projected, errands open, the age of the oldest."""
+"""Measures how far the worker lags: events not yet projected, pending outbox entries, and the age of the oldest."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING, LiteralString
 
 import structlog
 
 from chassis.errors import RpcError
+from chassis.settings import Live
 from chassis.telemetry.metrics import meter
 from order_service.settings import Settings
 from order_service.worker.leadership import Leadership
@@ -18,35 +18,35 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_active = meter().create_gauge("worker.active", description="1 for the worker that is active, 0 for one that stands by")
-_behind = meter().create_gauge("projection.lag.events", description="events a projection has not seen yet")
-_open = meter().create_gauge("errands.open", description="errands owed to the User Service and not done yet")
-_age = meter().create_gauge("errands.oldest.seconds", "s", "how long the oldest open errand has been owed")
+_leader = meter().create_gauge("worker.leader", description="1 for the worker that leads, 0 for one that stands by")
+_events = meter().create_gauge("projection.lag.events", description="events that a projection has not applied yet")
+_pending = meter().create_gauge("outbox.pending", description="outbox entries that are not complete")
+_oldest = meter().create_gauge("outbox.oldest.seconds", "s", "age of the oldest pending outbox entry")
 
 
-async def follow(leadership: Leadership, database: Database, settings: Callable[[], Settings], instance: str) -> None:
-    """Look and tell for ever. Only the active worker asks the database, so that nothing is told twice."""
+async def run(leadership: Leadership, database: Database, settings: Live[Settings], instance: str) -> None:
+    """Measures in intervals without end. Only the leader queries the database, so nothing is reported twice."""
     while True:
-        _active.set(int(leadership.active), {"instance": instance[:8]})
-        if leadership.active:
+        _leader.set(int(leadership.is_leader), {"instance": instance[:8]})
+        if leadership.is_leader:
             try:
-                await _look(database)
+                await _measure(database)
             except RpcError as error:
                 log.warning("lag not measured", error=str(error))
-        await asyncio.sleep(settings().lag_seconds)
+        await asyncio.sleep(settings.value.lag_interval_seconds)
 
 
-async def _look(database: Database) -> None:
+async def _measure(database: Database) -> None:
     async with database.connection() as connection:
         for row in await (await connection.execute(_BEHIND)).fetchall():
-            _behind.set(row["behind"], {"projection": row["name"]})
-        errands = await (await connection.execute(_OWED)).fetchone()
-    if errands is not None:
-        _open.set(errands["open"])
-        _age.set(float(errands["oldest"]))
+            _events.set(row["behind"], {"projection": row["name"]})
+        outbox = await (await connection.execute(_OUTBOX)).fetchone()
+    if outbox is not None:
+        _pending.set(outbox["pending"])
+        _oldest.set(float(outbox["oldest"]))
 
 
 _BEHIND: LiteralString = """
     SELECT name, (SELECT count(*) FROM events WHERE notification_id > position) AS behind FROM projections"""
-_OWED: LiteralString = """
-    SELECT count(*) AS open, coalesce(extract(epoch FROM now() - min(owed_at)), 0) AS oldest FROM errands"""
+_OUTBOX: LiteralString = """
+    SELECT count(*) AS pending, coalesce(extract(epoch FROM now() - min(created_at)), 0) AS oldest FROM outbox"""

@@ -1,4 +1,4 @@
-"""Events to tables: what lists read (`orders`) and what is owed to the User Service (`errands`).
+"""Projects events to tables: `orders`, which lists are read from, and `outbox`, the pending calls to the User Service.
 
 Invariant: rows and position of a projection change in one transaction, under a lock: once for each event, in order.
 """
@@ -19,14 +19,15 @@ from psycopg.types.json import Jsonb
 from chassis.errors import RpcError
 from chassis.events.port import EventLog
 from chassis.events.record import RecordedEvent
+from chassis.settings import Live
 from chassis.telemetry.metrics import meter
 from chassis.telemetry.traces import continued
-from order_service.domain import OrderPlaced, Status
+from order_service.domain import STATUS_AFTER, OrderPlaced
 from order_service.settings import Settings
 from order_service.storage import event_codec
 from order_service.storage.upcasts import UnknownEvent, upcast
-from order_service.worker.outbox import KINDS
-from order_service.worker.wakeup import heard
+from order_service.worker import wakeup
+from order_service.worker.outbox import ENTRY_KINDS
 
 if TYPE_CHECKING:
     from chassis.postgres.database import Database
@@ -34,65 +35,62 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 Connection = AsyncConnection[DictRow]
-_visible = meter().create_histogram(
+_lag = meter().create_histogram(
     "projection.lag.seconds",
     "s",
-    "time from deciding an event to its being visible in the rows of a projection",
+    "time from the decision of an event until it is visible in the rows of a projection",
     explicit_bucket_boundaries_advisory=[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60],
 )
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A name, under which its position is kept, and what it does with one event: a cursor, if a row has to change."""
+    """A name, under which the position is stored, and a function that applies an event.
+
+    The function returns a cursor if the event has to change a row.
+    """
 
     name: str
     apply: Callable[[Connection, int, RecordedEvent], Awaitable[AsyncCursor[DictRow] | None]]
 
 
-async def onto_orders(connection: Connection, _: int, event: RecordedEvent) -> AsyncCursor[DictRow]:
-    """Keep the row of the order up to date."""
-    placed = event_codec.recall(event)
-    if isinstance(placed, OrderPlaced):
-        lines = Jsonb(event_codec.plain(placed.lines))
-        at = event_codec.occurred_at(event)
-        row = (event.stream, placed.user_id, Status.PENDING, placed.currency, lines, placed.total, 1, at)
-        return await connection.execute(_INSERT, row)
-    return await connection.execute(_UPDATE, (_STATUS[event.type], event.version, event.stream))
+async def project_order(connection: Connection, _: int, recorded: RecordedEvent) -> AsyncCursor[DictRow]:
+    """Inserts or updates the row of the order."""
+    event = event_codec.decode(recorded)
+    if isinstance(event, OrderPlaced):
+        order = event_codec.advance(None, recorded)
+        values = vars(order) | {"lines": Jsonb(event_codec.lines_to_json(order.lines))}
+        return await connection.execute(_INSERT, values)
+    return await connection.execute(_UPDATE, (STATUS_AFTER[type(event)], recorded.version, recorded.stream))
 
 
-async def onto_errands(connection: Connection, position: int, event: RecordedEvent) -> None:
-    """Owe the errand that the event needs."""
-    kind = KINDS.get(event.type)
+async def project_outbox(connection: Connection, position: int, recorded: RecordedEvent) -> None:
+    """Adds the outbox entry that the event needs."""
+    kind = ENTRY_KINDS.get(recorded.type)
     if kind:
-        traceparent = event.meta.get("traceparent", "")
-        await connection.execute(_OWE, (position, event.stream, kind, traceparent))
+        traceparent = recorded.meta.get("traceparent", "")
+        await connection.execute(_ADD_ENTRY, (position, recorded.stream, kind, traceparent))
 
 
-ORDERS = Projection("orders", onto_orders)
-ERRANDS = Projection("errands", onto_errands)
+ORDERS = Projection("orders", project_order)
+OUTBOX = Projection("outbox", project_outbox)
 
-_STATUS = {
-    "OrderConfirmed": Status.CONFIRMED,
-    "OrderRejected": Status.REJECTED,
-    "OrderCancelled": Status.CANCELLED,
-}
 _INSERT = """INSERT INTO orders (id, user_id, status, currency, lines, total, version, placed_at)
-             VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"""
+             VALUES (%(id)s, %(user_id)s, %(status)s, %(currency)s, %(lines)s, %(total)s, %(version)s, %(placed_at)s)"""
 _UPDATE = "UPDATE orders SET status = %s, version = %s WHERE id = %s"
-_OWE = "INSERT INTO errands (position, order_id, kind, traceparent) VALUES (%s, %s, %s, %s)"
+_ADD_ENTRY = "INSERT INTO outbox (position, order_id, kind, traceparent) VALUES (%s, %s, %s, %s)"
 _LOCK = "SELECT pg_try_advisory_xact_lock(hashtext(current_schema()), hashtext(%s)) AS locked"
-# A worker that is stopped in the middle of a batch keeps its connection; its lock has to end all the same.
-_BOUNDED = "SELECT set_config('transaction_timeout', %s, true)"
+# A worker that is stopped within a batch keeps its connection, so the database has to end its transaction and lock.
+_TRANSACTION_TIMEOUT = "SELECT set_config('transaction_timeout', %s, true)"
 _POSITION = "SELECT position FROM projections WHERE name = %s"
 ADVANCE = """INSERT INTO projections (name, position) VALUES (%s, %s)
               ON CONFLICT (name) DO UPDATE SET position = excluded.position"""
 
 
 class Projector:
-    """Brings one projection up to date, again and again. Set `news` when there may be new events.
+    """Keeps one projection up to date. Set `wakeup` when there may be new events.
 
-    It stops before an event that a newer version recorded, and says so: passing it by would lose it for ever.
+    Stops before an event of a newer version, because skipping it would lose it; `readiness` names it.
     """
 
     def __init__(
@@ -100,29 +98,29 @@ class Projector:
         projection: Projection,
         store: EventLog,
         database: Database,
-        settings: Callable[[], Settings],
-        after: Callable[[], None] = lambda: None,
+        settings: Live[Settings],
+        on_projected: Callable[[], None] = lambda: None,
     ) -> None:
         self._projection = projection
         self._store = store
         self._database = database
         self._settings = settings
-        self._after = after
-        self.news = asyncio.Event()
+        self._on_projected = on_projected
+        self.wakeup = asyncio.Event()
         self._stopped_by: UnknownEvent | None = None
-        self._trouble = ""
+        self._failure = ""
 
-    def state(self) -> str:
-        """The event before which it has stopped, the defect it has failed with, or "ok": a readiness probe."""
-        return f"stopped before: {self._stopped_by}" if self._stopped_by else self._trouble or "ok"
+    def readiness(self) -> str:
+        """Returns "ok", the event before which it has stopped, or the error it has failed with: a readiness probe."""
+        return f"stopped before: {self._stopped_by}" if self._stopped_by else self._failure or "ok"
 
-    async def follow(self, stopping: asyncio.Event) -> None:
-        """Bring it up to date until told to stop."""
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Projects new events until `stopping` is set."""
         while not stopping.is_set():
-            self.news.clear()
+            self.wakeup.clear()
             try:
-                projected = await self._project()
-                self._tell(projected)
+                projected = await self._project_batch()
+                self._record_lag(projected)
             except RpcError as error:
                 log.warning("projection waits", projection=self._projection.name, error=str(error))
                 projected = []
@@ -130,57 +128,58 @@ class Projector:
                 log.error("projection stopped", projection=self._projection.name, error=str(error))  # noqa: TRY400
                 projected = []
             except Exception as error:
-                self._trouble = f"failed: {type(error).__name__}: {error}"
+                self._failure = f"failed: {type(error).__name__}: {error}"
                 raise
             if projected:
-                self._after()
+                self._on_projected()
             else:
-                await heard(self.news, self._settings().poll_seconds)
+                await wakeup.wait(self.wakeup, self._settings.value.worker_poll_seconds)
 
     async def step(self) -> int:
-        """Project one batch; the number of events, 0 also while another worker is at it. Raises UnknownEvent."""
-        return len(await self._project())
+        """Projects a batch and returns its size, 0 also while another worker holds the lock; raises UnknownEvent."""
+        return len(await self._project_batch())
 
-    async def _project(self) -> list[tuple[int, RecordedEvent]]:
+    async def _project_batch(self) -> list[tuple[int, RecordedEvent]]:
         name = self._projection.name
+        settings = self._settings.value
         async with self._database.connection() as connection:
-            await connection.execute(_BOUNDED, (f"{self._settings().term_seconds}s",))
+            await connection.execute(_TRANSACTION_TIMEOUT, (f"{settings.leadership_term_seconds}s",))
             if not await _value(connection, _LOCK, name, "locked"):
                 return []
             position = await _value(connection, _POSITION, name, "position") or 0
-            batch = self._known(await self._store.since(position, self._settings().batch_size))
-            # All statements of a batch in one round trip: a list is behind by that much less.
+            batch = self._decodable(await self._store.since(position, settings.projection_batch_size))
+            # One round trip for all statements of a batch, which keeps the lag of lists short.
             async with connection.pipeline():
                 changed = [await self._apply(connection, position, event) for position, event in batch]
                 if batch:
                     await connection.execute(ADVANCE, (name, batch[-1][0]))
         for (_, event), cursor in zip(batch, changed, strict=True):
             if cursor is not None and cursor.rowcount == 0:
-                # One damaged order must not hold up all others; the audit names it, a rebuild mends it.
+                # A damaged order must not stop the others; the consistency check names it, a rebuild repairs it.
                 log.error("the read table has no row of this order", order_id=str(event.stream), version=event.version)
-        self._trouble = ""
+        self._failure = ""
         return batch
 
-    def _tell(self, batch: Sequence[tuple[int, RecordedEvent]]) -> None:
-        """Measure what has just become visible; an event's time is its decision's, some milliseconds before commit."""
+    def _record_lag(self, batch: Sequence[tuple[int, RecordedEvent]]) -> None:
+        """Records the lag of events that just became visible, from their decision some milliseconds before commit."""
         now = datetime.now(UTC)
         for _, event in batch:
             seconds = max(0.0, (now - event_codec.occurred_at(event)).total_seconds())
-            _visible.record(seconds, {"projection": self._projection.name})
+            _lag.record(seconds, {"projection": self._projection.name})
 
-    def _known(self, batch: Sequence[tuple[int, RecordedEvent]]) -> list[tuple[int, RecordedEvent]]:
-        """The events before the first that this version does not know, as they would be recorded today."""
-        known: list[tuple[int, RecordedEvent]] = []
+    def _decodable(self, batch: Sequence[tuple[int, RecordedEvent]]) -> list[tuple[int, RecordedEvent]]:
+        """Returns the events before the first unknown one, upcast; raises UnknownEvent if there are none."""
+        decodable: list[tuple[int, RecordedEvent]] = []
         self._stopped_by = None
         for position, event in batch:
             try:
-                known.append((position, upcast(event)))
+                decodable.append((position, upcast(event)))
             except UnknownEvent as error:
                 self._stopped_by = error
-                if not known:
+                if not decodable:
                     raise
                 break
-        return known
+        return decodable
 
     async def _apply(self, connection: Connection, position: int, event: RecordedEvent) -> AsyncCursor[DictRow] | None:
         title = f"project {event.type} onto {self._projection.name}"

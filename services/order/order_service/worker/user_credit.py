@@ -1,4 +1,4 @@
-"""The User Service as the Order Service needs it: the port, gRPC behind it, and the fake of the unit tests."""
+"""Calls the User Service to reserve and release credit: the port, its gRPC adapter, and its fake for unit tests."""
 
 from __future__ import annotations
 
@@ -11,76 +11,76 @@ from chassis.errors import RpcError
 from shop.user.v1 import user_pb2
 from shop.user.v1.user_pb2_grpc import UserServiceStub
 
-_REFUSALS = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+_DENIED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
 
 
-class CreditRefused(Exception):  # noqa: N818 - an answer, not a defect
-    """The User Service says no, and will say so again; `reason` is its word for it."""
+class CreditDenied(Exception):  # noqa: N818 - an answer, not a defect
+    """The User Service denies the reservation, at each attempt; `reason` is its reason code."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-class Users(Protocol):
-    """Credit of users. Both calls are idempotent by order; both raise RpcError when they could not be made."""
+class UserCredit(Protocol):
+    """Port: the credit of users. Both calls are idempotent by order and raise RpcError if the call fails."""
 
     async def reserve(self, order_id: UUID, user_id: UUID, currency: str, amount: int) -> None:
-        """Hold an amount for an order; raises CreditRefused."""
+        """Reserves an amount for an order; raises CreditDenied."""
 
     async def release(self, order_id: UUID, user_id: UUID) -> None:
-        """Give back what an order holds."""
+        """Releases the credit that is reserved for an order."""
 
 
-class GrpcUsers:
-    """shop.user.v1.UserService."""
+class GrpcUserCredit:
+    """Calls shop.user.v1.UserService."""
 
     def __init__(self, channel: Any) -> None:
         self._stub: Any = UserServiceStub(channel)
 
     async def reserve(self, order_id: UUID, user_id: UUID, currency: str, amount: int) -> None:
-        """See Users."""
-        call = user_pb2.ReserveCreditRequest(
+        """See UserCredit."""
+        request = user_pb2.ReserveCreditRequest(
             order_id=str(order_id), user_id=str(user_id), currency=currency, amount=amount
         )
         try:
-            await self._stub.ReserveCredit(call)
+            await self._stub.ReserveCredit(request)
         except RpcError as error:
-            if error.code in _REFUSALS:
-                raise CreditRefused(error.reason) from error
+            if error.code in _DENIED:
+                raise CreditDenied(error.reason) from error
             raise
 
     async def release(self, order_id: UUID, user_id: UUID) -> None:
-        """See Users."""
+        """See UserCredit."""
         await self._stub.ReleaseCredit(user_pb2.ReleaseCreditRequest(order_id=str(order_id), user_id=str(user_id)))
 
 
-class FakeUsers:
-    """The User Service of unit tests: one credit for all; `away` makes each call raise it."""
+class FakeUserCredit:
+    """Fake for unit tests: one credit for all users; each call raises `failure` if it is set."""
 
     def __init__(self, credit: int = 100_000) -> None:
         self.available = credit
         self.held: dict[UUID, int] = {}
         self.released: set[UUID] = set()
-        self.away: Exception | None = None
+        self.failure: Exception | None = None
 
     async def reserve(self, order_id: UUID, user_id: UUID, currency: str, amount: int) -> None:  # noqa: ARG002
-        """See Users."""
-        self._answer()
+        """See UserCredit."""
+        self._fail_if_set()
         if order_id in self.released:
-            raise CreditRefused("RESERVATION_RELEASED")
+            raise CreditDenied("RESERVATION_RELEASED")
         if order_id not in self.held:
             if amount > self.available:
-                raise CreditRefused("CREDIT_EXCEEDED")
+                raise CreditDenied("CREDIT_EXCEEDED")
             self.held[order_id] = amount
             self.available -= amount
 
     async def release(self, order_id: UUID, user_id: UUID) -> None:  # noqa: ARG002
-        """See Users."""
-        self._answer()
+        """See UserCredit."""
+        self._fail_if_set()
         self.released.add(order_id)
         self.available += self.held.pop(order_id, 0)
 
-    def _answer(self) -> None:
-        if self.away:
-            raise self.away
+    def _fail_if_set(self) -> None:
+        if self.failure:
+            raise self.failure

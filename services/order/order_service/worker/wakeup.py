@@ -1,13 +1,13 @@
-"""How loops of the worker sleep until there is something to do."""
+"""Lets a loop of the worker sleep until something wakes it."""
 
 from __future__ import annotations
 
 import asyncio
 
 
-async def heard(news: asyncio.Event, seconds: float) -> None:
-    """Wait for news, at most so many seconds."""
+async def wait(wakeup: asyncio.Event, longest: float) -> None:
+    """Waits until the wake-up event is set, at most `longest` seconds."""
     try:
-        await asyncio.wait_for(news.wait(), seconds)
+        await asyncio.wait_for(wakeup.wait(), longest)
     except TimeoutError:
         return

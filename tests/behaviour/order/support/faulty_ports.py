@@ -1,4 +1,4 @@
-"""The ports of the worker with a fate: each attempt of an errand may fail or die at a named moment."""
+"""The ports of the worker with faults: each attempt of an outbox entry may fail or be killed at a named moment."""
 
 from __future__ import annotations
 
@@ -17,145 +17,145 @@ from chassis.errors import RpcError, unavailable
 from chassis.events.port import EventLog
 from chassis.events.record import RecordedEvent
 from order_service.commands import Commands
-from order_service.worker.outbox import Errand, Errands
-from order_service.worker.process_manager import Fulfilment
-from order_service.worker.user_credit import CreditRefused, FakeUsers
+from order_service.worker.outbox import Outbox, OutboxEntry
+from order_service.worker.process_manager import ProcessManager
+from order_service.worker.user_credit import CreditDenied, FakeUserCredit
 
 
 class Killed(BaseException):
-    """The worker is gone in this instant: no handler of it runs any more."""
+    """The worker was killed at this point: none of its error handlers runs."""
 
 
-class Fate(StrEnum):
-    """What becomes of one attempt."""
+class Fault(StrEnum):
+    """The fault of an attempt."""
 
-    FINE = "nothing happens to it"
-    AWAY = "the call fails"
+    NONE = "it succeeds"
+    CALL_FAILS = "the call fails"
     KILLED_BEFORE_CALL = "killed before the call"
-    LOST = "the call is answered, the answer is lost"
-    LATE = "the call is given up and arrives later"
+    ANSWER_LOST = "the call succeeds, its answer is lost"
+    CALL_LATE = "the call times out and arrives later"
     KILLED_DURING_CALL = "killed, and the call arrives later"
-    KILLED_AFTER_CALL = "killed after the call, before it is recorded"
-    STORE_AWAY = "it cannot be recorded"
-    KILLED_AFTER_RECORDING = "killed after it was recorded, before it is finished"
-    FINISH_FAILS = "it cannot be finished"
-    KILLED_AFTER_FINISH = "killed after it was finished"
+    KILLED_AFTER_CALL = "killed after the call, before its event is appended"
+    APPEND_FAILS = "its event cannot be appended"
+    KILLED_AFTER_APPEND = "killed after its event was appended, before it is completed"
+    COMPLETE_FAILS = "it cannot be completed"
+    KILLED_AFTER_COMPLETE = "killed after it was completed"
 
 
-fate: ContextVar[Fate] = ContextVar("fate", default=Fate.FINE)
+current_fault: ContextVar[Fault] = ContextVar("current_fault", default=Fault.NONE)
 
 
-def away() -> RpcError:
-    return unavailable("AWAY", "away", 1)
+def outage() -> RpcError:
+    return unavailable("DATABASE_UNAVAILABLE", "an injected fault", 1)
 
 
-class UnreliableUsers:
-    """The port `Users`; what is `late` arrives when the test says so."""
+class UnreliableUserCredit:
+    """The port `UserCredit`; calls in `late` arrive when the test calls `arrive`."""
 
-    def __init__(self, users: FakeUsers, luck: random.Random) -> None:
-        self._users = users
-        self._luck = luck
+    def __init__(self, user_credit: FakeUserCredit, rng: random.Random) -> None:
+        self._user_credit = user_credit
+        self._rng = rng
         self.late: list[Callable[[], Awaitable[None]]] = []
 
     async def reserve(self, order_id: UUID, user_id: UUID, currency: str, amount: int) -> None:
-        await self._call(lambda: self._users.reserve(order_id, user_id, currency, amount))
+        await self._call(lambda: self._user_credit.reserve(order_id, user_id, currency, amount))
 
     async def release(self, order_id: UUID, user_id: UUID) -> None:
-        await self._call(lambda: self._users.release(order_id, user_id))
+        await self._call(lambda: self._user_credit.release(order_id, user_id))
 
     async def arrive(self) -> None:
-        """What is late is done, in any sequence."""
+        """Executes the late calls in a random sequence."""
         arriving, self.late = self.late, []
-        self._luck.shuffle(arriving)
+        self._rng.shuffle(arriving)
         for call in arriving:
-            await _unheard(call)
+            await _ignore_answer(call)
 
     async def _call(self, call: Callable[[], Awaitable[None]]) -> None:
-        await _give_way(self._luck)
-        match fate.get():
-            case Fate.AWAY:
-                raise away()
-            case Fate.KILLED_BEFORE_CALL:
+        await _yield_to_others(self._rng)
+        match current_fault.get():
+            case Fault.CALL_FAILS:
+                raise outage()
+            case Fault.KILLED_BEFORE_CALL:
                 raise Killed
-            case Fate.LOST:
-                await _unheard(call)
-                raise away()
-            case Fate.LATE:
+            case Fault.ANSWER_LOST:
+                await _ignore_answer(call)
+                raise outage()
+            case Fault.CALL_LATE:
                 self.late.append(call)
-                raise away()
-            case Fate.KILLED_DURING_CALL:
+                raise outage()
+            case Fault.KILLED_DURING_CALL:
                 self.late.append(call)
                 raise Killed
-            case Fate.KILLED_AFTER_CALL:
-                await _unheard(call)
+            case Fault.KILLED_AFTER_CALL:
+                await _ignore_answer(call)
                 raise Killed
         await call()
-        await _give_way(self._luck)
+        await _yield_to_others(self._rng)
 
 
 class UnreliableLog(Interleaved):
-    """The event log as the worker has it."""
+    """The event log of the worker."""
 
-    def __init__(self, log: EventLog, luck: random.Random) -> None:
-        super().__init__(log, luck)
+    def __init__(self, log: EventLog, rng: random.Random) -> None:
+        super().__init__(log, rng)
 
     async def append(self, stream: UUID, expected_version: int, events: Sequence[RecordedEvent], **extra: Any) -> None:
-        if fate.get() is Fate.STORE_AWAY:
-            raise away()
+        if current_fault.get() is Fault.APPEND_FAILS:
+            raise outage()
         await super().append(stream, expected_version, events, **extra)
-        if fate.get() is Fate.KILLED_AFTER_RECORDING:
+        if current_fault.get() is Fault.KILLED_AFTER_APPEND:
             raise Killed
 
 
-class UnreliableErrands:
-    """The port `Errands`."""
+class UnreliableOutbox:
+    """The port `Outbox`."""
 
-    def __init__(self, errands: Errands) -> None:
-        self._errands = errands
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
 
-    async def claim(self, limit: int, seconds: float) -> list[Errand]:
-        return await self._errands.claim(limit, seconds)
+    async def claim(self, limit: int, seconds: float) -> list[OutboxEntry]:
+        return await self._outbox.claim(limit, seconds)
 
     async def take_over(self) -> int:
-        return await self._errands.take_over()
+        return await self._outbox.take_over()
 
-    async def finish(self, errand: Errand) -> None:
-        if fate.get() is Fate.FINISH_FAILS:
-            raise away()
-        await self._errands.finish(errand)
-        if fate.get() is Fate.KILLED_AFTER_FINISH:
+    async def complete(self, entry: OutboxEntry) -> None:
+        if current_fault.get() is Fault.COMPLETE_FAILS:
+            raise outage()
+        await self._outbox.complete(entry)
+        if current_fault.get() is Fault.KILLED_AFTER_COMPLETE:
             raise Killed
 
-    async def postpone(self, errand: Errand, seconds: float) -> None:
-        await self._errands.postpone(errand, seconds)
+    async def postpone(self, entry: OutboxEntry, seconds: float) -> None:
+        await self._outbox.postpone(entry, seconds)
 
 
 class Worker:
-    """The process manager of a service, each of its attempts with a fate."""
+    """The process manager of a service, with a fault in each of its attempts."""
 
-    def __init__(self, service: Service, luck: random.Random, kind: type[Fulfilment] = Fulfilment) -> None:
-        log = UnreliableLog(service.store, luck)
-        self.users = UnreliableUsers(service.users, luck)
-        commands = Commands(log, service.keys, lambda: service.settings)
-        errands = UnreliableErrands(service.errands)
-        self._fulfilment = kind(errands, log, commands, self.users, lambda: service.settings)
+    def __init__(self, service: Service, rng: random.Random, kind: type[ProcessManager] = ProcessManager) -> None:
+        log = UnreliableLog(service.store, rng)
+        self.user_credit = UnreliableUserCredit(service.user_credit, rng)
+        commands = Commands(log, service.keys, service.settings)
+        outbox = UnreliableOutbox(service.outbox)
+        self._process_manager = kind(outbox, log, commands, self.user_credit, service.settings)
 
-    async def attempt(self, errand: Errand, drawn: Fate) -> None:
-        """Try the errand in this task until it is done, postponed, or the worker dead."""
-        fate.set(drawn)
+    async def attempt(self, entry: OutboxEntry, fault: Fault) -> None:
+        """Attempts the entry in this task until it is completed or postponed, or the worker is killed."""
+        current_fault.set(fault)
         try:
-            await self._fulfilment.attempt(errand)
+            await self._process_manager.attempt(entry)
         except Killed:
             return
 
 
-async def _unheard(call: Callable[[], Awaitable[None]]) -> None:
+async def _ignore_answer(call: Callable[[], Awaitable[None]]) -> None:
     try:
         await call()
-    except (CreditRefused, RpcError):
+    except (CreditDenied, RpcError):
         return
 
 
-async def _give_way(luck: random.Random) -> None:
-    for _ in range(luck.randrange(3)):
+async def _yield_to_others(rng: random.Random) -> None:
+    for _ in range(rng.randrange(3)):
         await asyncio.sleep(0)

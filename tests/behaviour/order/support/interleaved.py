@@ -1,4 +1,4 @@
-"""An event log that gives way before and after each step, so that tasks on it overtake each other as drawn."""
+"""An event log that yields to other tasks around each step, so that tasks overtake each other at random."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from chassis.events.record import RecordedEvent
 
 
 class Interleaved:
-    """The log behind it; `luck` decides how often the other tasks come first."""
+    """Wraps a log; `rng` decides how often the other tasks run first."""
 
-    def __init__(self, log: EventLog, luck: random.Random) -> None:
+    def __init__(self, log: EventLog, rng: random.Random) -> None:
         self._log = log
-        self.luck = luck
+        self.rng = rng
 
     async def append(self, stream: UUID, expected_version: int, events: Sequence[RecordedEvent], **extra: Any) -> None:
-        await self._give_way()
+        await self._yield_to_others()
         await self._log.append(stream, expected_version, events, **extra)
-        await self._give_way()
+        await self._yield_to_others()
 
     async def read(self, stream: UUID, after: int = 0) -> list[RecordedEvent]:
-        await self._give_way()
+        await self._yield_to_others()
         found = await self._log.read(stream, after)
-        await self._give_way()
+        await self._yield_to_others()
         return found
 
     async def since(self, position: int, limit: int = 500) -> list[tuple[int, RecordedEvent]]:
@@ -39,6 +39,6 @@ class Interleaved:
     def subscribe(self, position: int) -> AsyncIterator[tuple[int, RecordedEvent]]:
         return self._log.subscribe(position)
 
-    async def _give_way(self) -> None:
-        for _ in range(self.luck.randrange(3)):
+    async def _yield_to_others(self) -> None:
+        for _ in range(self.rng.randrange(3)):
             await asyncio.sleep(0)

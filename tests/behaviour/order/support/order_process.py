@@ -1,4 +1,4 @@
-"""An instance that places one order and ends: in a process of its own, so that it can be killed at a named moment."""
+"""Places an order in a process of its own, so that a test can kill it at a chosen moment."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from support.postgres.database_under_test import database_under_test
 from support.postgres.private_postgres import Postgres
 
 from chassis.postgres.eventstore import EventStore
+from chassis.settings import Live
 from order_service.commands import Commands
 from order_service.storage import idempotency_keys
 from order_service.storage.idempotency_keys import PostgresIdempotencyKeys
@@ -21,7 +22,7 @@ from order_service.storage.idempotency_keys import PostgresIdempotencyKeys
 
 @contextmanager
 def placing(postgres: Postgres, schema: str, key: str) -> Iterator[BaseProcess]:
-    """The process, which is no more when the block ends; its exit code is 0 only if it got its answer."""
+    """Yields the process, and kills it at the end; its exit code is 0 only if the order was placed."""
     process = multiprocessing.get_context("spawn").Process(target=_place, args=(postgres.port, schema, key))
     process.start()
     try:
@@ -33,9 +34,10 @@ def placing(postgres: Postgres, schema: str, key: str) -> Iterator[BaseProcess]:
 
 def _place(port: int, schema: str, key: str) -> None:
     async def place() -> None:
-        async with database_under_test(Postgres(Path(), port), schema) as world:
-            store = await EventStore.open(world.database, write_rows=idempotency_keys.keep)
-            commands = Commands(store, PostgresIdempotencyKeys(world.database), shipped)
+        async with database_under_test(Postgres(Path(), port), schema) as server:
+            database = server.database
+            store = await EventStore.open(database, write_rows=idempotency_keys.insert_key)
+            commands = Commands(store, PostgresIdempotencyKeys(database), Live(shipped()))
             await commands.place_order(ADA, key, "EUR", [TEA])
 
     asyncio.run(place())

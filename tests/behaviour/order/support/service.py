@@ -1,4 +1,4 @@
-"""The Order Service and its worker without the wire, on whatever storage, beside a fake User Service."""
+"""The Order Service and its worker without gRPC, on a storage and a fake of the User Service."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from chassis.events.port import EventLog
+from chassis.settings import Live
 from order_service.commands import Commands
 from order_service.domain import Line, Order
 from order_service.queries import Queries, ReadTable
 from order_service.settings import Settings
-from order_service.storage.idempotency_keys import Keys
-from order_service.worker.outbox import Errands, Kind
-from order_service.worker.process_manager import Fulfilment
-from order_service.worker.user_credit import FakeUsers
+from order_service.storage.idempotency_keys import IdempotencyKeys
+from order_service.worker.outbox import Kind, Outbox
+from order_service.worker.process_manager import ProcessManager
+from order_service.worker.user_credit import FakeUserCredit
 
 KV = Path(__file__).parents[4] / "consul" / "kv" / "config" / "order-service.json"
 SHIPPED: dict[str, Any] = json.loads(KV.read_text())
@@ -28,58 +29,58 @@ SettingsFactory = Callable[..., Settings]
 
 
 def shipped(**changes: Any) -> Settings:
-    """Settings as shipped, with changes."""
+    """Returns the settings as shipped, with changes."""
     return Settings.model_validate({**SHIPPED, **changes})
 
 
 class Storage(Protocol):
-    """The ports of the service on one kind of storage, and what a test must be able to do to it."""
+    """The ports of the service on one kind of storage, with the operations that tests need."""
 
     store: EventLog
-    keys: Keys
-    errands: Errands
+    keys: IdempotencyKeys
+    outbox: Outbox
     table: ReadTable
 
     async def project(self) -> None:
-        """Bring the projections up to date with the events."""
+        """Brings the projections up to date with the events."""
 
-    async def owe(self, order_id: UUID, kind: Kind) -> None:
-        """Owe an errand, whatever the events say."""
+    async def add_entry(self, order_id: UUID, kind: Kind) -> None:
+        """Adds an outbox entry that no event has caused."""
 
-    async def open_errands(self) -> int:
-        """How many errands are not done."""
+    async def pending_entries(self) -> int:
+        """Returns the number of outbox entries that are not complete."""
 
     async def pass_time(self) -> None:
-        """Every open errand is due, as if all claims and pauses were over."""
+        """Makes every pending outbox entry due, as if all claims and pauses had ended."""
 
     async def expire_keys(self, left: float = -1.0) -> None:
-        """Every idempotency key is past its time, or has so many seconds left."""
+        """Lets every idempotency key expire in `left` seconds; by default it has expired."""
 
 
 class Service:
-    """The service and its worker; a test may replace `settings` and `users` while they run."""
+    """The service and its worker; a test may replace the value of `settings` while they run."""
 
-    def __init__(self, settings: Settings, storage: Storage, users: FakeUsers | None = None) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, storage: Storage, user_credit: FakeUserCredit | None = None) -> None:
+        self.settings = Live(settings)
         self.storage = storage
-        self.store, self.keys, self.errands = storage.store, storage.keys, storage.errands
-        self.users = users or FakeUsers()
-        self.commands = Commands(self.store, self.keys, lambda: self.settings)
+        self.store, self.keys, self.outbox = storage.store, storage.keys, storage.outbox
+        self.user_credit = user_credit or FakeUserCredit()
+        self.commands = Commands(self.store, self.keys, self.settings)
         self.queries = Queries(self.store, storage.table)
-        self.fulfilment = Fulfilment(self.errands, self.store, self.commands, self.users, lambda: self.settings)
+        self.process_manager = ProcessManager(self.outbox, self.store, self.commands, self.user_credit, self.settings)
 
     async def place(self, key: str = "k1", user_id: UUID = ADA, *lines: Line) -> Order:
         return await self.commands.place_order(user_id, key, "EUR", lines or (TEA,))
 
-    async def owe(self) -> None:
-        """What the projections do with the events there are."""
+    async def project(self) -> None:
+        """Brings the projections up to date with the events."""
         await self.storage.project()
 
     async def work(self) -> None:
-        """Try every errand that is due once."""
-        await self.owe()
-        claimed = await self.errands.claim(1000, self.settings.errand_seconds)
-        await asyncio.gather(*(self.fulfilment.attempt(errand) for errand in claimed))
+        """Brings the projections up to date, then attempts every due outbox entry once."""
+        await self.project()
+        claimed = await self.outbox.claim(1000, self.settings.value.outbox_attempt_seconds)
+        await asyncio.gather(*(self.process_manager.attempt(entry) for entry in claimed))
 
     async def types(self, order_id: UUID) -> list[str]:
         return [event.type for event in await self.store.read(order_id)]

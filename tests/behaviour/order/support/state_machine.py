@@ -1,4 +1,4 @@
-"""What the state machines of orders stand on: a storage and an event loop, both fresh for each example."""
+"""The base of the state machines of orders: a storage and an event loop, both new for each example."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Machine(RuleBasedStateMachine):
-    """On memory; a subclass may `open` and `close` another storage."""
+    """Runs on memory; a subclass may `open` and `close` another storage."""
 
     def __init__(self) -> None:
         super().__init__()

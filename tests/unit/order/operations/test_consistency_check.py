@@ -1,4 +1,4 @@
-"""What an audit of the Order Service's own store notices, told event by event."""
+"""The findings of a consistency check of the Order Service's own store."""
 
 from __future__ import annotations
 
@@ -9,82 +9,84 @@ from uuid import UUID, uuid4
 import pytest
 
 from chassis.events.record import RecordedEvent
-from order_service.operations.consistency_check import Kept, Story, doubled, findings, tell
+from order_service.operations.consistency_check import OrderHistory, Snapshot, advance, duplicates, findings
 
 from ..conftest import ADA, EVE, Service
 from ..storage import recorded_logs
 
 DAY = timedelta(days=1)
-NOTHING = Kept({"orders": 0, "errands": 10}, {}, {}, [])
+EMPTY = Snapshot({"orders": 0, "outbox": 10}, {}, {}, [])
 
 
-async def history_of(service: Service) -> list[RecordedEvent]:
+async def events_of(service: Service) -> list[RecordedEvent]:
     order = await service.place()
     await service.work()
     return await service.store.read(order.id)
 
 
-def told(*events: RecordedEvent) -> Story:
-    story = Story()
+def folded(*events: RecordedEvent) -> OrderHistory:
+    history = OrderHistory()
     for position, event in enumerate(events, 1):
-        tell(story, position, event)
-    return story
+        advance(history, position, event)
+    return history
 
 
-def rules(story: Story, kept: Kept = NOTHING) -> list[str]:
-    return [rule for _, rule, *_ in findings({UUID(int=1): story}, kept)]
+def rules(history: OrderHistory, snapshot: Snapshot = EMPTY) -> list[str]:
+    return [rule for _, rule, *_ in findings({UUID(int=1): history}, snapshot)]
 
 
-async def test_a_whole_history_has_no_findings(service: Service) -> None:
-    story = told(*await history_of(service))
-    assert story.order is not None
-    assert rules(story) == []
+async def test_a_sound_history_has_no_findings(service: Service) -> None:
+    history = folded(*await events_of(service))
+    assert history.order is not None
+    assert rules(history) == []
 
 
 async def test_a_history_without_its_beginning_or_with_an_event_twice_is_broken(service: Service) -> None:
-    first, second = await history_of(service)
-    assert rules(told(second)) == ["history"]
-    assert "history" in rules(told(first, first))
+    first, second = await events_of(service)
+    assert rules(folded(second)) == ["history"]
+    assert "history" in rules(folded(first, first))
 
 
 async def test_an_event_that_may_not_follow_is_named(service: Service) -> None:
-    first, second = await history_of(service)
+    first, second = await events_of(service)
     again = RecordedEvent(second.stream, 3, second.type, second.data, second.meta, second.schema)
-    assert told(first, second, again).broken == ("OrderConfirmed after confirmed", "one of ['OrderCancelled']")
+    assert folded(first, second, again).broken == ("OrderConfirmed after confirmed", "one of ['OrderCancelled']")
 
 
 async def test_an_event_of_a_newer_version_is_named_as_unreadable(service: Service) -> None:
-    first, _ = await history_of(service)
+    first, _ = await events_of(service)
     newer = RecordedEvent(first.stream, 1, first.type, first.data, first.meta, 99)
-    broken = told(newer).broken
+    broken = folded(newer).broken
     assert broken is not None
     assert broken[0].startswith("unreadable")
 
 
-async def test_a_pending_order_needs_an_errand_unless_the_projection_has_not_come_there_yet(service: Service) -> None:
-    story = told((await history_of(service))[0])
-    assert rules(story) == ["errand"]
-    assert rules(story, Kept({"orders": 0, "errands": 10}, {}, {1: uuid4()}, [])) == []
-    assert rules(story, Kept({"orders": 0, "errands": 0}, {}, {}, [])) == []
+async def test_a_pending_order_needs_an_outbox_entry_once_the_projection_has_its_event(
+    service: Service,
+) -> None:
+    history = folded((await events_of(service))[0])
+    assert rules(history) == ["outbox"]
+    assert rules(history, Snapshot({"orders": 0, "outbox": 10}, {}, {1: uuid4()}, [])) == []
+    assert rules(history, Snapshot({"orders": 0, "outbox": 0}, {}, {}, [])) == []
 
 
 async def test_a_key_of_another_user_is_named(service: Service) -> None:
-    story = told(*await history_of(service))
-    assert rules(story, Kept({"orders": 0, "errands": 10}, {}, {}, [(uuid4(), "k", UUID(int=1))])) == ["key"]
-    assert rules(story, Kept({"orders": 0, "errands": 10}, {}, {}, [(ADA, "k", UUID(int=1))])) == []
+    history = folded(*await events_of(service))
+    assert rules(history, Snapshot({"orders": 0, "outbox": 10}, {}, {}, [(uuid4(), "k", UUID(int=1))])) == ["key"]
+    assert rules(history, Snapshot({"orders": 0, "outbox": 10}, {}, {}, [(ADA, "k", UUID(int=1))])) == []
 
 
-async def two_orders_of_one_key(service: Service) -> dict[UUID, Story]:
+async def two_orders_of_one_key(service: Service) -> dict[UUID, OrderHistory]:
     for user_id, key in ((ADA, "k1"), (ADA, "k2"), (EVE, "k1"), (ADA, "k1")):
         await service.place(key, user_id)
         await service.storage.expire_keys()
-    return {event.stream: told(event) for _, event in await service.store.since(0)}
+    return {event.stream: folded(event) for _, event in await service.store.since(0)}
 
 
-async def test_two_orders_of_one_key_are_named_whatever_became_of_the_key(service: Service) -> None:
-    stories = await two_orders_of_one_key(service)
-    first, *_, second = stories
-    ((named, rule, found, *_),) = doubled(stories, DAY)
+async def test_two_orders_of_one_key_are_named_even_if_the_key_was_deleted(service: Service) -> None:
+    histories = await two_orders_of_one_key(service)
+    first, *_, second = histories
+    ((named, rule, found, *_),) = duplicates(histories, DAY)
     assert (named, rule) == (second, "doubled")
     assert f"placed by the same key as order {first}" in found
 
@@ -92,15 +94,15 @@ async def test_two_orders_of_one_key_are_named_whatever_became_of_the_key(servic
 @pytest.mark.parametrize(
     ("later", "wrong"), [(DAY - timedelta(minutes=1), 1), (DAY - timedelta(seconds=5), 0), (DAY, 0)]
 )
-async def test_a_key_that_has_had_its_time_may_place_again(service: Service, later: timedelta, wrong: int) -> None:
-    stories = await two_orders_of_one_key(service)
-    first, *_, second = [story.order for story in stories.values()]
+async def test_an_expired_key_may_place_again(service: Service, later: timedelta, wrong: int) -> None:
+    histories = await two_orders_of_one_key(service)
+    first, *_, second = [history.order for history in histories.values()]
     assert first is not None
     assert second is not None
-    stories[second.id].order = replace(second, placed_at=first.placed_at + later)
-    assert len(list(doubled(stories, DAY))) == wrong
+    histories[second.id].order = replace(second, placed_at=first.placed_at + later)
+    assert len(list(duplicates(histories, DAY))) == wrong
 
 
-async def test_orders_from_before_commands_were_recorded_are_nobodys_repeat() -> None:
+async def test_orders_without_a_recorded_command_are_never_duplicates() -> None:
     old = recorded_logs.load("v1-placed").events()[0]
-    assert list(doubled({uuid4(): told(old), uuid4(): told(old)}, DAY)) == []
+    assert list(duplicates({uuid4(): folded(old), uuid4(): folded(old)}, DAY)) == []

@@ -1,6 +1,6 @@
-"""Event logs that earlier versions of the service wrote, as their rows stand in the table; `history/` holds them.
+"""Loads the event logs in `history/`, which earlier versions of the service wrote, as rows of the table.
 
-A file is named after the schema its events have. It is written once, by the code of its time, and never edited.
+A file is named after the schema of its events. The code of that time wrote it; it is never edited.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent / "history"
 
 @dataclass(frozen=True)
 class Log:
-    """The rows of one stream, and what the code that wrote them made of it."""
+    """The rows of a stream, and the order to which the code that wrote them folded it."""
 
     stream: UUID
     rows: list[tuple[int, str, bytes]]
@@ -41,7 +41,7 @@ def load(name: str) -> Log:
     return Log(UUID(found["stream"]), rows, _order(found["order"]))
 
 
-def _order(told: dict[str, Any]) -> Order:
-    ids = {"id": UUID(told["id"]), "user_id": UUID(told["user_id"]), "status": Status(told["status"])}
-    at = datetime.fromisoformat(told["placed_at"])
-    return Order(**{**told, **ids, "lines": event_codec.lines(told["lines"]), "placed_at": at})
+def _order(data: dict[str, Any]) -> Order:
+    ids = {"id": UUID(data["id"]), "user_id": UUID(data["user_id"]), "status": Status(data["status"])}
+    at = datetime.fromisoformat(data["placed_at"])
+    return Order(**{**data, **ids, "lines": event_codec.lines_from_json(data["lines"]), "placed_at": at})

@@ -1,4 +1,4 @@
-"""Every event says who, when, in which trace and by which command."""
+"""The metadata of every event: actor, time, trace and command."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SYSTEM = "system:fulfilment"
 TRACE = SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=TraceFlags(1))
 GOLD = Line("gold", 1, 100_001)
 
-# The story of an order, and who must stand behind each of its events.
-STORIES = {
+# The steps of an order, and the actor of each of its events.
+CASES = {
     "confirmed": (TEA, ["work"], [str(ADA), SYSTEM]),
     "rejected": (GOLD, ["work"], [str(ADA), SYSTEM]),
     "cancelled while pending": (TEA, ["cancel", "work"], [str(ADA), str(ADA)]),
@@ -31,7 +31,7 @@ STORIES = {
 }
 
 
-async def told(service: Service, line: Line, steps: list[str]) -> list[RecordedEvent]:
+async def events_of(service: Service, line: Line, steps: list[str]) -> list[RecordedEvent]:
     with trace.use_span(NonRecordingSpan(TRACE)):
         order = await service.place("k1", ADA, line)
     for step in steps:
@@ -43,37 +43,37 @@ async def told(service: Service, line: Line, steps: list[str]) -> list[RecordedE
     return await service.store.read(order.id)
 
 
-@pytest.mark.parametrize("story", STORIES)
-async def test_an_event_says_where_it_comes_from(service: Service, story: str) -> None:
-    line, steps, actors = STORIES[story]
+@pytest.mark.parametrize("case", CASES)
+async def test_an_event_has_its_actor_time_trace_and_command(service: Service, case: str) -> None:
+    line, steps, actors = CASES[case]
     began = datetime.now(UTC)
-    metas = [event.meta for event in await told(service, line, steps)]
+    metas = [event.meta for event in await events_of(service, line, steps)]
     assert [meta["actor"] for meta in metas] == actors
     assert [meta["traceparent"].split("-")[1] for meta in metas] == [f"{0xABC:032x}"] * len(metas)
     assert all(began <= datetime.fromisoformat(meta["occurred_at"]) <= datetime.now(UTC) for meta in metas)
     assert len({UUID(meta["command_id"]) for meta in metas}) == len(metas)
 
 
-async def test_an_errand_gives_the_same_command_at_each_try(service: Service) -> None:
+async def test_an_outbox_entry_has_the_same_command_id_at_each_attempt(service: Service) -> None:
     order = await service.place()
-    await service.owe()
-    (first,) = await service.errands.claim(1, 1)
-    service.errands.pass_time()
-    (again,) = await service.errands.claim(1, 1)
+    await service.project()
+    (first,) = await service.outbox.claim(1, 1)
+    service.outbox.pass_time()
+    (again,) = await service.outbox.claim(1, 1)
     assert first.command_id == again.command_id
-    await service.fulfilment.attempt(again)
+    await service.process_manager.attempt(again)
     assert (await service.store.read(order.id))[-1].meta["command_id"] == str(again.command_id)
 
 
-async def test_what_was_asked_under_a_key_has_the_fingerprint_it_always_had(service: Service) -> None:
-    """Keys outlive a deploy: a version that hashes otherwise refuses the repeats of orders that the last one placed."""
+async def test_the_hash_of_a_request_never_changes(service: Service) -> None:
+    """Keys outlive a deploy: another hash would reject repeats of orders that the last version placed."""
     await service.place("k1", ADA, TEA, GOLD)
     known = await service.keys.find(ADA, "k1")
     assert known is not None
     assert known.request_hash == "af9749d6a5e440d52e81b315af82f5c12913ddf2702354f4217d113742d987a6"
 
 
-async def test_a_repeat_of_a_key_gives_the_same_command(service: Service) -> None:
+async def test_a_repeat_of_a_key_has_the_same_command_id(service: Service) -> None:
     for key in ("k1", "k1", "k2"):
         await service.place(key)
         await service.storage.expire_keys()

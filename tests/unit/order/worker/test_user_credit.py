@@ -1,4 +1,4 @@
-"""The fake of the User Service does what the real one does, as the Order Service sees it."""
+"""The fake of the User Service behaves as the real one does through its gRPC adapter."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from uuid import UUID, uuid4
 import pytest
 from behaviour.user import service as user
 
-from order_service.worker.user_credit import CreditRefused, FakeUsers, GrpcUsers, Users
+from order_service.worker.user_credit import CreditDenied, FakeUserCredit, GrpcUserCredit, UserCredit
 from user_service.rpc import UserRpc
 
 LIMIT = 100_000
 
 
 class Loopback:
-    """A channel to a servicer in this process: the messages are those of the wire, the network is left out."""
+    """A channel to a servicer in this process: messages are serialized, the network is left out."""
 
     def __init__(self, servicer: Any) -> None:
         self._servicer = servicer
@@ -35,77 +35,77 @@ class Loopback:
 
 
 @dataclass
-class Market:
-    """The port, one user with a credit of LIMIT, and how much of it is left."""
+class Account:
+    """The port, a user with a credit of LIMIT, and a function that returns the available credit."""
 
-    users: Users
+    user_credit: UserCredit
     ada: UUID
     available: Callable[[], Awaitable[int]]
 
 
-async def fake() -> Market:
-    users = FakeUsers(LIMIT)
+async def fake() -> Account:
+    user_credit = FakeUserCredit(LIMIT)
 
     async def available() -> int:
-        return users.available
+        return user_credit.available
 
-    return Market(users, uuid4(), available)
+    return Account(user_credit, uuid4(), available)
 
 
-async def real() -> Market:
+async def real() -> Account:
     service = user.Service(user.shipped(initial_credit=LIMIT, currency="EUR"))
     ada = (await service.commands.register_user("ada@example.com", "Ada", "correct horse")).id
 
     async def available() -> int:
         return (await service.queries.get_user(ada)).credit.available
 
-    return Market(GrpcUsers(Loopback(UserRpc(service.commands, service.queries))), ada, available)
+    return Account(GrpcUserCredit(Loopback(UserRpc(service.commands, service.queries))), ada, available)
 
 
 @pytest.fixture(params=[fake, real])
-async def market(request: pytest.FixtureRequest) -> Market:
-    made: Market = await request.param()
+async def account(request: pytest.FixtureRequest) -> Account:
+    made: Account = await request.param()
     return made
 
 
-async def refused(call: Awaitable[None]) -> str:
-    with pytest.raises(CreditRefused) as refusal:
+async def denied(call: Awaitable[None]) -> str:
+    with pytest.raises(CreditDenied) as caught:
         await call
-    return refusal.value.reason
+    return caught.value.reason
 
 
-async def test_more_than_there_is_is_refused_and_holds_nothing(market: Market) -> None:
-    assert await refused(market.users.reserve(uuid4(), market.ada, "EUR", LIMIT + 1)) == "CREDIT_EXCEEDED"
-    assert await market.available() == LIMIT
+async def test_a_reservation_above_the_available_credit_is_denied_and_holds_nothing(account: Account) -> None:
+    assert await denied(account.user_credit.reserve(uuid4(), account.ada, "EUR", LIMIT + 1)) == "CREDIT_EXCEEDED"
+    assert await account.available() == LIMIT
 
 
-async def test_a_reservation_holds_once_however_often_it_is_made(market: Market) -> None:
+async def test_a_reservation_holds_once_however_often_it_is_made(account: Account) -> None:
     order_id = uuid4()
     for _ in range(3):
-        await market.users.reserve(order_id, market.ada, "EUR", 300)
-    assert await market.available() == LIMIT - 300
+        await account.user_credit.reserve(order_id, account.ada, "EUR", 300)
+    assert await account.available() == LIMIT - 300
 
 
-async def test_a_release_gives_back_once_however_often_it_is_made(market: Market) -> None:
+async def test_a_release_has_effect_once_however_often_it_is_made(account: Account) -> None:
     order_id = uuid4()
-    await market.users.reserve(order_id, market.ada, "EUR", 300)
+    await account.user_credit.reserve(order_id, account.ada, "EUR", 300)
     for _ in range(3):
-        await market.users.release(order_id, market.ada)
-    assert await market.available() == LIMIT
+        await account.user_credit.release(order_id, account.ada)
+    assert await account.available() == LIMIT
 
 
 @pytest.mark.parametrize("held", [True, False])
-async def test_what_was_released_never_reserves_again(market: Market, held: bool) -> None:
+async def test_an_order_that_was_released_never_reserves_again(account: Account, held: bool) -> None:
     order_id = uuid4()
     if held:
-        await market.users.reserve(order_id, market.ada, "EUR", 300)
-    await market.users.release(order_id, market.ada)
-    assert await refused(market.users.reserve(order_id, market.ada, "EUR", 300)) == "RESERVATION_RELEASED"
-    assert await market.available() == LIMIT
+        await account.user_credit.reserve(order_id, account.ada, "EUR", 300)
+    await account.user_credit.release(order_id, account.ada)
+    assert await denied(account.user_credit.reserve(order_id, account.ada, "EUR", 300)) == "RESERVATION_RELEASED"
+    assert await account.available() == LIMIT
 
 
-async def test_the_real_one_refuses_a_user_it_does_not_know_and_another_currency() -> None:
-    market = await real()
-    assert await refused(market.users.reserve(uuid4(), uuid4(), "EUR", 1)) == "USER_UNKNOWN"
-    assert await refused(market.users.reserve(uuid4(), market.ada, "USD", 1)) == "CURRENCY_MISMATCH"
-    await market.users.release(uuid4(), uuid4())
+async def test_the_real_service_denies_an_unknown_user_and_another_currency() -> None:
+    account = await real()
+    assert await denied(account.user_credit.reserve(uuid4(), uuid4(), "EUR", 1)) == "USER_UNKNOWN"
+    assert await denied(account.user_credit.reserve(uuid4(), account.ada, "USD", 1)) == "CURRENCY_MISMATCH"
+    await account.user_credit.release(uuid4(), uuid4())
