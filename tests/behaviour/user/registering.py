@@ -172,7 +172,7 @@ async def test_a_session_is_created_although_the_queue_is_full_for_a_new_hash(
     first = await hash_of_ada(service)
     service.settings.replace(make_settings(password_passes=2))
 
-    async def busy(_: str) -> str:
+    async def busy(password: str) -> str:
         raise TooBusy("the queue is full")
 
     service.commands._passwords.hash = busy  # type: ignore[method-assign]
