@@ -1,6 +1,6 @@
-"""Which stack this is: its name, slot, ports and folders.
+"""Describes a stack: its name, slot, ports and folders.
 
-A slot shifts every port, so several stacks run beside each other; ports of different slots never meet.
+A slot shifts every port, so several stacks run on one machine; two slots share no port.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from stack.console import StackError
 
 ROOT = Path(__file__).resolve().parents[2]
 LAST_SLOT = 9
-KNOWN_SLOTS = {"dev": 0, "test": 1, "test_beside": 8}
+KNOWN_SLOTS = {"dev": 0, "test": 1, "test_second": 8}
 
 _BASE_PORTS = {
     "gateway": 8080,
@@ -38,26 +38,28 @@ _BASE_PORTS = {
 
 @dataclass(frozen=True)
 class Stack:
-    """One isolated running system: name, slot (0-9) and everything that follows from them."""
+    """An isolated system: its name, its slot (0-9), and the ports and folders that follow from them."""
 
     name: str
     slot: int
 
     def port(self, name: str) -> int:
-        """The TCP port of a named part; slot 0 has the documented ones."""
+        """Returns the TCP port of a named part; slot 0 has the documented ports."""
         base = _BASE_PORTS[name]
         return base if self.slot == 0 else base + 10_000 + 1_000 * (self.slot - 1)
 
     def ports(self) -> dict[str, int]:
+        """Returns every fixed port by its name."""
         return {name: self.port(name) for name in _BASE_PORTS}
 
     @property
     def dynamic_ports(self) -> tuple[int, int]:
-        """First and last port Nomad may hand out; ranges of two stacks never overlap."""
+        """Returns the first and last port that Nomad may assign; the ranges of two slots never overlap."""
         first = 28_000 + 400 * self.slot
         return first, first + 399
 
     def url(self, name: str) -> str:
+        """Returns the address of a named part."""
         return f"http://127.0.0.1:{self.port(name)}"
 
     @property
@@ -66,12 +68,12 @@ class Stack:
 
     @property
     def lock(self) -> Path:
-        """Held by whatever changes the stack; beside the state, which a `destroy` removes."""
+        """Returns the lock of all commands that change the stack; outside the state folder, which `destroy` removes."""
         return self.state.with_suffix(".lock")
 
     @property
     def secrets(self) -> Path:
-        """Operator credentials and keys that a person would keep in a safe; readable by the owner only."""
+        """Returns the folder of the operator's credentials and keys; only the owner can read it."""
         return self.state / "secrets"
 
     @property
@@ -84,7 +86,7 @@ class Stack:
 
 
 def current() -> Stack:
-    """The stack named by WAYPOST_STACK (default `dev`); a name that is not known needs WAYPOST_SLOT."""
+    """Returns the stack named by WAYPOST_STACK (default `dev`); other names than the known ones need WAYPOST_SLOT."""
     name = os.environ.get("WAYPOST_STACK", "dev")
     if not name.isidentifier():
         raise StackError(
@@ -107,7 +109,7 @@ def _slot(name: str) -> int:
 
 
 def cache() -> Path:
-    """Where built tools are kept, shared by all checkouts of this user."""
+    """Returns the folder of built tools, which all checkouts of this user share."""
     base = os.environ.get("WAYPOST_CACHE") or os.environ.get("XDG_CACHE_HOME")
     if os.environ.get("WAYPOST_CACHE"):
         return Path(str(base)).expanduser()

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: steps, progress and errors that say what, why and what to do next."""
+"""Output for a person at the terminal: steps, progress, and errors that say what, why and what to do next."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from contextlib import contextmanager
 
 
 class StackError(Exception):
-    """A step failed: `what` failed, `why`, and what to do `next`; shown as is, without a traceback."""
+    """A failed step: `what` failed, `why`, and what to do next; shown without a traceback."""
 
     def __init__(self, what: str, why: str, next_step: str) -> None:
         super().__init__(f"{what}: {why}")
         self.what, self.why, self.next_step = what, why, next_step
 
     def show(self) -> None:
+        """Prints the three lines to standard error."""
         print(f"\nfailed: {self.what}\n   why: {self.why}\n  next: {self.next_step}", file=sys.stderr)
 
 
 def say(text: str = "") -> None:
+    """Prints a line at once, also into a pipe."""
     print(text, flush=True)
 
 
 @contextmanager
 def step(title: str, usually: str = "") -> Iterator[Step]:
-    """One line for a step, rewritten while it runs on a terminal, kept alive every 15 s elsewhere."""
+    """Prints one line for a step; a terminal updates it while the step runs, elsewhere a line follows every 15 s."""
     current = Step(title, usually)
     current.start()
     try:
@@ -50,11 +52,11 @@ class Step:
     def start(self) -> None:
         self._ticker.start()
 
-    def finish(self, word: str) -> None:
+    def finish(self, result: str) -> None:
         self._stop.set()
         self._ticker.join()
         clear = "\r\x1b[K" if sys.stdout.isatty() else ""
-        say(f"{clear}  {self.title:<34} {word}  ({self._seconds():.1f} s)")
+        say(f"{clear}  {self.title:<34} {result}  ({self._seconds():.1f} s)")
 
     def _seconds(self) -> float:
         return time.monotonic() - self._began

@@ -33,7 +33,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 @pytest.fixture
 def stack(running: RunningStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
     """The stack under test where it goes anyway; of somebody's own stack or a kept one, another beside it."""
-    if os.environ.get("WAYPOST_GOES"):
+    if os.environ.get("WAYPOST_DISPOSABLE"):
         running.wait_until_healthy()
         yield running.stack
         return

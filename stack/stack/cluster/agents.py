@@ -1,6 +1,7 @@
-"""The three agents of a stack: OpenBao, Consul and Nomad, each from its file in the repo plus what this stack decides.
+"""Starts the three agents of a stack: OpenBao, Consul and Nomad.
 
-What this stack decides (ports, folders, tokens) is rendered into its state folder; the files in the repo hold all else.
+Each reads its file in the repository, and a second one in the state folder with the ports, folders and tokens of this
+stack.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from stack.machine.ports import require_free
 
 NAMES = ("vault", "consul", "nomad")
 HOST = "127.0.0.1"
-# Agents get what they need by file; whatever else the caller's shell holds stays with the caller.
+# Agents are configured by files; other variables of the caller's shell must not change them.
 KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 @dataclass(frozen=True)
 class Agent:
-    """How one agent is started: its command, its part of the configuration, and when it is ready."""
+    """An agent: its command, the configuration that depends on the stack, and its readiness check."""
 
     name: str
     command: tuple[str, ...]
@@ -38,23 +39,24 @@ class Agent:
 
 
 def agents(stack: Stack, tools: Tools) -> list[Agent]:
-    """All agents in the order in which they are started."""
+    """Returns all agents in the order in which they start."""
     return [_vault(stack, tools), _consul(stack, tools), _nomad(stack, tools)]
 
 
 def daemon(stack: Stack, name: str) -> Daemon:
+    """Returns the background process of an agent."""
     return Daemon(name, stack.logs)
 
 
 def require_running(stack: Stack) -> None:
-    """Refuses when an agent of this very stack is not there: another stack may answer on its ports."""
+    """Raises StackError if an agent of this stack does not run: another stack may use its ports."""
     for name in NAMES:
         if daemon(stack, name).pid() is None:
-            raise StackError(f"stack {stack.name!r} is not running", f"{name} is not there", "./justw deploy")
+            raise StackError(f"stack {stack.name!r} is not running", f"its {name} does not run", "./justw deploy")
 
 
 def require_ports(stack: Stack) -> None:
-    """Refuses by name when an agent that does not run yet would find a port taken."""
+    """Raises StackError if a port of an agent that does not run yet is taken."""
     for name in NAMES:
         if daemon(stack, name).pid() is None:
             _require_ports(stack, name)
@@ -67,7 +69,7 @@ def _require_ports(stack: Stack, name: str) -> None:
 
 
 def start(stack: Stack, agent: Agent) -> bool:
-    """Starts an agent, or starts it again when its configuration changed; False where nothing was to be done."""
+    """Starts an agent, restarts it if its configuration changed; returns False if neither was necessary."""
     process = daemon(stack, agent.name)
     process.shorten_log()
     changed = _render(stack, agent)
@@ -77,7 +79,7 @@ def start(stack: Stack, agent: Agent) -> bool:
     _require_ports(stack, agent.name)
     home = stack.state / agent.name
     env = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
-    # Nomad leaves a socket for each task in the temporary folder; here it goes with the stack.
+    # Nomad leaves a socket for each task in the temporary folder; `destroy` removes this one.
     temporary = stack.state / "tmp"
     temporary.mkdir(exist_ok=True)
     env["TMPDIR"] = str(temporary)
@@ -86,6 +88,7 @@ def start(stack: Stack, agent: Agent) -> bool:
 
 
 def wait(stack: Stack, agent: Agent) -> None:
+    """Returns once the agent is ready."""
     daemon(stack, agent.name).wait(agent.ready, seconds=60)
 
 
@@ -104,13 +107,13 @@ def _render(stack: Stack, agent: Agent) -> bool:
     (file.parent / "data").mkdir(parents=True, exist_ok=True, mode=0o700)
     source = Path(_config_flags(stack, agent)[1]).read_text()
     text = json.dumps(agent.config, indent=2) + "\n"
-    # Remembered beside it, so that an edited file in the repo also starts the agent again.
-    stamp, remembered = file.with_suffix(".source"), source + " ".join(agent.command)
-    if file.exists() and file.read_text() == text and stamp.exists() and stamp.read_text() == remembered:
+    # Kept next to it, so that an edited file in the repository also restarts the agent.
+    stamp, started_with = file.with_suffix(".source"), source + " ".join(agent.command)
+    if file.exists() and file.read_text() == text and stamp.exists() and stamp.read_text() == started_with:
         return False
     file.touch(mode=0o600)
     file.write_text(text)
-    stamp.write_text(remembered)
+    stamp.write_text(started_with)
     return True
 
 
@@ -158,7 +161,7 @@ def _vault(stack: Stack, tools: Tools) -> Agent:
 
 def _consul(stack: Stack, tools: Tools) -> Agent:
     credentials = Credentials(stack)
-    # Consul makes the first of these tokens itself; the other one is known to it once `deploy` has made it.
+    # Consul creates the first of these tokens itself; `deploy` creates the other one.
     tokens = {
         "initial_management": credentials.token("consul-management"),
         "agent": credentials.token("consul-agent"),

@@ -15,7 +15,7 @@ from stack.config import Stack
 
 
 class Clients:
-    """One client a server, made when first used."""
+    """A client for each server, created when first used."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack

@@ -1,4 +1,4 @@
-"""The operator's keys and tokens of one stack: made once, kept in files that only the owner can read."""
+"""The operator's keys and tokens of one stack: created once, kept in files that only the owner can read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from stack.config import Stack
 
 
 class Credentials:
-    """Reads each credential by name and makes it on first use."""
+    """Reads each credential by name and creates it on first use."""
 
     def __init__(self, stack: Stack) -> None:
         self.folder = stack.secrets
 
     def path(self, name: str, make: Callable[[], str]) -> Path:
-        """The file of a credential, which exists afterwards."""
+        """Returns the file of a credential; creates it if necessary."""
         file = self.folder / name
         if not file.exists():
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -29,12 +29,13 @@ class Credentials:
         return file
 
     def unseal_key(self) -> Path:
-        """The 32 bytes with which OpenBao unseals itself."""
+        """Returns the file with the 32 bytes with which OpenBao unseals itself."""
         return self.path("unseal-key", lambda: base64.b64encode(secrets.token_bytes(32)).decode())
 
     def operator_password(self) -> Path:
+        """Returns the file with the password of the operator's Vault user."""
         return self.path("operator-password", lambda: secrets.token_urlsafe(24))
 
     def token(self, name: str) -> str:
-        """A token that this stack chose itself (`consul-management`, `consul-agent`, `nomad-management`, …)."""
+        """Returns a token that this stack generates (`consul-management`, `consul-agent`, `nomad-management`, …)."""
         return self.path(name, lambda: str(uuid.uuid4())).read_text()

@@ -27,7 +27,7 @@ from stack.waiting import wait_until
 JOBS = ROOT / "nomad" / "jobs"
 SHARED = "service"
 SIDECARS = ROOT / "nomad" / "sidecars" / "edge"
-# What others stand on comes first, and goes last.
+# Every other job needs these: they start first and stop last.
 FOUNDATION = ("artifacts", "telemetry", "postgres")
 FRONT = ("gateway", "edge")
 # The ports that a job must have; all others are Nomad's choice.
@@ -40,25 +40,25 @@ PORTS = {
 
 
 def names() -> list[str]:
-    """Every job that has a file, in the order in which they start."""
+    """Returns every job that has a file, in the order in which they start."""
     return [name for stage in stages() for name in stage]
 
 
 def stages() -> list[list[str]]:
-    """Every job that has a file: what others stand on, the services, and what stands before them."""
+    """Returns every job that has a file, in groups that start one after the other."""
     found = {file.name.partition(".")[0] for file in JOBS.glob("*.hcl")} - {SHARED}
     services = sorted(found - {*FOUNDATION, *FRONT}, reverse=True)
     return [list(FOUNDATION), services, *([name] for name in FRONT)]
 
 
 def job_files(name: str) -> list[Path]:
-    """The file of a job; for a service the shared file, and the file with its own variables."""
+    """Returns the file of a job; for a service the shared file, and the file with its own variables."""
     own = JOBS / f"{name}.vars.hcl"
     return [JOBS / f"{SHARED}.nomad.hcl", own] if own.exists() else [JOBS / f"{name}.nomad.hcl"]
 
 
 class Nomad:
-    """Compares the running jobs with the files, and says what differs."""
+    """Compares the running jobs with the files and yields the differences as changes."""
 
     def __init__(self, stack: Stack, clients: Clients, tools: Tools, artifacts: dict[str, Artifact]) -> None:
         self.stack, self.api, self._clients = stack, clients.nomad, clients
@@ -66,7 +66,7 @@ class Nomad:
         self._registered: dict[str, int] = {}
 
     def bootstrap(self, token: str) -> None:
-        """Makes the management token valid; does nothing where that was done."""
+        """Makes the management token valid, unless it is valid already."""
         try:
             self.api.acl.request("bootstrap", json={"BootstrapSecret": token}, method="post")
         except BaseNomadException as error:
@@ -78,7 +78,7 @@ class Nomad:
         return bool(self.api.agent.get_agent()["stats"]["client"]["heartbeat_ttl"] != "0s")
 
     def change(self, name: str) -> Iterator[Change]:
-        """What would change in one job: nothing, or one change that registers it."""
+        """Yields the change that registers a job, if it differs from its file."""
         job = self.parse(name)
         plan = self.api.job.plan_job(name, {"Job": job, "Diff": True})
         if plan["Diff"]["Type"] != "None":
@@ -86,17 +86,17 @@ class Nomad:
             yield Change(f"nomad job {name}", before, after, lambda: self.register(name, job))
 
     def register(self, name: str, job: dict[str, Any]) -> None:
-        """Asks for a new version of a job; `wait_healthy` waits for this very one, whatever comes after it."""
+        """Registers a new version of a job; `wait_healthy` waits for exactly this version."""
         self._registered[name] = self.api.job.register_job(name, {"Job": job})["JobModifyIndex"]
 
     def require_ports(self, name: str) -> None:
-        """Refuses by name when a job that does not run yet would find its port taken: Nomad itself would only wait."""
+        """Raises StackError if a port of a job that does not run yet is taken; Nomad itself would only wait."""
         if not any(alloc["ClientStatus"] == "running" for alloc in self.api.job.get_allocations(name)):
             for port in PORTS.get(name, ()):
                 require_free(self.stack.port(port), port)
 
     def parse(self, name: str) -> dict[str, Any]:
-        """The job as Nomad reads it; raises StackError when its file is wrong or lacks a variable."""
+        """Returns the job as Nomad reads it; raises StackError if its file is wrong or lacks a variable."""
         files = job_files(name)
         text, *given = [file.read_text() for file in files]
         try:
@@ -104,7 +104,7 @@ class Nomad:
             job: dict[str, Any] = self.api.jobs.request("parse", json=payload, method="post").json()
         except BadRequestNomadException as error:
             read = " with ".join(f"nomad/jobs/{file.name}" for file in files)
-            raise StackError(f"{read} is refused", error.nomad_resp.text, "mend the file") from error
+            raise StackError(f"Nomad rejects {read}", error.nomad_resp.text, "correct the file") from error
         return job
 
     def _variable_file(self, name: str, text: str, given: list[str]) -> str:
@@ -114,8 +114,8 @@ class Nomad:
         missing = [variable for variable in declared if variable not in values.keys() | in_file]
         if missing:
             raise StackError(
-                f"job {name} asks for {', '.join(missing)}",
-                "nothing gives that variable",
+                f"job {name} needs {', '.join(missing)}",
+                "no code sets that variable",
                 "see stack/stack/cluster/nomad.py",
             )
         from_stack = [variable for variable in declared if variable not in in_file]
@@ -155,19 +155,19 @@ class Nomad:
         return values
 
     def artifact_files(self) -> set[str]:
-        """The zipapps of every version that Nomad still knows: it may start any of them again, or go back to it."""
+        """Returns the zipapps of every version that Nomad keeps: it may restart any of them, or roll back to it."""
         known = [self.api.job.get_versions(name)["Versions"] for name in self._artifacts]
         groups = [group for versions in known for version in versions for group in version["TaskGroups"]]
         artifacts = [artifact for group in groups for task in group["Tasks"] for artifact in task["Artifacts"] or []]
         return {artifact["GetterSource"].rpartition("/")[2] for artifact in artifacts}
 
     def wait_healthy(self, name: str, seconds: float = 180) -> None:
-        """Returns once the version asked for runs alone and passes its checks; refuses with what its tasks said."""
+        """Returns once the registered version runs alone and passes its checks; raises StackError with its logs."""
         Rollout(self._clients, name, self._registered.get(name)).wait(seconds)
 
 
 def stop(clients: Clients, name: str, seconds: float = 60) -> None:
-    """Ends a job and waits until its last task is gone: an agent that ends earlier would leave it running."""
+    """Stops a job and waits for its last task to end: an agent that stops earlier would leave it running."""
     job = clients.nomad.job
     try:
         job.deregister_job(name)
@@ -182,14 +182,14 @@ def _is_alive(allocation: dict[str, Any]) -> bool:
 
 
 def _plain_python() -> str:
-    """The interpreter under this virtual environment: a zipapp brings everything else itself."""
+    """Returns the interpreter below this virtual environment: a zipapp contains everything else."""
     return str(Path(sys.executable).resolve())
 
 
 def _hcl(value: str | int) -> str:
     if isinstance(value, int):
         return str(value)
-    # A JSON string is one of HCL too, but for what HCL would fill in.
+    # A JSON string is also an HCL string, except for the templates of HCL.
     return json.dumps(value, ensure_ascii=False).replace("${", "$${").replace("%{", "%%{")
 
 

@@ -1,4 +1,4 @@
-"""`env`: the addresses and operator credentials of a stack, as lines that a shell can eval."""
+"""`env`: prints the addresses and operator credentials of a stack as lines that a shell can eval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stack.console import StackError, say
 
 
 def variables(stack: Stack) -> dict[str, str]:
-    """Name to value; the Vault token is a fresh one that ends after 8 h."""
+    """Returns the values by name; the Vault token is a new one that expires after 8 h."""
     require_running(stack)
     clients = Clients(stack)
     try:
@@ -31,5 +31,6 @@ def variables(stack: Stack) -> dict[str, str]:
 
 
 def exports(stack: Stack) -> None:
+    """Prints an export line for each variable."""
     for name, value in variables(stack).items():
         say(f"export {name}={shlex.quote(value)}")

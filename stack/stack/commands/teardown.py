@@ -1,4 +1,4 @@
-"""`down` ends everything and keeps the data; `destroy` leaves nothing: no process, port, mount or file."""
+"""`down` stops everything and keeps the data; `destroy` also removes every process, port, mount and file."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from stack.machine.lock import WAITING, exclusive
 
 
 def down(stack: Stack) -> None:
-    """Ends everything; waits for a deploy that is under way."""
+    """Stops everything; waits for a running deploy."""
     with exclusive(stack.lock, WAITING):
         _down(stack)
 
 
 def _down(stack: Stack) -> None:
-    """Ends every fault, then the jobs, last first, then the agents, then whatever of this stack is left."""
+    """Ends every fault, then the jobs in reverse order, then the agents, then the remaining processes."""
     end_before_teardown(stack)
-    if _alive(stack):
+    if _nomad_answers(stack):
         _stop_jobs(stack)
     for name in reversed(agents.NAMES):
         with step(f"agent {name}") as now:
@@ -44,7 +44,7 @@ def _down(stack: Stack) -> None:
 
 
 def destroy(stack: Stack) -> None:
-    """Ends everything and removes all it kept; waits for a deploy that is under way."""
+    """Stops everything and removes its data; waits for a running deploy."""
     with exclusive(stack.lock, WAITING):
         _down(stack)
         if stack.state.exists():
@@ -52,11 +52,11 @@ def destroy(stack: Stack) -> None:
         stack.lock.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # another stack, or a command that waited, still needs it
         stack.state.parent.rmdir()
-    say(f"stack {stack.name!r} is gone, its data too")
+    say(f"stack {stack.name!r} is removed with its data")
 
 
-def _alive(stack: Stack) -> bool:
-    """Whether this stack's own Nomad answers: another stack may hold its ports."""
+def _nomad_answers(stack: Stack) -> bool:
+    """Returns whether this stack's own Nomad answers: another stack may use its ports."""
     if agents.daemon(stack, "nomad").pid() is None:
         return False
     try:
@@ -66,15 +66,15 @@ def _alive(stack: Stack) -> bool:
 
 
 def _stop_jobs(stack: Stack) -> None:
-    """Ends what Nomad can end, those of a stage at the same time; a job that it cannot ends with what is left over."""
+    """Stops the jobs of a stage in parallel; the tasks of a job that Nomad cannot stop are ended as processes later."""
     clients = Clients(stack)
     for stage in reversed(nomad.stages()):
         with step(f"job {', '.join(stage)}") as now, ThreadPoolExecutor() as pool:
             failed = [error for error in pool.map(partial(_stop_job, clients), stage) if error]
             if failed:
-                now.result = "not by Nomad"
+                now.result = "failed in Nomad"
         for error in failed:
-            say(f"    {error}; goes on without Nomad")
+            say(f"    {error}; continues without Nomad")
 
 
 def _stop_job(clients: Clients, name: str) -> Exception | None:
@@ -86,27 +86,27 @@ def _stop_job(clients: Clients, name: str) -> Exception | None:
 
 
 def _end_leftovers(stack: Stack) -> None:
-    """Refuses where a process does not end: nobody's data is removed under it."""
+    """Ends the remaining processes; raises StackError if one does not end, since its data would be removed."""
     left = processes.belonging(stack.state)
     if left:
-        with step(f"{len(left)} processes left over"):
+        with step(f"{len(left)} remaining processes"):
             processes.end(sorted(left), timeout=15)
-    still = sorted(processes.belonging(stack.state))
-    if still:
+    alive = sorted(processes.belonging(stack.state))
+    if alive:
         raise StackError(
             f"stack {stack.name!r} does not end",
-            f"processes {', '.join(map(str, still))} are still there",
+            f"processes {', '.join(map(str, alive))} still run",
             "end them, then run the same command again",
         )
 
 
 def _unmount(folder: Path) -> None:
-    """Nomad keeps the secrets of a task in memory file systems when it runs as root."""
+    """Unmounts the file systems below a folder: Nomad as root keeps the secrets of tasks in memory."""
     points = [_unescaped(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines()]
     for point in reversed([point for point in points if point.startswith(f"{folder}/")]):
         subprocess.run(["umount", "--lazy", point], check=True)
 
 
 def _unescaped(path: str) -> str:
-    """A path as it is: proc(5) writes white space in octal."""
+    """Returns a path without the octal escapes that proc(5) uses for white space."""
     return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), path)

@@ -1,6 +1,6 @@
-"""`test`: the tiers of the test suite; those that need a running system get one of their own, beside a developer's.
+"""`test`: runs the tiers of the test suite; tiers that need a running system get stacks of their own.
 
-Where several tiers need one, there are two, and files of tests run beside each other: most of the time a test waits.
+If several tiers need one, there are two stacks, and files of tests run in parallel: most of the time a test waits.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from stack.commands.teardown import destroy
 from stack.config import KNOWN_SLOTS, ROOT, Stack
 from stack.console import StackError, say
 
-# By name only: what takes minutes, from all tiers. It measures, so it has the machine for itself.
+# Only if it is named: the slow tests of all tiers. They measure, so nothing else may run on the machine.
 LONG = "long"
 # Whether a tier needs a running stack.
 TIERS = {"unit": False, "contract": False, "integration": True, "infra": True, "chaos": True}
-TEST, BESIDE = (Stack(name, KNOWN_SLOTS[name]) for name in ("test", "test_beside"))
+FIRST, SECOND = (Stack(name, KNOWN_SLOTS[name]) for name in ("test", "test_second"))
 
 
 def names() -> list[str]:
@@ -29,9 +29,9 @@ def names() -> list[str]:
 
 
 def test(arguments: Sequence[str]) -> int:
-    """Runs the named tiers, or all; the test stacks are deployed for those that need one and destroyed afterwards.
+    """Runs the named tiers, or all; deploys the test stacks that they need and destroys them afterwards.
 
-    `long` runs what every tier leaves out, of all or of the named ones. WAYPOST_KEEP=1 leaves the stacks for next time.
+    `long` runs the slow tests, of all tiers or of the named ones. WAYPOST_KEEP=1 keeps the stacks for the next run.
     """
     marked = ["-m", LONG] if LONG in arguments else []
     arguments = [argument for argument in arguments if argument != LONG]
@@ -39,7 +39,7 @@ def test(arguments: Sequence[str]) -> int:
     if unknown:
         raise StackError(
             f"no tier {', '.join(sorted(unknown))}",
-            "that is not one of the tiers",
+            "the suite has no such tier",
             f"one of: {' '.join(TIERS)}, or {LONG}",
         )
     tiers = [tier for tier in TIERS if not arguments or tier in arguments]
@@ -47,7 +47,7 @@ def test(arguments: Sequence[str]) -> int:
     if not folders:
         raise StackError("nothing to run", f"no test in {' '.join(tiers)}", f"one of: {' '.join(TIERS)}")
     needing = sum(TIERS[tier] for tier in tiers)
-    stacks = [TEST, BESIDE] if needing > 1 and not marked else [TEST] if needing else []
+    stacks = [FIRST, SECOND] if needing > 1 and not marked else [FIRST] if needing else []
     try:
         _each("deploy", deploy, stacks)
         return _pytest([*folders, *marked], stacks)
@@ -66,13 +66,13 @@ def _folders(tiers: Sequence[str]) -> Iterator[str]:
 
 
 def _each(command: str, here: Callable[[Stack], object], stacks: Sequence[Stack]) -> None:
-    """The first one for all to see, the others at the same time; of those only a failure is told."""
+    """Runs a command on every stack in parallel, visibly on the first; of the others only a failure is shown."""
     words = [sys.executable, "-m", "stack", command]
     with ThreadPoolExecutor() as pool:
-        beside = [pool.submit(_run, words, stack, quiet=True) for stack in stacks[1:]]
+        others = [pool.submit(_run, words, stack, quiet=True) for stack in stacks[1:]]
         for stack in stacks[:1]:
             here(stack)
-    for stack, done in zip(stacks[1:], beside, strict=True):
+    for stack, done in zip(stacks[1:], others, strict=True):
         if done.result().returncode:
             raise StackError(
                 f"{command} of stack {stack.name!r} failed",
@@ -82,13 +82,13 @@ def _each(command: str, here: Callable[[Stack], object], stacks: Sequence[Stack]
 
 
 def _pytest(arguments: Sequence[str], stacks: Sequence[Stack]) -> int:
-    """A worker of pytest for each stack; each takes the one of its number (tests/conftest.py)."""
-    # File by file in their order, so that what a module sets up is set up once.
+    """Runs pytest with a worker for each stack; a worker uses the stack of its number (tests/conftest.py)."""
+    # In the order of the files, so that the fixtures of a module are set up once.
     spread = ["-n", str(len(stacks)), "--dist", "loadfile", "--no-loadscope-reorder"] if len(stacks) > 1 else []
     names = " ".join(stack.name for stack in stacks)
-    goes = "" if _kept() else "1"  # a test may take away what is destroyed anyway
+    disposable = "" if _kept() else "1"  # a test may remove a stack that is destroyed afterwards
     command = [sys.executable, "-m", "pytest", *arguments, *spread]
-    return _run(command, TEST, WAYPOST_STACKS=names, WAYPOST_GOES=goes).returncode
+    return _run(command, FIRST, WAYPOST_STACKS=names, WAYPOST_DISPOSABLE=disposable).returncode
 
 
 def _kept() -> bool:
