@@ -1,4 +1,4 @@
-"""Runs the measurement that is named; without a name it says which there are."""
+"""Runs a measurement by its name; without a name it lists all."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ BENCHES = {path.stem: path for path in sorted(Path(__file__).parent.glob("[a-z]*
 
 
 def listed() -> str:
-    told = {name: ast.get_docstring(ast.parse(path.read_text())) or "" for name, path in BENCHES.items()}
-    return "\n".join(f"  {name:<9} {text.splitlines()[0]}" for name, text in told.items())
+    summaries = {name: ast.get_docstring(ast.parse(path.read_text())) or "" for name, path in BENCHES.items()}
+    return "\n".join(f"  {name:<9} {text.splitlines()[0]}" for name, text in summaries.items())
 
 
 if __name__ == "__main__":
@@ -22,6 +22,6 @@ if __name__ == "__main__":
     if name in BENCHES:
         runpy.run_path(str(BENCHES[name]), run_name="__main__")
     elif name:
-        sys.exit(f"nothing to measure is called {name!r}; there is\n{listed()}")
+        sys.exit(f"there is no measurement {name!r}; there are\n{listed()}")
     else:
         print(listed())

@@ -1,4 +1,4 @@
-"""How long a killed instance is away: from SIGKILL to its new process, and from there to serving, warm."""
+"""Restart time of a killed instance: from SIGKILL to its new process, and from there to serving."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ INSTANCES = {"user-service": 2, "order-service": 2, "gateway": 2}
 
 
 def born(pid: int) -> float:
-    """When a process began, in seconds since the epoch."""
+    """The start of a process, in seconds since the epoch."""
     ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     up = float(Path("/proc/uptime").read_text().split()[0])
     return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def served(running: RunningStack, job: str) -> Iterator[float]:
-    """Every moment at which an instance of the job said that it serves."""
+    """The moments at which instances of the job logged that they serve."""
     for alloc in running.allocations(job):
         stream = running.clients.nomad.client.stream_logs.stream
         for line in stream(alloc["ID"], job, "stdout", plain=True, origin="end", offset=8_000).splitlines():
-            said = json.loads(line) if line.startswith("{") and line.endswith("}") else {}
-            if said.get("event") == "serving":
-                yield datetime.fromisoformat(said["timestamp"]).timestamp()
+            record = json.loads(line) if line.startswith("{") and line.endswith("}") else {}
+            if record.get("event") == "serving":
+                yield datetime.fromisoformat(record["timestamp"]).timestamp()
 
 
 def measure(running: RunningStack, job: str) -> str:

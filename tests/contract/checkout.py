@@ -1,4 +1,4 @@
-"""The checkout as data: which files belong to it, what each service is, and the little HCL that the contracts read."""
+"""Reads the checkout as data: its files, its services, and the blocks of HCL files."""
 
 from __future__ import annotations
 

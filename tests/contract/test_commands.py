@@ -1,4 +1,4 @@
-"""The front door: what README says can be typed can be typed, and what can be typed stands in README."""
+"""Commands: README names every recipe of the Justfile, and no other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JUSTFILE = (ROOT / "Justfile").read_text()
 
 @pytest.fixture(scope="module")
 def recipes() -> dict[str, Any]:
-    """The recipes a person can call, as just itself understands the file."""
+    """The public recipes, as just itself parses the file."""
     just = str(tools.find("just"))
     command = [just, "--justfile", str(ROOT / "Justfile"), "--dump", "--dump-format", "json"]
     dumped = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -28,7 +28,7 @@ def recipes() -> dict[str, Any]:
 
 
 def typed(text: str) -> set[str]:
-    """The recipes that a text calls."""
+    """The recipes in a text."""
     return set(re.findall(r"\./justw ([a-z-]+)", text))
 
 
@@ -42,7 +42,7 @@ def test_every_command_of_the_other_documents_is_a_recipe(recipes: dict[str, Any
         assert typed(document.read_text()) <= set(recipes), document
 
 
-def test_every_recipe_stands_in_the_readme(recipes: dict[str, Any]) -> None:
+def test_the_readme_names_every_recipe(recipes: dict[str, Any]) -> None:
     assert set(recipes) - typed(README) == set()
 
 

@@ -1,4 +1,4 @@
-"""The documents: short, complete, and about what is really there."""
+"""Documents are short and complete, and every path and link in them exists."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ def test_every_link_inside_the_checkout_leads_somewhere(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
-def test_every_path_that_a_document_names_is_there(document: Path) -> None:
+def test_every_path_in_a_document_exists(document: Path) -> None:
     ours = {path.parts[0] for path in tracked()}
     named = [path for path in NAMED.findall(document.read_text()) if path.split("/")[0] in ours]
     assert [path for path in named if not list(ROOT.glob(path.rstrip("/")))] == []
 
 
-def test_the_readme_has_a_map_of_exactly_the_folders_there_are() -> None:
+def test_the_map_of_the_readme_has_exactly_the_existing_folders() -> None:
     folders = {path.parts[0] for path in tracked() if len(path.parts) > 1 and not path.parts[0].startswith(".")}
     section = (ROOT / "README.md").read_text().partition("## Map")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\s*\|? ?`?(\w+)/", section, re.MULTILINE)) == folders
 
 
 @pytest.mark.parametrize("heading", ["Write path", "Read path", "Saga", "Failure behaviour"])
-def test_every_row_that_says_what_happens_leads_to_a_test_that_shows_it(heading: str) -> None:
+def test_every_row_of_behaviour_links_to_a_test(heading: str) -> None:
     section = (ROOT / "docs" / "architecture.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| .+$", section, re.MULTILINE)[1:]
     assert rows

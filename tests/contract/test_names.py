@@ -20,7 +20,7 @@ PLACES = (
     "vault/policies/{}.hcl",
     "vault/auth/jwt-nomad/role/{}.json",
 )
-# To sign is to write, for Vault; it changes nothing.
+# Vault counts a signature as an update; it changes nothing.
 SIGNING = {"user-service": {"transit/sign/tokens": {"update"}}}
 FOLDERS = [ROOT / folder for folder in SERVICES.values()]
 WITH_DATABASE = [service for service in SERVICES if (ROOT / SERVICES[service] / "migrations").is_dir()]
@@ -70,7 +70,7 @@ def test_a_job_and_its_service_in_consul_have_the_name_of_the_file(job: str) -> 
         ("vault/engines/database/roles", ".json"),
     ],
 )
-def test_nothing_is_left_over_of_a_job_that_is_gone(folder: str, suffix: str) -> None:
+def test_no_file_belongs_to_a_job_that_does_not_exist(folder: str, suffix: str) -> None:
     assert stems(folder, suffix) - {"nomad-agent"} <= set(nomad.names())
 
 
@@ -83,7 +83,7 @@ def test_a_role_in_vault_admits_its_own_job_and_gives_its_own_policy(job: str) -
 
 
 @pytest.mark.parametrize("service", WITH_DATABASE)
-def test_a_database_login_makes_its_bearer_the_owner_of_its_own_schema(service: str) -> None:
+def test_a_database_login_belongs_to_the_owner_of_its_schema(service: str) -> None:
     role = vault_file(f"engines/database/roles/{service}")
     created = " ".join(role["creation_statements"])
     assert set(re.findall(r"\w+_service", created)) == {package(service)}
@@ -116,7 +116,7 @@ def test_a_service_writes_nothing_in_consul_and_asks_for_no_wildcard_but_nodes(s
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_service_sees_only_services_that_there_are(service: str) -> None:
+def test_a_service_finds_only_services_that_exist(service: str) -> None:
     seen = {name for kind, name, _ in rules(service) if kind == "service"}
     assert seen <= set(nomad.names()) - {service}
 
