@@ -54,5 +54,9 @@ def test_a_browser_gets_a_page(deployed: DeployedStack, part: str, path: str) ->
     assert "<html" in reply.text.lower()
 
 
+def test_no_response_offers_another_http_version(deployed: DeployedStack) -> None:
+    assert "alt-svc" not in deployed.anonymous("gateway", "/livez").headers
+
+
 def test_the_gateway_is_ready_behind_the_edge(deployed: DeployedStack) -> None:
     assert deployed.anonymous("gateway", "/readyz").json()["status"] == "ready"
