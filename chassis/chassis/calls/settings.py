@@ -19,5 +19,5 @@ class ClientSettings(Section):
     reset_seconds: float = Field(gt=0, le=60, description="time that the breaker stays open before it probes")
     attempts: int = Field(ge=1, le=10, description="most attempts of one call; 1: no retries")
     attempt_seconds: float = Field(gt=0, le=60, description="time after which an attempt is moved to another instance")
-    retry_budget_ratio: float = Field(ge=0, le=9, description="retries earned by each call; attempts - 1: no budget")
+    retry_budget_ratio: float = Field(ge=0, le=9, description="retries earned by each call; attempts - 1: no limit")
     ejection_seconds: float = Field(ge=0, le=300, description="first ejection time of a bad instance; 0: no ejection")
