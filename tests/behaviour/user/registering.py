@@ -96,7 +96,7 @@ async def test_a_new_user_has_the_initial_credit_of_the_settings(
     assert await service.queries.get_user(user.id) == user
 
 
-async def test_an_unknown_user_is_refused(service: Service) -> None:
+async def test_an_unknown_user_is_not_found(service: Service) -> None:
     user = await service.commands.register_user(**GOOD)
     with pytest.raises(UserUnknown):
         await service.queries.get_user(type(user.id)(int=0))
@@ -113,7 +113,7 @@ async def test_an_unknown_user_is_refused(service: Service) -> None:
         ("", ""),
     ],
 )
-async def test_wrong_credentials_are_refused_without_saying_which_part(
+async def test_wrong_credentials_are_rejected_without_naming_the_wrong_part(
     service: Service, email: str, password: str
 ) -> None:
     await service.commands.register_user(**GOOD)

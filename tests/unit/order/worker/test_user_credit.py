@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from behaviour.user import service as user
 
+from chassis.settings import Live
 from order_service.worker.user_credit import CreditDenied, FakeUserCredit, GrpcUserCredit, UserCredit
 from user_service.rpc import UserRpc
 
@@ -53,7 +54,7 @@ async def fake() -> Account:
 
 
 async def real() -> Account:
-    service = user.Service(user.shipped(initial_credit=LIMIT, currency="EUR"))
+    service = user.Service(Live(user.shipped(initial_credit=LIMIT, currency="EUR")))
     ada = (await service.commands.register_user("ada@example.com", "Ada", "correct horse")).id
 
     async def available() -> int:
