@@ -67,7 +67,10 @@ def _peak(running: RunningStack, reading: Arrivals, seconds: float) -> float:
         good, request = 0, reading(number)
         with httpx.Client(base_url=running.url("gateway"), timeout=15) as http:
             while time.monotonic() < until:
-                good += http.get(request.path, headers=request.headers).is_success or time.sleep(0.1) or 0
+                if http.get(request.path, headers=request.headers).is_success:
+                    good += 1
+                else:
+                    time.sleep(0.1)
         return good
 
     with ThreadPoolExecutor(CALLERS) as pool:
@@ -85,10 +88,14 @@ def _offered(running: RunningStack, reading: Arrivals, rate: float, seconds: flo
     good = [answer.seconds for answer in seen if not answer.failed]
     rejections = [answer for answer in seen if answer.status == httpx.codes.SERVICE_UNAVAILABLE]
     failures = [answer for answer in seen if answer.failed and answer.status != httpx.codes.SERVICE_UNAVAILABLE]
-    middle = [statistics.median(times) if times else 0.0 for times in (good, [each.seconds for each in rejections])]
     print(f"{rate:.0f} offered a second: {load.report()}")
     done = sum(began <= answer.at < began + seconds for answer in load.answers if not answer.failed)
-    return Seen(done / seconds, *middle, rejections, failures)
+    rejected = [answer.seconds for answer in rejections]
+    return Seen(done / seconds, _median(good), _median(rejected), rejections, failures)
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values) if values else 0.0
 
 
 @efforts(4, 20)

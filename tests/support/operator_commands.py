@@ -9,10 +9,10 @@ from stack.config import ROOT
 
 
 def run(*arguments: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
-    """What a command said, and its exit code."""
+    """Runs a command and returns its output and exit code."""
     return subprocess.run(words(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
 
 
 def words(*arguments: str) -> list[str]:
-    """The command line itself, for who wants to start it and do something else meanwhile."""
+    """Returns the command line, for a test that does something else while it runs."""
     return [sys.executable, "-m", "stack", *arguments]

@@ -130,7 +130,7 @@ class RunningStack:
         return [alloc for alloc in found if alloc["ClientStatus"] == "running" and group in {None, alloc["TaskGroup"]}]
 
     def folder(self, alloc: dict[str, Any], task: str) -> Path:
-        return self.stack.state / "nomad" / "data" / "alloc" / alloc["ID"] / task
+        return self.stack.state / "nomad" / "data" / "alloc" / str(alloc["ID"]) / task
 
     def pids(self, job: str, group: str | None = None) -> list[int]:
         """The service processes of a job, without Nomad's executors."""

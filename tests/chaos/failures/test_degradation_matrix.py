@@ -34,6 +34,12 @@ LASTING_SECONDS = 180.0
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
 HEALTHY = dict(zip(CALLS, ["201", "201", "200", "201", "200", "200", "200", "200", "200 ready"], strict=True))
 ORDERS = 12
+# Why a cell allows more than one answer: which of them a call gets depends on its moment, not on the row.
+SEVERAL_ANSWERS = {
+    "504/503": "the deadline ends the call until the breaker opens; then it is rejected",
+    "504/200 Age": "the deadline ends the call until the breaker opens; then the cached profile is returned",
+    "504/503/200 Age": "as above; in between the User Service itself rejects calls that wait for its database",
+}
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -221,6 +227,11 @@ def test_the_matrix_has_each_part_gone_and_slow_and_a_full_disk() -> None:
         *((part, "slow") for part in parts - {"worker"}),
         ("postgres", "full"),
     }
+
+
+def test_a_cell_has_one_answer_or_a_reason_for_several() -> None:
+    several = {cell for row in _matrix() for cell in row.cells.values() if "/" in cell}
+    assert several == set(SEVERAL_ANSWERS)
 
 
 def test_a_healthy_system_matches_no_row_with_a_503(caller: Caller) -> None:

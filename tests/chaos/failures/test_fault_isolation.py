@@ -60,7 +60,7 @@ def _writes_again(user: ApiUser) -> float:
 
 def _takes_connections(running: RunningStack) -> bool:
     try:
-        return query_value(running, "order_service", "SELECT 1") == 1
+        return bool(query_value(running, "order_service", "SELECT 1") == 1)
     except psycopg.OperationalError:
         return False
 

@@ -1,4 +1,4 @@
-"""What happens when a part is killed or gone: refused clearly or finished later, nothing acknowledged is lost."""
+"""A part is killed or unavailable: calls fail clearly or are completed later, and nothing acknowledged is lost."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 @pytest.fixture(autouse=True)
-def steady(running: RunningStack) -> None:
-    """No test begins on what the one before has broken."""
+def healthy(running: RunningStack) -> None:
+    """Each test begins on a healthy stack."""
     running.wait_until_healthy()
 
 
