@@ -16,7 +16,7 @@ import grpc
 import structlog
 from opentelemetry import trace
 
-from chassis.calls.outlier_detection import Call, EjectionRules, Instance
+from chassis.calls.outlier_detection import EJECTION_RULES, Call, EjectionRules, Instance
 from chassis.calls.settings import ClientSettings
 from chassis.calls.transport import FAULT_CODES, Method, NotProcessed, Transport
 from chassis.errors import RpcError, unavailable
@@ -26,7 +26,6 @@ from chassis.telemetry.metrics import meter
 
 log = structlog.get_logger(__name__)
 
-RULES = EjectionRules()
 # A call is unusually slow at this multiple of the typical time of its method.
 _SLOW_FACTOR = 3.0
 _SMOOTHING = 0.05
@@ -52,7 +51,7 @@ class Balancer:
         on_new_instance: Callable[[], None],
         settings: Live[ClientSettings],
         *,
-        rules: EjectionRules = RULES,
+        rules: EjectionRules = EJECTION_RULES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._endpoints = endpoints

@@ -51,7 +51,7 @@ class BreakerRules:
     half_open_max: int = 1
 
 
-RULES = BreakerRules()
+BREAKER_RULES = BreakerRules()
 
 
 class BreakerOpen(pybreaker.CircuitBreakerError):
@@ -154,7 +154,7 @@ class AsyncBreaker:
         name: str,
         settings: Live[ClientSettings],
         *,
-        rules: BreakerRules = RULES,
+        rules: BreakerRules = BREAKER_RULES,
         listeners: Sequence[pybreaker.CircuitBreakerListener] = LISTENERS,
         excluded_exceptions: Iterable[Excluded] = (is_business_error,),
         clock: Callable[[], float] = time.monotonic,

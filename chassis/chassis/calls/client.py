@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from chassis.calls.balancing import RULES as EJECTION_RULES
 from chassis.calls.balancing import Balancer
-from chassis.calls.breaker import RULES as BREAKER_RULES
-from chassis.calls.breaker import AsyncBreaker, BreakerOpen, BreakerRules
+from chassis.calls.breaker import BREAKER_RULES, AsyncBreaker, BreakerOpen, BreakerRules
 from chassis.calls.bulkhead import Bulkhead
-from chassis.calls.outlier_detection import EjectionRules
-from chassis.calls.retry import RULES as RETRY_RULES
-from chassis.calls.retry import Retries, RetryBudget, RetryRules
+from chassis.calls.outlier_detection import EJECTION_RULES, EjectionRules
+from chassis.calls.retry import RETRY_RULES, Retries, RetryBudget, RetryRules
 from chassis.calls.settings import ClientSettings
 from chassis.calls.transport import GrpcTransport, Metadata, Method, Transport, is_idempotent
 from chassis.deadline import at_most, remaining

@@ -38,6 +38,9 @@ class EjectionRules:
     warmup_seconds: float = 5.0
 
 
+EJECTION_RULES = EjectionRules()
+
+
 class Call(NamedTuple):
     """A call under way: its start, and the seconds after which a call of its method is unusually slow."""
 

@@ -36,13 +36,13 @@ class RetryRules:
     budget_size: int = 10
 
 
-RULES = RetryRules()
+RETRY_RULES = RetryRules()
 
 
 class RetryBudget:
     """Token bucket: each call deposits a fraction of a token, each retry withdraws one token."""
 
-    def __init__(self, settings: Live[ClientSettings], size: int = RULES.budget_size) -> None:
+    def __init__(self, settings: Live[ClientSettings], size: int = RETRY_RULES.budget_size) -> None:
         self._settings = settings
         self._size = float(size)
         self.available = self._size
