@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -17,12 +18,12 @@ from stack.cluster import nomad
 from stack.config import ROOT
 
 
-def test_a_second_deploy_changes_nothing_and_says_so_within_thirty_seconds(running: RunningStack) -> None:
+def test_a_second_deploy_reports_no_change_within_thirty_seconds(running: RunningStack) -> None:
     again = run("deploy")
     assert again.returncode == 0, again.stdout + again.stderr
-    said = re.search(r"no change: .*\((\d+\.\d) s\)", again.stdout)
-    assert said, again.stdout
-    assert float(said[1]) <= 30
+    summary = re.search(r"no change: .*\((\d+\.\d) s\)", again.stdout)
+    assert summary, again.stdout
+    assert float(summary[1]) <= 30
 
 
 def test_a_plan_without_changes_is_empty(running: RunningStack) -> None:
@@ -42,26 +43,26 @@ def test_a_plan_shows_what_a_deploy_would_put_back(running: RunningStack) -> Non
     assert run("plan").returncode == 0
 
 
-def test_the_shell_of_another_cluster_does_not_lead_astray(
+def test_variables_of_another_cluster_in_the_shell_have_no_effect(
     running: RunningStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NOMAD_ADDR", "CONSUL_HTTP_ADDR", "VAULT_ADDR", "HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NOMAD_TOKEN", "CONSUL_HTTP_TOKEN", "VAULT_TOKEN", "NOMAD_REGION"):
-        monkeypatch.setenv(name, "somebody-elses")
+        monkeypatch.setenv(name, "another-cluster")
     plan = run("plan")
     assert (plan.returncode, plan.stdout.strip()) == (0, "no change"), plan.stderr
 
 
-def test_a_stack_that_does_not_run_is_refused_and_leaves_nothing(
+def test_a_stack_that_does_not_run_is_an_error_and_leaves_no_files(
     running: RunningStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WAYPOST_STACK", "never")
     monkeypatch.setenv("WAYPOST_SLOT", str(running.stack.slot))
     for command in (("env",), ("plan",), ("status",), ("logs", "gateway")):
-        refused = run(*command)
-        assert refused.returncode == 1
-        assert "stack 'never' is not running" in refused.stderr
+        failed = run(*command)
+        assert failed.returncode == 1
+        assert "stack 'never' is not running" in failed.stderr
     assert not (ROOT / ".waypost" / "never").exists()
 
 
@@ -72,7 +73,20 @@ def test_status_shows_agents_jobs_instances_and_breakers(running: RunningStack) 
         assert name in status.stdout
 
 
-def test_env_gives_a_shell_the_operators_addresses_and_tokens(running: RunningStack) -> None:
+def test_status_and_plan_in_json_hold_what_the_text_shows(running: RunningStack) -> None:
+    status = json.loads(run("status", "--json").stdout)
+    assert {row["name"] for row in status["agents"] if row["pid"]} == {"nomad", "consul", "vault"}
+    assert {row["name"]: row["running"] for row in status["jobs"]} == {
+        row["name"]: row["wanted"] for row in status["jobs"]
+    }
+    assert all(row["passing"] for row in status["instances"])
+    assert {name for row in status["gateways"] for name in row["breakers"]} >= {"user-service", "order-service"}
+    assert status["memory"]["processes"] > 10
+    plan = run("plan", "--json")
+    assert (plan.returncode, json.loads(plan.stdout)["changes"]) == (0, [])
+
+
+def test_env_prints_working_addresses_and_tokens_of_the_operator(running: RunningStack) -> None:
     script = 'eval "$0"; curl -sf -H "X-Nomad-Token: $NOMAD_TOKEN" "$NOMAD_ADDR/v1/jobs" && '
     script += 'curl -sf -H "X-Consul-Token: $CONSUL_HTTP_TOKEN" "$CONSUL_HTTP_ADDR/v1/agent/self" && '
     script += 'curl -sf -H "X-Vault-Token: $VAULT_TOKEN" "$VAULT_ADDR/v1/sys/mounts"'
@@ -83,23 +97,23 @@ def test_env_gives_a_shell_the_operators_addresses_and_tokens(running: RunningSt
 
 
 @pytest.mark.parametrize("name", ["user-service", "gateway", "edge", "postgres", "nomad"])
-def test_logs_show_what_a_part_said(running: RunningStack, name: str) -> None:
-    said = run("logs", name)
-    assert said.returncode == 0
-    assert name == "nomad" or f"--- {name} " in said.stdout
-    assert [line for line in said.stdout.splitlines() if not line.startswith("---")]
+def test_logs_show_the_last_lines_of_a_part(running: RunningStack, name: str) -> None:
+    shown = run("logs", name)
+    assert shown.returncode == 0
+    assert name == "nomad" or f"--- {name} " in shown.stdout
+    assert [line for line in shown.stdout.splitlines() if not line.startswith("---")]
 
 
-def test_logs_for_a_reader_that_goes_end_quietly(running: RunningStack) -> None:
+def test_logs_end_without_an_error_if_their_reader_ends(running: RunningStack) -> None:
     command = shlex.join(words("logs", "gateway"))
     read = subprocess.run(["sh", "-c", f"{command} | true"], capture_output=True, text=True, check=False)
     assert (read.returncode, read.stderr) == (0, "")
 
 
-def test_logs_of_nobody_name_those_that_exist() -> None:
-    refused = run("logs", "nobody")
-    assert refused.returncode == 1
-    assert "user-service" in refused.stderr
+def test_logs_of_an_unknown_part_list_the_known_ones() -> None:
+    failed = run("logs", "nobody")
+    assert failed.returncode == 1
+    assert "user-service" in failed.stderr
 
 
 def test_a_trace_is_shown_as_a_waterfall(running: RunningStack, user: ApiUser) -> None:
@@ -114,24 +128,24 @@ def test_a_trace_is_shown_as_a_waterfall(running: RunningStack, user: ApiUser) -
     eventually("the trace is shown with the spans of two services", whole, 20)
 
 
-def test_something_that_is_no_trace_id_is_refused() -> None:
+def test_an_invalid_trace_id_is_an_error() -> None:
     assert "32 hex digits" in run("trace", "nonsense").stderr
 
 
-def test_an_unknown_command_names_the_known_ones() -> None:
-    refused = run("explode")
-    assert refused.returncode == 64
-    assert "deploy" in refused.stderr
+def test_an_unknown_command_lists_the_known_ones() -> None:
+    failed = run("explode")
+    assert failed.returncode == 64
+    assert "deploy" in failed.stderr
 
 
-def test_a_stack_whose_port_is_taken_says_by_whom(running: RunningStack) -> None:
+def test_a_taken_port_is_an_error_with_its_process(running: RunningStack) -> None:
     env = os.environ | {"WAYPOST_STACK": "squatter", "WAYPOST_SLOT": str(running.stack.slot)}
     command = words("deploy")
     try:
-        refused = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
-        assert refused.returncode == 1
-        assert f"port {running.stack.port('vault')} (vault) is taken" in refused.stderr
-        assert "WAYPOST_SLOT" in refused.stderr
+        failed = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+        assert failed.returncode == 1
+        assert f"port {running.stack.port('vault')} (vault) is taken" in failed.stderr
+        assert "WAYPOST_SLOT" in failed.stderr
     finally:
         subprocess.run([*command[:-1], "destroy"], cwd=ROOT, env=env, capture_output=True, check=True)
     assert httpx.get(running.url("gateway") + "/livez").is_success

@@ -1,4 +1,4 @@
-"""`audit-orders` says nothing of a sound store, and names each defect that is planted in it."""
+"""`audit-orders` finds nothing in a sound store, and every defect that is planted in it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ AMOUNT = "UPDATE reservations SET amount = amount {} 1 WHERE order_id = %s"
 TOTAL = "UPDATE orders SET total = total {} 1 WHERE id = %s"
 VERSION = "UPDATE events SET originator_version = {} WHERE originator_id = %s AND originator_version = {}"
 STREAM = "UPDATE events SET originator_id = %s WHERE originator_id = %s AND originator_version = 2"
-ROW_AWAY = "DELETE FROM idempotency_keys WHERE user_id = %s AND key = 'twin'"
+DELETE_KEY = "DELETE FROM idempotency_keys WHERE user_id = %s AND key = 'twin'"
 OTHER_COMMAND = """UPDATE events SET state = convert_to(jsonb_set(convert_from(state, 'UTF8')::jsonb,
                        '{meta,command_id}', to_jsonb(originator_id))::text, 'UTF8')
                    WHERE originator_id = %s AND originator_version = 1"""
-STREAM_BACK = """WITH ids AS (SELECT %s::uuid AS away, %s::uuid AS home)
-                 UPDATE events SET originator_id = home FROM ids WHERE originator_id = away"""
+STREAM_BACK = """WITH ids AS (SELECT %s::uuid AS wrong, %s::uuid AS home)
+                 UPDATE events SET originator_id = home FROM ids WHERE originator_id = wrong"""
 
-# What is planted, and what the audit says about it. Each has an order of its own.
+# Each planted defect, with the text of its finding. Each has an order of its own.
 DEFECTS = {
     "leaked": ["7 held", "nothing: there is no such order", "ReleaseCredit"],
     "kept": ["700 held", "released, for it is cancelled"],
@@ -70,13 +70,13 @@ def cancelled(running: RunningStack, user: ApiUser) -> str:
 def twin(running: RunningStack, user: ApiUser) -> str:
     """The second order of a key whose row is gone."""
     assert user.place(key="twin").status_code == httpx.codes.CREATED
-    assert execute(running, "order_service", ROW_AWAY, user.id) == 1
+    assert execute(running, "order_service", DELETE_KEY, user.id) == 1
     return str(user.settled(user.place(key="twin").json()["id"])["id"])
 
 
 @pytest.fixture(scope="module")
 def findings(running: RunningStack) -> Iterator[dict[str, str]]:
-    """What one audit says about a store with all defects, by the order of each; the store is mended afterwards."""
+    """Returns the findings in a store with all defects, by the order of each; repairs the store afterwards."""
     with httpx.Client(base_url=running.url("gateway"), timeout=15) as http, ExitStack() as stack:
         user = register(http)
         orders = {name: str(uuid4()) for name in ("leaked", "keyed", "headless")}
@@ -105,8 +105,8 @@ def findings(running: RunningStack) -> Iterator[dict[str, str]]:
         audit = run("audit-orders")
         assert audit.returncode == 1, audit.stdout + audit.stderr
         lines = audit.stdout.splitlines()
-        said = {name: "\n".join(_about(order, lines)) for name, order in orders.items()}
-        yield said | {"user": audit.stdout if f"user {user.id}" in audit.stdout else ""}
+        found = {name: "\n".join(_about(order, lines)) for name, order in orders.items()}
+        yield found | {"user": audit.stdout if f"user {user.id}" in audit.stdout else ""}
 
 
 def _about(order: str, lines: list[str]) -> Iterator[str]:
@@ -125,11 +125,11 @@ def test_a_sound_store_has_no_findings(running: RunningStack, user: ApiUser) -> 
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_a_planted_defect_is_named_with_what_is_what_should_be_and_what_to_do(
+def test_a_planted_defect_is_a_finding_with_the_actual_and_the_expected_state_and_a_next_step(
     findings: dict[str, str], defect: str
 ) -> None:
     assert [words for words in DEFECTS[defect] if words not in findings[defect]] == [], findings[defect]
 
 
-def test_a_user_whose_credit_is_not_the_sum_of_reservations_is_named(findings: dict[str, str]) -> None:
+def test_a_user_whose_credit_is_not_the_sum_of_reservations_is_a_finding(findings: dict[str, str]) -> None:
     assert "the sum of its reservations" in findings["user"]

@@ -1,4 +1,4 @@
-"""What somebody changed by hand in Consul and Vault is shown by `plan`, and a deploy takes it back."""
+"""`plan` shows changes made by hand in Consul and Vault, and a deploy reverts them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BY_HAND: list[Callable[[RunningStack], AbstractContextManager[list[str]]]] = []
 
 
 def _by_hand(change: Callable[[RunningStack], Iterator[list[str]]]) -> None:
-    """Adds a change: it gives the lines of the plan that name it, and then looks whether all is as it was."""
+    """Adds a change: it yields its lines in the plan, and checks afterwards that it was reverted."""
     BY_HAND.append(contextmanager(change))
 
 
@@ -26,7 +26,7 @@ def restored(running: RunningStack) -> Iterator[None]:
     assert run("deploy").returncode == 0
 
 
-def test_what_was_changed_by_hand_is_shown_and_taken_back(running: RunningStack, restored: None) -> None:
+def test_changes_made_by_hand_are_shown_and_reverted(running: RunningStack, restored: None) -> None:
     with ExitStack() as changed:
         lines = [line for change in BY_HAND for line in changed.enter_context(change(running))]
         plan = run("plan")

@@ -1,4 +1,4 @@
-"""`projection-rebuild orders`: the read table made anew from the events, while everybody reads it."""
+"""`projection-rebuild orders`: rebuilds the read table from the events while users read it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stack.machine import processes
 
 HOLD = "SELECT pg_advisory_xact_lock(hashtext('order_service'), hashtext('orders'))"
 WAITS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-UNDER_WAY = """SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
+IN_PROGRESS = """SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
                AND objid = (hashtext('rebuild orders')::bigint & 4294967295)::oid"""
 SHADOW = "SELECT count(*) FROM pg_namespace WHERE nspname = 'rebuild_orders'"
 
@@ -60,7 +60,7 @@ def rebuilt() -> str:
     return done.stdout
 
 
-def test_a_damaged_table_is_rebuilt_as_the_events_say_while_reads_go_on(running: RunningStack, user: ApiUser) -> None:
+def test_a_damaged_table_is_rebuilt_from_the_events_while_reads_continue(running: RunningStack, user: ApiUser) -> None:
     orders = [user.settled(user.place().json()["id"])["id"] for _ in range(3)]
     eventually("they are listed", lambda: sorted(listed(user)) == sorted(orders))
     before = user.get("/v1/orders").json()
@@ -68,17 +68,15 @@ def test_a_damaged_table_is_rebuilt_as_the_events_say_while_reads_go_on(running:
     execute(running, "order_service", "UPDATE orders SET status = 'rejected', total = 1 WHERE id = %s", orders[1])
     assert user.get("/v1/orders").json() != before
     with reading(user) as reader:
-        said = rebuilt()
+        output = rebuilt()
     assert user.get("/v1/orders").json() == before
-    assert "equals a fold of all events" in said
+    assert "equals a fold of all events" in output
     assert reader.statuses
     assert set(reader.statuses) == {httpx.codes.OK}
     print(f"{len(reader.statuses)} reads during a rebuild, all 200")
 
 
-def test_a_rebuild_changes_nothing_that_is_right_and_the_projection_goes_on(
-    running: RunningStack, user: ApiUser
-) -> None:
+def test_a_rebuild_changes_no_correct_row_and_the_projection_continues(running: RunningStack, user: ApiUser) -> None:
     first = user.settled(user.place().json()["id"])["id"]
     indexes = "SELECT string_agg(indexdef, ';' ORDER BY indexname) FROM pg_indexes WHERE tablename = 'orders'"
     before = query_value(running, "order_service", indexes)
@@ -86,13 +84,13 @@ def test_a_rebuild_changes_nothing_that_is_right_and_the_projection_goes_on(
     rebuilt()
     assert query_value(running, "order_service", indexes) == before
     second = user.settled(user.place().json()["id"])["id"]
-    eventually("the projection goes on", lambda: listed(user) == [second, first])
+    eventually("the projection continues", lambda: listed(user) == [second, first])
 
 
 @pytest.mark.parametrize(
     ("name", "why"), [("outbox", "would do everything again"), ("users", "there is no projection")]
 )
-def test_what_cannot_be_rebuilt_is_refused(running: RunningStack, name: str, why: str) -> None:
+def test_a_table_that_cannot_be_rebuilt_is_an_error(running: RunningStack, name: str, why: str) -> None:
     done = run("projection-rebuild", name)
     assert done.returncode == 1
     assert why in done.stdout + done.stderr
@@ -119,7 +117,7 @@ def kill(running: RunningStack) -> None:
     for pid in rebuilding(running):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    eventually("no rebuild is under way", lambda: not query_value(running, "order_service", UNDER_WAY), 30)
+    eventually("no rebuild is under way", lambda: not query_value(running, "order_service", IN_PROGRESS), 30)
 
 
 def rebuilding(running: RunningStack) -> list[int]:
@@ -134,14 +132,14 @@ def _command(pid: int) -> bytes:
         return b""
 
 
-def test_of_two_rebuilds_at_once_the_second_is_refused(running: RunningStack) -> None:
+def test_a_second_rebuild_at_the_same_time_is_an_error(running: RunningStack) -> None:
     with waiting(running):
         done = run("projection-rebuild", "orders")
     assert done.returncode == 1
     assert "another rebuild is under way" in done.stdout + done.stderr
 
 
-def test_a_rebuild_that_is_killed_leaves_the_table_as_it_was_and_the_next_begins_anew(
+def test_a_killed_rebuild_leaves_the_table_unchanged_and_the_next_one_starts_over(
     running: RunningStack, user: ApiUser
 ) -> None:
     with waiting(running):
@@ -150,7 +148,7 @@ def test_a_rebuild_that_is_killed_leaves_the_table_as_it_was_and_the_next_begins
         kill(running)
         assert query_value(running, "order_service", SHADOW) == 1, "it was killed too late: there is nothing left of it"
         assert user.get("/v1/orders").status_code == httpx.codes.OK
-    eventually("the projection goes on", lambda: listed(user) == [order], 20)
+    eventually("the projection continues", lambda: listed(user) == [order], 20)
     rebuilt()
     assert query_value(running, "order_service", SHADOW) == 0
     assert listed(user) == [order]

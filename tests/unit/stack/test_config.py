@@ -1,4 +1,4 @@
-"""Stacks beside each other: names, slots and ports."""
+"""Several stacks on one machine: names, slots and ports."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ from stack.cluster.kv.seed import KvSeed
 from stack.console import StackError
 
 KEY = "config/order-service"
-OLD = {"log_level": "INFO", "errand_seconds": 10.0, "users": {"retry": {"attempts": 3}, "breaker": {"window": 1.5}}}
+OLD = {"log_level": "INFO", "send_seconds": 10.0, "users": {"retry": {"attempts": 3}, "breaker": {"window": 1.5}}}
 NEW = {"log_level": "INFO", "outbox_seconds": 10.0, "users": {"attempts": 3}, "surplus": 1}
 MIGRATION = {
     KEY: {
         "moves": [
-            {"from": "errand_seconds", "to": "outbox_seconds", "seed": 10.0},
+            {"from": "send_seconds", "to": "outbox_seconds", "seed": 10.0},
             {"from": "users.retry.attempts", "to": "users.attempts", "seed": 3},
         ],
         "drops": [{"path": "users.breaker.window", "seed": 1.5}],
@@ -86,7 +86,7 @@ def notes(kv: Kv) -> list[str]:
     return [note for change in deploy(kv) for note in change.notes]
 
 
-def test_a_key_that_nobody_changed_follows_its_file_without_a_word(kv: Kv) -> None:
+def test_an_unchanged_key_follows_its_file_without_a_note(kv: Kv) -> None:
     assert notes(kv) == []
     assert kv.settings() == NEW
     assert deploy(kv) == []
@@ -94,11 +94,11 @@ def test_a_key_that_nobody_changed_follows_its_file_without_a_word(kv: Kv) -> No
 
 
 def test_a_value_changed_by_hand_moves_to_its_new_name(kv: Kv) -> None:
-    kv.edit(OLD | {"errand_seconds": 12})
+    kv.edit(OLD | {"send_seconds": 12})
     (change,) = deploy(kv)
     assert kv.settings() == NEW | {"outbox_seconds": 12}
-    assert change.notes[0] == f"{KEY}: errand_seconds=12 was changed by hand and is now outbox_seconds"
-    assert '-  "errand_seconds": 12,' in change.diff()
+    assert change.notes[0] == f"{KEY}: send_seconds=12 was changed by hand and is now outbox_seconds"
+    assert '-  "send_seconds": 12,' in change.diff()
     assert '+  "outbox_seconds": 12,' in change.diff()
 
 
@@ -118,7 +118,7 @@ def test_settings_that_were_not_changed_by_hand_follow_the_file(kv: Kv, files: P
 
 
 def test_a_second_deploy_changes_nothing_and_the_key_still_counts_as_changed_by_hand(kv: Kv) -> None:
-    kv.edit(OLD | {"errand_seconds": 12})
+    kv.edit(OLD | {"send_seconds": 12})
     deploy(kv)
     assert deploy(kv) == []
     assert KvSeed(kv).changed_by_hand() == [KEY]
@@ -132,18 +132,15 @@ def test_a_key_follows_its_file_again_once_nothing_changed_by_hand_is_left(kv: K
 
 
 def test_a_value_with_only_some_old_names_is_completed(kv: Kv) -> None:
-    kv.edit({"errand_seconds": 12, "users": {"attempts": 5}})
-    assert notes(kv)[0] == f"{KEY}: errand_seconds=12 was changed by hand and is now outbox_seconds"
+    kv.edit({"send_seconds": 12, "users": {"attempts": 5}})
+    assert notes(kv)[0] == f"{KEY}: send_seconds=12 was changed by hand and is now outbox_seconds"
     assert kv.settings() == NEW | {"outbox_seconds": 12, "users": {"attempts": 5}}
 
 
 def test_a_value_under_the_new_name_wins_over_one_under_the_old_name(kv: Kv) -> None:
-    kv.edit(NEW | {"outbox_seconds": 20, "errand_seconds": 12})
+    kv.edit(NEW | {"outbox_seconds": 20, "send_seconds": 12})
     (note,) = notes(kv)
-    assert (
-        note
-        == f"{KEY}: errand_seconds=12 was changed by hand and is now outbox_seconds, which has a value: dropped"
-    )
+    assert note == f"{KEY}: send_seconds=12 was changed by hand and is now outbox_seconds, which has a value: dropped"
     assert kv.settings() == NEW | {"outbox_seconds": 20}
 
 
@@ -169,15 +166,15 @@ def test_later_migrations_move_what_earlier_ones_have_moved(kv: Kv, files: Path)
     second = {KEY: {"moves": [{"from": "outbox_seconds", "to": "outbox.seconds", "seed": 10.0}]}}
     (files / "kv-migrations" / "002-more.json").write_text(json.dumps(second))
     write(files, {"outbox": {"seconds": 10.0}, "log_level": "INFO"})
-    kv.edit({"log_level": "INFO", "errand_seconds": 12})
+    kv.edit({"log_level": "INFO", "send_seconds": 12})
     assert f"{KEY}: outbox_seconds=12 was changed by hand and is now outbox.seconds" in notes(kv)
     assert kv.settings() == {"outbox": {"seconds": 12}, "log_level": "INFO"}
 
 
 def test_a_key_that_somebody_changes_during_the_deploy_is_not_overwritten(kv: Kv) -> None:
-    kv.edit(OLD | {"errand_seconds": 12})
+    kv.edit(OLD | {"send_seconds": 12})
     changes = list(KvSeed(kv).changes())
-    kv.edit(OLD | {"errand_seconds": 13})
+    kv.edit(OLD | {"send_seconds": 13})
     with pytest.raises(StackError, match="somebody changed it meanwhile"):
         apply_all(changes)
-    assert kv.settings()["errand_seconds"] == 13
+    assert kv.settings()["send_seconds"] == 13

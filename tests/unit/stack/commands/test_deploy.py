@@ -1,4 +1,4 @@
-"""What a deploy refuses before it has spent any time."""
+"""Errors that a deploy reports before its slow steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stack.config import Stack
 from stack.console import StackError
 
 
-def test_a_taken_port_is_refused_before_a_server_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_taken_port_is_an_error_before_a_server_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "ROOT", tmp_path)
     monkeypatch.setattr(tools, "ensure", lambda: pytest.fail("it builds first"))
     stack = Stack("squatter", 9)

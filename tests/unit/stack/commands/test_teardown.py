@@ -1,4 +1,4 @@
-"""A teardown goes on whatever Nomad says, and never removes data under a process."""
+"""A teardown continues if Nomad fails, and never removes the data of a running process."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
         requests.ConnectionError("no answer"),
     ],
 )
-def test_a_nomad_that_refuses_does_not_keep_a_stack_alive(
+def test_a_nomad_that_fails_does_not_keep_a_stack_alive(
     stack: Stack, trouble: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = []
 
-    def refuse(_: object, name: str) -> None:
+    def fail(_: object, name: str) -> None:
         asked.append(name)
         raise trouble
 
-    monkeypatch.setattr(teardown, "_alive", lambda _: True)
-    monkeypatch.setattr(nomad, "stop", refuse)
+    monkeypatch.setattr(teardown, "_nomad_answers", lambda _: True)
+    monkeypatch.setattr(nomad, "stop", fail)
     teardown.destroy(stack)
     for stage in reversed(nomad.stages()):
         assert {asked.pop(0) for _ in stage} == set(stage)
     assert asked == []
-    assert capsys.readouterr().out.count("goes on without Nomad") == len(nomad.names())
+    assert capsys.readouterr().out.count("continues without Nomad") == len(nomad.names())
     assert not stack.state.parent.exists()
 
 

@@ -32,6 +32,6 @@ def test_the_bar_of_a_span_covers_its_share_of_the_time() -> None:
 
 
 def test_a_failed_span_is_marked_and_its_events_are_named() -> None:
-    line = list(waterfall([_span("call", None, 0, 1, failed=True, events=("breaker refused",))]))[1]
+    line = list(waterfall([_span("call", None, 0, 1, failed=True, events=("breaker open",))]))[1]
     assert " ! " in line
-    assert line.endswith("[breaker refused]")
+    assert line.endswith("[breaker open]")

@@ -1,4 +1,4 @@
-"""Background processes: known by id and start time, ended politely, never confused with a stranger's."""
+"""Background processes: known by id and start time, ended politely, never confused with other processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_started_daemon_is_known_and_a_stopped_one_is_not(daemon: Daemon, tmp_
     assert not daemon.stop()
 
 
-def test_a_process_id_that_was_given_to_somebody_else_is_not_ours(daemon: Daemon) -> None:
+def test_a_process_id_that_another_process_has_now_is_not_ours(daemon: Daemon) -> None:
     daemon.folder.mkdir()
     (daemon.folder / "sleeper.pid").write_text(f"{os.getpid()} 1\n")
     assert daemon.pid() is None
@@ -111,7 +111,7 @@ def test_a_process_that_sees_the_folder_at_another_path_is_found(tmp_path: Path)
         child.wait()
 
 
-def test_a_process_with_a_terminal_is_somebodys_own(tmp_path: Path) -> None:
+def test_a_process_with_a_terminal_belongs_to_a_user(tmp_path: Path) -> None:
     master, terminal = os.openpty()
     child = subprocess.Popen(
         ("setsid", "--ctty", *SLEEPER), cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal
@@ -146,7 +146,7 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_a_taken_port_is_refused_with_the_name_of_its_owner() -> None:
+def test_a_taken_port_is_an_error_with_the_name_of_its_process() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

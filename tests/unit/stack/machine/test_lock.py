@@ -1,4 +1,4 @@
-"""The lock across processes, also when the file itself goes away: `destroy` removes it."""
+"""The lock across processes, also if its file is removed, as `destroy` does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from stack.machine.lock import exclusive
 
 
-def test_who_waited_for_a_lock_that_was_removed_takes_the_one_that_others_see(tmp_path: Path) -> None:
+def test_a_process_that_waited_for_a_removed_lock_takes_the_current_one(tmp_path: Path) -> None:
     lock, held, done = tmp_path / "stack.lock", threading.Event(), threading.Event()
 
     def wait_for_it() -> None:

@@ -22,18 +22,18 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_disk_is_named_with_what_it_has_left() -> None:
-    said = os_errors.explain("deploy", error(errno.ENOSPC, str(ROOT / ".waypost" / "dev" / "artifacts" / "raw.pyz")))
-    assert "No space left" in said.why
-    assert f"GB for {ROOT}/.waypost/dev" in said.why
-    assert "WAYPOST_CACHE" not in said.next_step  # it would not move the checkout
+    shown = os_errors.explain("deploy", error(errno.ENOSPC, str(ROOT / ".waypost" / "dev" / "artifacts" / "raw.pyz")))
+    assert "No space left" in shown.why
+    assert f"GB for {ROOT}/.waypost/dev" in shown.why
+    assert "WAYPOST_CACHE" not in shown.next_step  # it would not move the checkout
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_write_that_does_not_say_its_file_names_every_disk_that_may_be_full(code: int, tmp_path: Path) -> None:
-    said = os_errors.explain("deploy", error(code))
-    assert str(ROOT) in said.why
-    assert str(tmp_path / "cache") in said.why
-    assert "WAYPOST_CACHE" in said.next_step
+    shown = os_errors.explain("deploy", error(code))
+    assert str(ROOT) in shown.why
+    assert str(tmp_path / "cache") in shown.why
+    assert "WAYPOST_CACHE" in shown.next_step
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
