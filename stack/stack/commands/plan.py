@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from stack.build import tools, zipapps
 from stack.cluster import nomad
@@ -36,7 +37,7 @@ def plan(stack: Stack, as_json: bool = False) -> int:
     return CHANGES if changes else 0
 
 
-def document(changes: Sequence[Change], kept: Sequence[str], notes: Sequence[str]) -> dict[str, object]:
+def document(changes: Sequence[Change], kept: Sequence[str], notes: Sequence[str]) -> dict[str, Any]:
     """Returns the plan in its JSON form."""
     rows = [
         {
