@@ -54,7 +54,7 @@ class Projection:
     apply: Callable[[Connection, int, RecordedEvent], Awaitable[AsyncCursor[DictRow] | None]]
 
 
-async def project_order(connection: Connection, _: int, recorded: RecordedEvent) -> AsyncCursor[DictRow]:
+async def project_orders(connection: Connection, _: int, recorded: RecordedEvent) -> AsyncCursor[DictRow]:
     """Inserts or updates the row of the order."""
     event = event_codec.decode(recorded)
     if isinstance(event, OrderPlaced):
@@ -72,7 +72,7 @@ async def project_outbox(connection: Connection, position: int, recorded: Record
         await connection.execute(_ADD_ENTRY, (position, recorded.stream, kind, traceparent))
 
 
-ORDERS = Projection("orders", project_order)
+ORDERS = Projection("orders", project_orders)
 OUTBOX = Projection("outbox", project_outbox)
 
 _INSERT = """INSERT INTO orders (id, user_id, status, currency, lines, total, version, placed_at)
