@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import jwt
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from shop_contract.access_tokens import ALGORITHM, AUDIENCE, CREDIT_CURRENCY_CLAIM, ISSUER, KEY_NAME
 
 from chassis.errors import RpcError, unavailable
 from chassis.settings import Live
 from gateway.http.problems import Problem
 from gateway.settings import Settings
+from shop_contract.access_tokens import ALGORITHM, AUDIENCE, CREDIT_CURRENCY_CLAIM, ISSUER, KEY_NAME
 
 log = structlog.get_logger(__name__)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
-from shop_contract.currencies import CURRENCIES
 
 from chassis.serving.limiter import LimiterSettings
 from chassis.settings import ProcessSettings
+from shop_contract.currencies import CURRENCIES
 
 
 def _active(code: str) -> str:

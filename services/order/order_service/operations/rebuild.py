@@ -162,7 +162,7 @@ async def _exclusive(database: Database) -> AsyncIterator[Callable[[], Awaitable
             try:
                 await connection.execute("SELECT 1")
             except OperationalError:
-                raise RebuildRejected("the connection that kept other rebuilds away is gone; try again") from None
+                raise RebuildRejected("the connection with the lock of rebuilds is lost; try again") from None
 
         yield check_exclusive
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_leader = meter().create_gauge("worker.leader", description="1 for the worker that leads, 0 for one that stands by")
+_leader = meter().create_gauge("worker.leader", description="1 for the worker that leads, 0 for the others")
 _events = meter().create_gauge("projection.lag.events", description="events that a projection has not applied yet")
 _pending = meter().create_gauge("outbox.pending", description="outbox entries that are not complete")
 _oldest = meter().create_gauge("outbox.oldest.seconds", "s", "age of the oldest pending outbox entry")
