@@ -1,11 +1,12 @@
 """Migration 003 renames the tables of workers while the version before it still serves and works.
 
-The statements of that version are written out here in its names, as the migration itself has them.
+The statements of that version are in the new names here; `in_old_names` translates them to the names of that time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -28,30 +29,37 @@ from order_service.domain import Order, Status
 from order_service.storage import idempotency_keys
 from order_service.worker.leadership import Leadership
 
-ROWS = "SELECT position, order_id, kind, traceparent, {}, due_at, claimed, {} FROM {} ORDER BY position"
-OLD_ROWS = ROWS.format("tries", "owed_at", "errands")
-NEW_ROWS = ROWS.format("attempts", "created_at", "outbox")
+MIGRATION = dict(read_migrations("order_service"))["order_service/003_outbox"]
+RENAMED = r"ALTER TABLE \w+ RENAME COLUMN (\w+) TO (\w+)|ALTER TABLE (\w+) RENAME TO (\w+)"
+OLD_NAMES = {found[1] or found[3]: found[0] or found[2] for found in re.findall(RENAMED, MIGRATION)}
 
-LOCK = "SELECT pg_try_advisory_xact_lock(hashtext(current_schema()), hashtext('errands'))"
-POSITION = "SELECT position FROM projections WHERE name = 'errands'"
-ADD = "INSERT INTO errands (position, order_id, kind, traceparent) VALUES (%s, %s, %s, 'trace')"
-ADVANCE = """INSERT INTO projections (name, position) VALUES ('errands', %s)
+
+def in_old_names(statement: str) -> str:
+    """Returns a statement in the names from before the migration."""
+    return re.sub(r"\w+", lambda word: OLD_NAMES.get(word[0], word[0]), statement)
+
+
+ROWS = """SELECT position, order_id, kind, traceparent, attempts, due_at, claimed, created_at FROM outbox
+          ORDER BY position"""
+LOCK = "SELECT pg_try_advisory_xact_lock(hashtext(current_schema()), hashtext('outbox'))"
+POSITION = "SELECT position FROM projections WHERE name = 'outbox'"
+ADD = "INSERT INTO outbox (position, order_id, kind, traceparent) VALUES (%s, %s, %s, 'trace')"
+ADVANCE = """INSERT INTO projections (name, position) VALUES ('outbox', %s)
              ON CONFLICT (name) DO UPDATE SET position = excluded.position"""
-CLAIM = """UPDATE errands SET due_at = now() + make_interval(secs => 10), tries = tries + 1, claimed = true
-           WHERE position IN (SELECT position FROM errands WHERE due_at <= now()
+CLAIM = """UPDATE outbox SET due_at = now() + make_interval(secs => 10), attempts = attempts + 1, claimed = true
+           WHERE position IN (SELECT position FROM outbox WHERE due_at <= now()
                               ORDER BY due_at LIMIT 8 FOR UPDATE SKIP LOCKED)
-           RETURNING position, order_id, kind, traceparent, tries"""
-TAKE_OVER = "UPDATE errands SET due_at = now(), claimed = false WHERE claimed AND due_at > now()"
-POSTPONE = "UPDATE errands SET due_at = now() + make_interval(secs => 60), claimed = false WHERE position = 3"
-FINISH = "DELETE FROM errands WHERE position = 2"
-TAKE_TERM = """INSERT INTO terms AS now (name, holder, ends_at)
+           RETURNING position, order_id, kind, traceparent, attempts"""
+TAKE_OVER = "UPDATE outbox SET due_at = now(), claimed = false WHERE claimed AND due_at > now()"
+POSTPONE = "UPDATE outbox SET due_at = now() + make_interval(secs => 60), claimed = false WHERE position = 3"
+COMPLETE = "DELETE FROM outbox WHERE position = 2"
+TAKE_TERM = """INSERT INTO leader_terms AS current (name, leader, ends_at)
                    VALUES ('worker', 'old', clock_timestamp() + interval '2 seconds')
-               ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, ends_at = excluded.ends_at
-                   WHERE now.holder = excluded.holder OR now.ends_at <= clock_timestamp() RETURNING holder"""
-RESIGN = "DELETE FROM terms WHERE name = 'worker' AND holder = 'old'"
-LAG = "SELECT count(*), coalesce(extract(epoch FROM now() - min(owed_at)), 0) FROM errands"
-WORKER_STATEMENTS = [CLAIM, TAKE_OVER, POSTPONE, FINISH, TAKE_TERM, RESIGN, LAG]
-
+               ON CONFLICT (name) DO UPDATE SET leader = excluded.leader, ends_at = excluded.ends_at
+                   WHERE current.leader = excluded.leader OR current.ends_at <= clock_timestamp() RETURNING leader"""
+RESIGN = "DELETE FROM leader_terms WHERE name = 'worker' AND leader = 'old'"
+LAG = "SELECT count(*), coalesce(extract(epoch FROM now() - min(created_at)), 0) FROM outbox"
+WORKER_STATEMENTS = [CLAIM, TAKE_OVER, POSTPONE, COMPLETE, TAKE_TERM, RESIGN, LAG]
 
 MIGRATIONS_BEFORE = {
     package: [found for found in read_migrations(package) if found[0] < "order_service/003"]
@@ -78,17 +86,16 @@ class OldWorker:
         self.connection = connection
         connection.prepare_threshold = 0
 
-    def run(self, *statements: str) -> None:
-        with self.connection.transaction():
-            for statement in statements:
-                self.connection.execute(statement.encode())
+    def execute(self, statement: str, *values: object) -> psycopg.Cursor[Any]:
+        """Executes a statement in the names from before the migration."""
+        return self.connection.execute(in_old_names(statement).encode(), values or None)
 
     def project(self, position: int, event_type: str, order_id: UUID) -> None:
         """Applies an event to the projection, in the transaction that the caller has begun."""
         kind = {"OrderPlaced": "reserve", "OrderCancelled": "release", "OrderRejected": "release"}.get(event_type)
         if kind:
-            self.connection.execute(ADD, (position, order_id, kind))
-        self.connection.execute(ADVANCE, (position,))
+            self.execute(ADD, position, order_id, kind)
+        self.execute(ADVANCE, position)
 
 
 @contextmanager
@@ -129,16 +136,15 @@ async def orders_in_every_state(service: Service, worker: OldWorker) -> list[Ord
         for position, event in await service.store.since(0):
             worker.project(position, event.type, event.stream)
     orders.append(await service.place("k5"))
-    worker.run(
-        "UPDATE errands SET due_at = now() + interval '10 seconds', tries = 1, claimed = true WHERE position = 2",
-        "UPDATE errands SET due_at = now() + interval '1 hour', tries = 4 WHERE position = 3",
-        "DELETE FROM errands WHERE position IN (4, 6)",
-    )
+    claimed = "due_at = now() + interval '10 seconds', attempts = 1, claimed = true"
+    worker.execute(f"UPDATE outbox SET {claimed} WHERE position = 2")
+    worker.execute("UPDATE outbox SET due_at = now() + interval '1 hour', attempts = 4 WHERE position = 3")
+    worker.execute("DELETE FROM outbox WHERE position IN (4, 6)")
     return orders
 
 
 async def positions(service: Service) -> list[int]:
-    return [row["position"] for row in await select(service, NEW_ROWS)]
+    return [row["position"] for row in await select(service, ROWS)]
 
 
 async def test_the_new_version_continues_with_each_entry_of_the_old_one(
@@ -146,11 +152,11 @@ async def test_the_new_version_continues_with_each_entry_of_the_old_one(
 ) -> None:
     with old_worker(postgres, schema) as worker:
         orders = await orders_in_every_state(service, worker)
-    before = await select(service, OLD_ROWS)
-    states = [(row["position"], row["claimed"], row["tries"]) for row in before]
+    before = await select(service, in_old_names(ROWS))
+    states = [(row["position"], row["claimed"], row[OLD_NAMES["attempts"]]) for row in before]
     assert states == [(1, False, 0), (2, True, 1), (3, False, 4), (7, False, 0)]
     await migrate(service)
-    after = await select(service, NEW_ROWS)
+    after = await select(service, ROWS)
     assert [list(row.values()) for row in after] == [list(row.values()) for row in before]
 
     await service.project()
@@ -159,7 +165,7 @@ async def test_the_new_version_continues_with_each_entry_of_the_old_one(
     assert await positions(service) == [2, 3]
     assert await service.outbox.take_over() == 1
     await service.work()
-    (postponed,) = await select(service, NEW_ROWS)
+    (postponed,) = await select(service, ROWS)
     assert (postponed["position"], postponed["attempts"]) == (3, 4)
     await service.storage.pass_time()
     await service.work()
@@ -195,8 +201,8 @@ async def test_no_name_of_the_old_version_is_left(service: Service, postgres: Po
         "leader_terms",
         "leader_terms_pkey",
     } <= found
-    old = [name for name in found if name.startswith(("errand", "terms")) or name in {"tries", "owed_at", "holder"}]
-    assert old == []
+    old = tuple(OLD_NAMES.values())
+    assert [name for name in found if name in old or name.startswith(tuple(f"{name}_" for name in old))] == []
 
 
 async def test_a_worker_of_the_old_version_changes_nothing_after_the_migration(
@@ -204,18 +210,19 @@ async def test_a_worker_of_the_old_version_changes_nothing_after_the_migration(
 ) -> None:
     with old_worker(postgres, schema) as worker:
         await orders_in_every_state(service, worker)
-        worker.run(*WORKER_STATEMENTS)
+        for statement in WORKER_STATEMENTS:
+            worker.execute(statement)
         await migrate(service)
-        before = [await select(service, NEW_ROWS), await select(service, "SELECT * FROM projections")]
+        before = [await select(service, ROWS), await select(service, "SELECT * FROM projections")]
         for statement in WORKER_STATEMENTS:
             with pytest.raises(UndefinedTable):
-                worker.run(statement)
+                worker.execute(statement)
         (_, first), *_ = await service.store.since(0)
         # Without a stored position it starts at the first event, which always needs an entry.
-        assert worker.connection.execute(POSITION).fetchone() is None
+        assert worker.execute(POSITION).fetchone() is None
         with pytest.raises(UndefinedTable):
             worker.project(1, first.type, first.stream)
-    assert before == [await select(service, NEW_ROWS), await select(service, "SELECT * FROM projections")]
+    assert before == [await select(service, ROWS), await select(service, "SELECT * FROM projections")]
 
 
 async def test_the_migration_waits_for_a_batch_of_the_old_projection_in_progress(
@@ -224,8 +231,8 @@ async def test_the_migration_waits_for_a_batch_of_the_old_projection_in_progress
     order = await service.place()
     with old_worker(postgres, schema) as worker:
         with worker.connection.transaction():
-            worker.connection.execute(LOCK)
-            worker.connection.execute(POSITION)
+            worker.execute(LOCK)
+            worker.execute(POSITION)
             migrating = asyncio.create_task(migrate(service))
             await asyncio.sleep(0.5)
             worker.project(1, "OrderPlaced", order.id)
@@ -239,11 +246,11 @@ async def test_a_new_leader_starts_after_the_term_of_the_old_one(
     service: Service, postgres: Postgres, schema: str
 ) -> None:
     with old_worker(postgres, schema) as worker:
-        worker.run(TAKE_TERM)
+        worker.execute(TAKE_TERM)
         started_at = time.monotonic()
         await migrate(service)
         with pytest.raises(UndefinedTable):
-            worker.run(TAKE_TERM)
+            worker.execute(TAKE_TERM)
     successor = Leadership(database_of(service), "new", Live(shipped(leadership_term_seconds=0.5)))
     stopping = asyncio.Event()
     campaign = asyncio.create_task(successor.campaign(stopping))
@@ -259,7 +266,7 @@ async def test_orders_are_placed_and_read_while_the_migration_waits_for_a_long_r
     slowest = 0.0
     with old_worker(postgres, schema) as reader:
         with reader.connection.transaction():
-            reader.connection.execute(OLD_ROWS.encode())
+            reader.execute(ROWS)
             migrating = asyncio.create_task(migrate(service))
             for number in range(30):
                 started_at = time.monotonic()
