@@ -89,7 +89,5 @@ def secrets(deployed: DeployedStack) -> set[str]:
     """Every secret of the stack: the credentials of the operator, and what Vault stores for services."""
     (listed,) = deployed.vault("LIST secret/metadata")
     stored = deployed.vault(*(f"secret/data/{name}" for name in listed["keys"]))
-    folder = f"{deployed.state}/secrets"
-    files = [deployed.host.file(f"{folder}/{name}") for name in deployed.host.file(folder).listdir()]
-    found = {str(value) for secret in stored for value in secret["data"].values()}
-    return found | {file.content_string.strip() for file in files}
+    credentials = deployed.run("grep -rh . %s", f"{deployed.state}/secrets").split()
+    return {*credentials, *(str(value) for secret in stored for value in secret["data"].values())}

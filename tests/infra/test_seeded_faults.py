@@ -5,6 +5,7 @@ Faults are planted in the stack of `--checkout` on the machine of `--hosts`; not
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from support.stack_under_test import eventually
 
 from stack.config import ROOT
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 OPTIONS = ("checkout", "hosts", "ssh_config", "ssh_identity_file", "ssh_extra_args", "sudo_user")
 
 
@@ -29,16 +30,21 @@ class Checks:
 
     def failures(self, *chosen: str) -> list[str]:
         """The tests that fail, of the chosen ones or of all; an error of the run itself is raised."""
-        done = self._run(chosen or ("tests/infra", "--ignore", "tests/infra/test_teardown.py"))
+        done = self._run(chosen or ("tests/infra",))
         assert done.returncode in {0, 1}, done.stdout + done.stderr
         assert " passed" in done.stdout or " failed" in done.stdout, done.stdout
         failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
         return [line.removeprefix("FAILED ").partition(" - ")[0] for line in failed]
 
     def _run(self, chosen: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        limits = ["-m", "not long and not disturbs", "-q", "--tb=no", "-p", "no:cacheprovider"]
-        command = [sys.executable, "-m", "pytest", *chosen, *limits, *self._options]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+        limits = ["-m", "not long and not disturbs", "--ignore", "tests/infra/test_teardown.py"]
+        quiet = ["-q", "--tb=no", "-p", "no:cacheprovider", "-n", "4", "--dist", "loadfile"]
+        command = [sys.executable, "-m", "pytest", *chosen, *limits, *quiet, *self._options]
+        # This process may be a worker of `./justw test`, which has chosen the stack already.
+        env = {
+            name: value for name, value in os.environ.items() if name not in {"WAYPOST_STACKS", "PYTEST_XDIST_WORKER"}
+        }
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=500)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +60,10 @@ def test_a_sound_stack_passes_every_check(deployed: DeployedStack, checks: Check
 def test_a_seeded_fault_is_found(deployed: DeployedStack, checks: Checks, fault: Fault) -> None:
     undo = fault.plant(deployed)
     try:
-        found = checks.failures()
+        found = checks.failures("tests/infra", "--maxfail=3")
     finally:
         undo()
-    names = [test.partition("::")[2] for test in found]
-    print(f"{fault.name}: {len(found)} checks failed: {', '.join(names)}")
+    print(f"{fault.name}: found by {', '.join(test.partition('::')[2] for test in found)}")
     assert found
     eventually("they pass again", lambda: not checks.failures(*found), 60, every=2)
 

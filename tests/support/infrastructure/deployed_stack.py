@@ -204,8 +204,8 @@ class DeployedStack:
         return sorted(process.pid for process in self._every_process() if process.folder in folders)
 
     def _every_process(self) -> list[Process]:
-        links = self.run("for each in /proc/[0-9]*; do echo ${each#/proc/} $(readlink $each/cwd); done")
-        folders = dict(line.split(" ", 1) for line in links.splitlines() if " " in line)
+        links = self.run("find /proc -maxdepth 2 -path '/proc/[0-9]*/cwd' -printf '%h %l\\n' 2>/dev/null || true")
+        folders = dict(line.removeprefix("/proc/").split(" ", 1) for line in links.splitlines())
         rows = [
             line.split(None, 5) for line in self.run("ps -Aww -o pid=,ppid=,user:32=,tty=,comm:32=,args=").splitlines()
         ]
