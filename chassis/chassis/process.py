@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import Context
 from typing import Any, Generic, TypeVar
 
@@ -38,8 +39,8 @@ _HEALTHY_SECONDS = 30.0
 class Process(Generic[K]):
     """Settings, agents and background work of a process; made by `run`, or by `chassis.testing.process` in unit tests.
 
-    Readiness is the conjunction of the probes added with `add_readiness`; gRPC health and the gateway's /readyz
-    report it.
+    The process is ready while every probe added with `add_readiness` passes; this is the only notion of readiness, and
+    gRPC health or an HTTP route reports it.
     """
 
     def __init__(
@@ -117,7 +118,8 @@ def run(name: str, settings: type[K], compose: Callable[[Process[K]], Awaitable[
     asyncio.set_event_loop(loop)
     code = loop.run_until_complete(live(name, settings, compose))
     export.stop(FLUSH_SECONDS)
-    sys.stdout.flush()
+    with suppress(OSError):  # a stdout that Nomad has closed must not change the exit code
+        sys.stdout.flush()
     # A normal exit would wait minutes for threads that hang in a dead collector or database.
     os._exit(code)
 

@@ -1,20 +1,25 @@
 """Writes every log record as one JSON object per line to stdout, with the ids of its trace.
 
-Invariant: structlog and the standard library's loggers write to the same place, in the same form.
+Invariant: structlog and the standard library's loggers write to the same place, in the same form. A log call never
+fails: when the disk is full, Nomad closes its end of stdout, and a request must not fail for that.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, MutableMapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from opentelemetry import trace
 
+from chassis.telemetry.metrics import meter
+
 Record = MutableMapping[str, Any]
 
+_lines_lost = meter().create_counter("log.lines_lost", description="log lines that stdout did not take")
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 _LIBRARY_LEVELS = {"httpx": 30, "httpcore": 30, "asyncio": 30, "urllib3": 30, "psycopg.pool": 40, "psycopg": 40}
 
@@ -40,7 +45,7 @@ def to_stdout(service: str) -> None:
             structlog.processors.JSONRenderer(serializer=_to_json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
-        logger_factory=structlog.WriteLoggerFactory(),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, Stdout())),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_ToStructlog()], level=logging.INFO, force=True)
@@ -56,6 +61,21 @@ def export_with(export: Callable[[Record], None] | None) -> None:
 def set_level(level: str) -> None:
     """Drops later records below `level`, a name such as "INFO"."""
     _State.level = _LEVELS[level]
+
+
+class Stdout:
+    """Writes lines to stdout; counts a line that cannot be written in the metric `log.lines_lost`."""
+
+    def write(self, line: str) -> None:
+        """Writes a line and flushes it."""
+        try:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        except OSError:
+            _lines_lost.add(1)
+
+    def flush(self) -> None:
+        """Does nothing: `write` has flushed."""
 
 
 def _drop_below_level(_logger: object, method: str, record: Record) -> Record:

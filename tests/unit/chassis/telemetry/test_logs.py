@@ -1,10 +1,14 @@
-"""The form of a log line, and its export."""
+"""The form of a log line, its export, and a stdout that takes no lines."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,3 +69,35 @@ def test_records_are_exported_except_those_of_opentelemetry(lines: Lines) -> Non
     logging.getLogger("opentelemetry.exporter").warning("collector is unavailable")
     logs.export_with(None)
     assert exported == ["one"]
+
+
+LOGGING = """
+import sys
+import structlog
+from chassis.telemetry import logs
+
+logs.to_stdout("gateway")
+for number in range(3):
+    structlog.get_logger().info(f"{number} " + "x" * 10_000)
+print("still running", file=sys.stderr)
+"""
+
+
+def test_a_closed_stdout_fails_no_log_call() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run([sys.executable, "-c", LOGGING], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert ran.stderr.startswith("still running")
+
+
+def test_a_full_disk_fails_no_log_call() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", LOGGING]
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ran.stderr.startswith("still running")
+
+
+def test_lines_written_to_stdout_are_complete() -> None:
+    ran = subprocess.run([sys.executable, "-c", LOGGING], capture_output=True, check=True)
+    assert [json.loads(line)["event"][0] for line in ran.stdout.splitlines()] == ["0", "1", "2"]
