@@ -1,4 +1,4 @@
-"""Fixtures of all tiers. A test that asks for `running` needs a stack; without one it is skipped aloud."""
+"""Fixtures of all tiers. A test that asks for `running` needs a stack; without one it is skipped with the reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ hypothesis.settings.register_profile("steady", derandomize=True, deadline=None, 
 hypothesis.settings.load_profile("steady")
 
 if _names := os.environ.get("WAYPOST_STACKS"):
-    # `./justw test` names a stack for each worker.
+    # `./justw test` gives each worker a stack of its own.
     _name = _names.split()[int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))]
     os.environ |= {"WAYPOST_STACK": _name, "WAYPOST_SLOT": str(KNOWN_SLOTS[_name])}
 
@@ -43,12 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that need a stack come first, then the one that destroys it, then all others."""
     needing = {item.path for item in items if {"running", "deployed"} & set(getattr(item, "fixturenames", ()))}
 
-    def turn(item: pytest.Item) -> int:
+    def rank(item: pytest.Item) -> int:
         if item.path.name == "test_teardown.py" and item.path.parent.name == "infra":
             return 1
         return 0 if item.path in needing else 2
 
-    items.sort(key=turn)
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
