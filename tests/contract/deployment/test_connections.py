@@ -1,4 +1,4 @@
-"""Postgres takes every connection that the services and Vault may have open at once, also while versions change."""
+"""Postgres accepts every connection that the services and Vault may open at the same time, also during a deploy."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def _code(service: str) -> str:
 
 
 def _of_one_process(service: str) -> int:
-    """What a process opens at most: its pool, and the pool and the listener of its event store."""
+    """The most connections of a process: its pool, and the pool and the listener of its event store."""
     pools = _largest_pool(Database.open) if "Database.open(" in _code(service) else 0
     return pools + (_largest_pool(EventStore.open) + LISTENER if "EventStore.open(" in _code(service) else 0)
 
 
 def _processes(service: str) -> int:
-    """Each instance may be draining while its successor is there already."""
+    """Every instance may still drain while its successor runs."""
     counts = re.findall(r"\bcount = (\d+)", job_text(service))
     assert counts
     return 2 * sum(map(int, counts))
 
 
-def test_postgres_has_a_connection_for_everybody_who_may_want_one_during_a_deploy() -> None:
+def test_postgres_has_enough_connections_during_a_deploy() -> None:
     wanted = {service: _processes(service) * _of_one_process(service) for service in SERVICES}
     connection = json.loads((ROOT / "vault/engines/database/config/postgres.json").read_text())
     found = re.search(r"max_connections=(\d+)", job_text("postgres"))
@@ -51,5 +51,5 @@ def test_postgres_has_a_connection_for_everybody_who_may_want_one_during_a_deplo
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_service_leaves_its_pools_as_large_as_they_are_counted(service: str) -> None:
+def test_a_service_uses_the_default_size_of_its_pools(service: str) -> None:
     assert not re.search(r"(Database|EventStore)\.open\([^)]*max_size", _code(service)), package(service)

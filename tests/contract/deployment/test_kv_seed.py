@@ -1,4 +1,4 @@
-"""What `consul/kv` seeds is what the services accept: every key there, none unknown, each with a meaning."""
+"""The services accept the seeds in `consul/kv`: every key exists, none is unknown, each has a description."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def parsed(service: str, value: Any) -> ProcessSettings:
     return parse_settings(f"config/{service}", json.dumps(value).encode(), settings(service))
 
 
-def refusal(service: str, value: Any) -> str:
+def error_of(service: str, value: Any) -> str:
     with pytest.raises(ConfigurationError) as caught:
         parsed(service, value)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_seed_is_accepted_as_it_stands(service: str) -> None:
+def test_a_seed_is_accepted_unchanged(service: str) -> None:
     assert parsed(service, seed(service)).model_dump() == seed(service)
 
 
 def test_calls_to_one_service_leave_the_gateway_room_for_the_other() -> None:
-    """A bulkhead that holds as much as the whole gateway takes on would keep nothing apart."""
+    """A bulkhead as large as the limit of the gateway would not separate the called services."""
     settings = seed("gateway")
     permits = sum(settings[name]["calls_at_once"] for name in ("users", "orders"))
     assert permits < settings["limiter"]["calls_at_least"]
@@ -55,35 +55,35 @@ def test_a_called_service_has_eight_settings_at_most() -> None:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_seed_without_any_one_of_its_keys_is_refused_by_name(service: str) -> None:
+def test_a_missing_key_is_refused_by_name(service: str) -> None:
     for name in seed(service):
         left = {key: value for key, value in seed(service).items() if key != name}
-        assert f"config/{service}: {name}: missing" in refusal(service, left)
+        assert f"config/{service}: {name}: missing" in error_of(service, left)
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_seed_with_an_unknown_key_is_refused_by_name(service: str) -> None:
-    assert f"config/{service}: surprise: unknown key" in refusal(service, seed(service) | {"surprise": 1})
+def test_an_unknown_key_is_refused_by_name(service: str) -> None:
+    assert f"config/{service}: surprise: unknown key" in error_of(service, seed(service) | {"surprise": 1})
     for name, value in seed(service).items():
         if isinstance(value, dict):
             changed = seed(service) | {name: value | {"surprise": 1}}
-            assert f"config/{service}: {name}.surprise: unknown key" in refusal(service, changed)
+            assert f"config/{service}: {name}.surprise: unknown key" in error_of(service, changed)
 
 
 @pytest.mark.parametrize("value", [10**30, 1e300, -1e300, math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_number_has_bounds(service: str, value: float) -> None:
     for path in numbers(seed(service)):
-        assert f"config/{service}: {'.'.join(path)}: " in refusal(service, changed(seed(service), path, value))
+        assert f"config/{service}: {'.'.join(path)}: " in error_of(service, changed(seed(service), path, value))
 
 
-def test_a_credit_in_a_currency_that_no_order_can_have_is_refused() -> None:
+def test_a_credit_in_an_unknown_currency_is_refused() -> None:
     for code in ("ABC", "eur", "XXX"):
-        assert "config/user-service: currency: " in refusal("user-service", seed("user-service") | {"currency": code})
+        assert "config/user-service: currency: " in error_of("user-service", seed("user-service") | {"currency": code})
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_every_setting_says_what_it_means(service: str) -> None:
+def test_every_setting_has_a_description(service: str) -> None:
     assert [name for name, description in described(settings(service)) if not description] == []
 
 
@@ -97,7 +97,7 @@ def described(model: type[BaseModel]) -> list[tuple[str, str | None]]:
 
 
 def numbers(settings: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Where in the settings a number stands."""
+    """The path of each number in the settings."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from ((name, *path) for path in numbers(value))

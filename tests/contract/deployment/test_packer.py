@@ -1,4 +1,4 @@
-"""The machine image installs what this repo says: each service of the image has its unit and its configuration."""
+"""The machine image installs the files of this repo: each of its services has a unit and a configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_service_of_the_image_has_a_unit_and_a_configuration(service: str) -> 
     assert (PACKER / "files" / f"{service}.hcl").exists()
 
 
-def test_every_file_that_the_image_takes_from_the_repo_is_there() -> None:
+def test_every_file_that_the_image_copies_from_the_repo_exists() -> None:
     template = (PACKER / "node.pkr.hcl").read_text()
     named = re.findall(r'"\$\{path\.root\}/([^"]+)"', template)
     assert len(named) == 5
