@@ -56,11 +56,6 @@ class Notifications:
             self._database.supervise(f"listen {self._channel}", self._listen)
             self._database.on_credentials_replaced(self._reconnect)
 
-    @property
-    def listening(self) -> bool:
-        """True while notifications arrive."""
-        return self._listening
-
     def wakeup(self) -> Wakeup:
         """Returns the next wake-up. Obtain it before you query, so that a row that arrives meanwhile is not missed."""
         return self._wakeup

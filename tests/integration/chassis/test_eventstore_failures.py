@@ -172,7 +172,7 @@ async def test_an_unavailable_server_is_reported_within_the_deadline_and_works_a
 async def test_a_subscription_continues_after_a_restart_of_the_server(store: EventStore, postgres: Postgres) -> None:
     stream, found = uuid4(), store.subscribe(0)
     following = asyncio.ensure_future(anext(found))
-    await until("it listens", lambda: store._notifications.listening)
+    await until("it listens", lambda: store._notifications._listening)
     postgres.stop()
     await asyncio.to_thread(postgres.start)
     await store.append(stream, 0, [event(stream, 1)])
@@ -182,7 +182,7 @@ async def test_a_subscription_continues_after_a_restart_of_the_server(store: Eve
 async def test_a_notification_wakes_a_subscription(store: EventStore) -> None:
     stream, found = uuid4(), store.subscribe(0)
     following = asyncio.ensure_future(anext(found))
-    await until("it listens", lambda: store._notifications.listening)
+    await until("it listens", lambda: store._notifications._listening)
     for _ in range(3):
         await asyncio.sleep(0)
     started_at = time.monotonic()
