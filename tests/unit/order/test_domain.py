@@ -154,6 +154,11 @@ def test_any_decisions_make_only_documented_transitions_and_versions_have_no_gap
         assert after == before or (before.status, after.status) in DOCUMENTED_TRANSITIONS
 
 
+def test_each_event_results_in_one_status_wherever_it_may_occur() -> None:
+    moves = {(event, status) for moves in domain.TRANSITIONS.values() for event, status in moves.items()}
+    assert moves == set(domain.STATUS_AFTER.items())
+
+
 lines = st.builds(
     Line,
     st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True),
