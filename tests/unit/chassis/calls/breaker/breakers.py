@@ -11,7 +11,7 @@ from chassis.calls.breaker import AsyncBreaker, BreakerRules
 from chassis.errors import RpcError, unavailable
 from chassis.settings import Live
 
-from ..backends import SETTINGS
+from ...backends import SETTINGS
 
 # Three failures in a row open it; the ratios do not apply unless a test lowers `minimum_calls`.
 RULES = BreakerRules(
