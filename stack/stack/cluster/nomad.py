@@ -108,7 +108,7 @@ class Nomad:
         return job
 
     def _variable_file(self, name: str, text: str, given: list[str]) -> str:
-        """Returns the values `given` by the job's own file, and values of this stack for the other declared variables."""
+        """Returns the values `given` by the file of the job, and a value of this stack for each other variable."""
         values, in_file = self._variables(name), set(re.findall(r"^(\w+)\s*=", "".join(given), re.MULTILINE))
         declared = re.findall(r'^variable "(\w+)"', text, re.MULTILINE)
         missing = [variable for variable in declared if variable not in values.keys() | in_file]
