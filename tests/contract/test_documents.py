@@ -50,9 +50,9 @@ def test_every_path_in_a_document_exists(document: Path) -> None:
     assert [path for path in named if not list(ROOT.glob(path.rstrip("/")))] == []
 
 
-def test_the_map_of_the_readme_has_exactly_the_existing_folders() -> None:
+def test_the_folders_of_the_readme_has_exactly_the_existing_folders() -> None:
     folders = {path.parts[0] for path in tracked() if len(path.parts) > 1 and not path.parts[0].startswith(".")}
-    section = (ROOT / "README.md").read_text().partition("## Map")[2].partition("\n## ")[0]
+    section = (ROOT / "README.md").read_text().partition("## Folders")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\s*\|? ?`?(\w+)/", section, re.MULTILINE)) == folders
 
 
