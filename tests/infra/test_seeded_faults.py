@@ -31,14 +31,14 @@ class Checks:
     def failures(self, *chosen: str) -> list[str]:
         """The tests that fail, of the chosen ones or of all; an error of the run itself is raised."""
         done = self._run(chosen or ("tests/infra",))
-        assert done.returncode in {0, 1}, done.stdout + done.stderr
-        assert " passed" in done.stdout or " failed" in done.stdout, done.stdout
         failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
+        assert bool(failed) == bool(done.returncode), done.stdout + done.stderr
+        assert failed or " passed" in done.stdout, done.stdout
         return [line.removeprefix("FAILED ").partition(" - ")[0] for line in failed]
 
     def _run(self, chosen: Sequence[str]) -> subprocess.CompletedProcess[str]:
         limits = ["-m", "not long and not disturbs", "--ignore", "tests/infra/test_teardown.py"]
-        quiet = ["-q", "--tb=no", "-p", "no:cacheprovider", "-n", "4", "--dist", "loadfile"]
+        quiet = ["-q", "--tb=no", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile"]
         command = [sys.executable, "-m", "pytest", *chosen, *limits, *quiet, *self._options]
         # This process may be a worker of `./justw test`, which has chosen the stack already.
         env = {
@@ -60,7 +60,7 @@ def test_a_sound_stack_passes_every_check(deployed: DeployedStack, checks: Check
 def test_a_seeded_fault_is_found(deployed: DeployedStack, checks: Checks, fault: Fault) -> None:
     undo = fault.plant(deployed)
     try:
-        found = checks.failures("tests/infra", "--maxfail=3")
+        found = checks.failures("tests/infra", "-x")
     finally:
         undo()
     print(f"{fault.name}: found by {', '.join(test.partition('::')[2] for test in found)}")

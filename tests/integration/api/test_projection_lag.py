@@ -50,6 +50,6 @@ def test_telemetry_has_the_active_worker_and_its_lag(running: RunningStack) -> N
 def test_status_shows_the_workers_and_their_lag(running: RunningStack) -> None:
     def shown() -> bool:
         output = run("status").stdout
-        return all(words in output for words in ("active", "stands by", "events behind", "open, the oldest for"))
+        return all(words in output for words in ("active", "on standby", "events behind", "pending, the oldest for"))
 
     eventually("status shows them", shown, 60, every=1)

@@ -70,21 +70,21 @@ class _Every(grpc.GenericRpcHandler):
     """One handler for all methods; messages stay bytes."""
 
     def __init__(self, stub: StubServer, channel: grpc.aio.Channel) -> None:
-        self._standin, self._channel = stub, channel
+        self._stub, self._channel = stub, channel
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         path, metadata = handler_call_details.method, handler_call_details.invocation_metadata
 
         async def answer(request: bytes, context: Any) -> Any:
-            self._standin.attempts.append(time.time())
+            self._stub.attempts.append(time.time())
             try:
-                await asyncio.sleep(self._standin.pause)
-                if self._standin.failing:
+                await asyncio.sleep(self._stub.pause)
+                if self._stub.failing:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "fails on purpose")
                 sent = [(key, value) for key, value in metadata if key == "traceparent"]
                 return await self._channel.unary_unary(path, None, None)(request, timeout=_SECONDS, metadata=sent)
             except asyncio.CancelledError:
-                self._standin.cancelled += 1
+                self._stub.cancelled += 1
                 raise
 
         return grpc.unary_unary_rpc_method_handler(answer)  # type: ignore[no-untyped-call]
