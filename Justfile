@@ -13,37 +13,37 @@ default:
 # Bring up the whole system, or bring it up to date; ends with a real order
 [group('run')]
 [no-exit-message]
-deploy:
-    {{ stack }} deploy
+deploy *options:
+    {{ stack }} deploy "$@"
 
 # Show on one screen what runs; `--json` for programs
 [group('run')]
 [no-exit-message]
-status *flags:
+status *options:
     {{ stack }} status "$@"
 
 # Print export lines with addresses and operator credentials
 [group('run')]
 [no-exit-message]
-env:
-    {{ stack }} env
+env *options:
+    {{ stack }} env "$@"
 
 # Stop everything, keep the data
 [group('run')]
 [no-exit-message]
-down:
-    {{ stack }} down
+down *options:
+    {{ stack }} down "$@"
 
 # Remove everything: processes, mounts, data
 [group('run')]
 [no-exit-message]
-destroy:
-    {{ stack }} destroy
+destroy *options:
+    {{ stack }} destroy "$@"
 
 # Show what deploy would change, as a diff (exit 0: nothing, 2: something); `--json` for programs
 [group('look')]
 [no-exit-message]
-plan *flags:
+plan *options:
     {{ stack }} plan "$@"
 
 # Show the last log lines of a job or an agent
@@ -61,8 +61,8 @@ trace id:
 # Search the whole store for orders that are lost, placed twice or hold wrong credit (exit 1: findings)
 [group('operate')]
 [no-exit-message]
-audit-orders:
-    {{ stack }} audit-orders
+audit-orders *options:
+    {{ stack }} audit-orders "$@"
 
 # Rebuild a read table from all events and switch over to it: orders
 [group('operate')]
