@@ -1,6 +1,6 @@
 """`down` keeps all that was written, `destroy` leaves nothing, with Nomad killed before it.
 
-It is the last of the tests that need a stack (tests/conftest.py): it takes away what `./justw test` has made for it.
+It runs after all other tests that need a stack (tests/conftest.py), because it destroys the stack.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 @pytest.fixture
 def stack(running: RunningStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
-    """The stack under test where it goes anyway; of somebody's own stack or a kept one, another beside it."""
+    """The stack under test if `./justw test` destroys it anyway; otherwise a second stack, deployed for this test."""
     if os.environ.get("WAYPOST_DISPOSABLE"):
         running.wait_until_healthy()
         yield running.stack
@@ -89,7 +89,7 @@ def _secrets(stack: Stack):  # type: ignore[no-untyped-def]
 
 
 class Remains:
-    """What a running stack has on the machine; found without what `destroy` itself finds it by."""
+    """What a running stack has on the machine, found by other means than those of `destroy`."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -120,7 +120,7 @@ class Remains:
 
 
 def _naming(folder: Path) -> list[int]:
-    """Every process that names the folder in its arguments or environment, and all that descend from one."""
+    """Every process with the folder in its arguments or environment, and all their descendants."""
     named = [pid for pid in psutil.pids() if f"{folder}/" in _read(pid, "cmdline") + _read(pid, "environ")]
     return sorted(processes.family(named))
 

@@ -1,6 +1,6 @@
 """Runs on the machine of the stack: sends the requests of its argument in turn and prints the replies as JSON.
 
-`<file PATH>` in a value stands for the content of that file, `<reply N KEY KEY>` for a value of an earlier reply:
+`<file PATH>` in a value is replaced by the content of that file, `<reply N KEY KEY>` by a value of an earlier reply:
 so no secret appears on a command line. Only the standard library is imported, because any Python must run it.
 """
 
