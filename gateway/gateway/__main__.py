@@ -7,8 +7,8 @@ from typing import Any, cast
 from chassis import process
 from chassis.calls import client
 from chassis.process import Process
-from gateway import app
-from gateway.auth.access_tokens import AccessTokenVerifier
+from gateway import composition
+from gateway.auth.access_token_verifier import AccessTokenVerifier
 from gateway.backend import Backend
 from gateway.dependency_health import DependencyHealth
 from gateway.http import http_server
@@ -28,7 +28,7 @@ async def compose(process: Process[Settings]) -> None:
     process.supervise("token keys", access_tokens.refresh_keys)
     process.supervise("dependencies", health.probe_agents)
     stubs = _stub(UserServiceStub, users), _stub(OrderServiceStub, orders)
-    gateway_app = app.create(Backend(*stubs, access_tokens, health, ProfileCache(settings), settings))
+    gateway_app = composition.create(Backend(*stubs, access_tokens, health, ProfileCache(settings), settings))
     await http_server.serve(gateway_app, process)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from sanic import Request
 
 from chassis.settings import Live
-from gateway.auth.access_tokens import AccessTokenVerifier
+from gateway.auth.access_token_verifier import AccessTokenVerifier
 from gateway.dependency_health import DependencyHealth
 from gateway.profile_cache import ProfileCache
 from gateway.settings import Settings

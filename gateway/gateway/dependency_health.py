@@ -16,7 +16,7 @@ import httpx
 from chassis.calls.client import Channel
 from chassis.platform.discovery import Endpoints
 from chassis.process import Process
-from gateway.auth.access_tokens import AccessTokenVerifier
+from gateway.auth.access_token_verifier import AccessTokenVerifier
 from gateway.settings import Settings
 
 _PROBE_TIMEOUT_SECONDS = 1.0

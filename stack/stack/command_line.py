@@ -19,7 +19,7 @@ from stack.commands import plan as plans
 from stack.commands import shell_env, teardown, test_runner
 from stack.commands import status as overview
 from stack.commands import trace as traces
-from stack.operations import consistency_check, projection_rebuild
+from stack.operations import consistency_check, rebuild
 
 
 class _Commands(TyperGroup):
@@ -138,9 +138,9 @@ def audit_orders() -> int:
 
 
 @app.command("projection-rebuild")
-def rebuild(name: Annotated[str, typer.Argument(autocompletion=lambda: list(projection_rebuild.PROJECTIONS))]) -> int:
+def projection_rebuild(name: Annotated[str, typer.Argument(autocompletion=lambda: list(rebuild.PROJECTIONS))]) -> int:
     """Rebuild a read table from all events and switch over to it: orders."""
-    return projection_rebuild.rebuild(config.current(), name)
+    return rebuild.rebuild(config.current(), name)
 
 
 @app.command()
@@ -155,6 +155,5 @@ def protos() -> None:
     grpc_stubs.generate()
 
 
-_registered = app.registered_commands  # fragile: typer-registered-commands
 _REGISTERED = app.registered_commands  # fragile: typer-registered-commands
 COMMANDS = tuple(command.name or command.callback.__name__ for command in _REGISTERED if command.callback)

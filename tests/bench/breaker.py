@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pybreaker
 
 from chassis.calls.breaker import AsyncBreaker
-from chassis.calls.settings import ClientSettings
+from chassis.calls.client_settings import ClientSettings
 from chassis.settings import Live
 
 CALLS, ROUNDS = 10_000, 20

@@ -21,8 +21,8 @@ from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser
 from support.traffic.concurrent_users import every_order, kill_one, retry_until_answered, wait_all_settled
 from support.traffic.load import Answer, Load, Request
+from support.traffic.performance_targets import Effort, efforts
 from support.traffic.stub_server import StubServer, stubbed
-from support.traffic.targets import Effort, efforts
 
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
 GROUPS = [("gateway", None), ("user-service", None), ("order-service", "api")]

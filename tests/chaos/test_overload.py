@@ -19,7 +19,7 @@ from support.database_access import query_value
 from support.kv_settings import changed_settings
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.load import Answer, Load, Request
-from support.traffic.targets import Effort, efforts
+from support.traffic.performance_targets import Effort, efforts
 
 LATE_MILLISECONDS = 200
 CALLERS = 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shop_contract.access_tokens import ALGORITHM, KEY_NAME
 
-from .checkout import ROOT
+from .repository import ROOT
 
 KEYS = ROOT / "vault" / "engines" / "transit" / "keys"
 POLICIES = ROOT / "vault" / "policies"

@@ -12,7 +12,7 @@ import pytest
 from stack.__main__ import COMMANDS
 from stack.build import tools
 
-from .checkout import ROOT
+from .repository import ROOT
 
 README = (ROOT / "README.md").read_text()
 JUSTFILE = (ROOT / "Justfile").read_text()

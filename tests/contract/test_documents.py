@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .checkout import ROOT, tracked
+from .repository import ROOT, tracked
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 DECISIONS = sorted((ROOT / "docs" / "adr").glob("*.md"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .checkout import ROOT
+from .repository import ROOT
 
 # The folders of the product, and the folder from which Python imports each.
 PRODUCT = {

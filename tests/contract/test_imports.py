@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .checkout import ROOT, SERVICES, package
+from .repository import ROOT, SERVICES, package
 
 LINTER = Path(sys.executable).with_name("lint-imports")
 FOLDERS = {

@@ -12,7 +12,7 @@ import pytest
 
 from stack.build import tools
 
-from .checkout import ROOT, SERVICES, tracked
+from .repository import ROOT, SERVICES, tracked
 
 INSIDE = {"__init__", "__main__", "settings", "domain", "commands", "queries", "rpc"}
 NAMELESS = {"utils", "util", "common", "helpers", "helper", "manager", "base", "misc"}

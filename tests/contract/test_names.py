@@ -11,7 +11,7 @@ import pytest
 
 from stack.cluster import nomad
 
-from .checkout import ROOT, SERVICES, blocks, job_text, package
+from .repository import ROOT, SERVICES, blocks, job_text, package
 
 PLACES = (
     "nomad/jobs/{}.vars.hcl",

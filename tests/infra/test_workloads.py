@@ -8,7 +8,7 @@ import time
 import pytest
 from support.infrastructure.deployed_stack import DeployedStack
 from support.stack_under_test import eventually
-from support.traffic.targets import Effort, efforts
+from support.traffic.performance_targets import Effort, efforts
 
 INSTANCES = {
     "artifacts": 1,

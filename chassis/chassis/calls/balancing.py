@@ -16,8 +16,8 @@ import grpc
 import structlog
 from opentelemetry import trace
 
+from chassis.calls.client_settings import ClientSettings
 from chassis.calls.outlier_detection import EJECTION_RULES, Call, EjectionRules, Instance
-from chassis.calls.settings import ClientSettings
 from chassis.calls.transport import FAULT_CODES, Method, NotProcessed, Transport
 from chassis.errors import RpcError, unavailable
 from chassis.platform.discovery import Endpoint, Endpoints

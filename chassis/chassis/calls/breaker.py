@@ -17,8 +17,8 @@ import pybreaker
 import structlog
 from opentelemetry import trace
 
+from chassis.calls.client_settings import ClientSettings
 from chassis.calls.rolling_window import RollingWindow
-from chassis.calls.settings import ClientSettings
 from chassis.calls.transport import FAULT_CODES
 from chassis.errors import RpcError
 from chassis.settings import Live

@@ -11,7 +11,7 @@ from collections import deque
 
 import grpc
 
-from chassis.calls.settings import ClientSettings
+from chassis.calls.client_settings import ClientSettings
 from chassis.errors import RpcError
 from chassis.settings import Live
 

@@ -17,9 +17,9 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from chassis.calls.balancing import Balancer
 from chassis.calls.breaker import BREAKER_RULES, AsyncBreaker, BreakerOpen, BreakerRules
 from chassis.calls.bulkhead import Bulkhead
+from chassis.calls.client_settings import ClientSettings
 from chassis.calls.outlier_detection import EJECTION_RULES, EjectionRules
 from chassis.calls.retry import RETRY_RULES, Retries, RetryBudget, RetryRules
-from chassis.calls.settings import ClientSettings
 from chassis.calls.transport import GrpcTransport, Metadata, Method, Transport, is_idempotent
 from chassis.deadline import at_most, remaining
 from chassis.errors import RpcError, deadline_exceeded, unavailable

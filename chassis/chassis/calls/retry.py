@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from chassis.calls.settings import ClientSettings
+from chassis.calls.client_settings import ClientSettings
 from chassis.calls.transport import Method, NotProcessed
 from chassis.errors import RpcError, deadline_exceeded
 from chassis.platform.discovery import Endpoint

@@ -8,7 +8,7 @@ from typing import Any, Concatenate, ParamSpec, cast
 
 from sanic import HTTPResponse, Request
 
-from gateway.auth.access_tokens import AccessTokenVerifier
+from gateway.auth.access_token_verifier import AccessTokenVerifier
 from gateway.http.problems import Problem
 
 P = ParamSpec("P")

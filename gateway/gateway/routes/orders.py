@@ -11,7 +11,7 @@ from gateway.http import serializers
 from gateway.http.problems import Problem
 from gateway.http.schemas import OrderQuery, Placement, body, idempotency_key, if_match, path_id, query
 from gateway.http.serializers import json_response
-from gateway.routes.deadlines import timed
+from gateway.routes.request_deadlines import timed
 from shop.order.v1 import order_pb2
 
 routes = Blueprint("orders")

@@ -14,7 +14,7 @@ from gateway.http import serializers
 from gateway.http.problems import KINDS, Problem
 from gateway.http.schemas import Credentials, Registration, body
 from gateway.http.serializers import json_response
-from gateway.routes.deadlines import timed
+from gateway.routes.request_deadlines import timed
 from shop.user.v1 import user_pb2
 
 routes = Blueprint("users")

@@ -14,7 +14,7 @@ from chassis import process
 from chassis.process import Process
 from chassis.serving import server
 from order_service.commands import Commands
-from order_service.operations import consistency_check, rebuild
+from order_service.operations import order_check, projection_rebuild
 from order_service.order_watches import OrderWatches
 from order_service.queries import PostgresReadTable, Queries
 from order_service.rpc import SERVICE, OrderRpc
@@ -50,9 +50,9 @@ def main() -> None:
         case ["worker"]:
             process.run("order-service", Settings, composition.compose)
         case ["audit"]:
-            process.run("order-service", Settings, consistency_check.compose)
+            process.run("order-service", Settings, order_check.compose)
         case ["rebuild", name]:
-            process.run("order-service", Settings, partial(rebuild.compose, name=name))
+            process.run("order-service", Settings, partial(projection_rebuild.compose, name=name))
         case _:
             sys.exit("usage: order-service.pyz [worker | audit | rebuild NAME]")
 

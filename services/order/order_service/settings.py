@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from chassis.calls.settings import ClientSettings
+from chassis.calls.client_settings import ClientSettings
 from chassis.serving.limiter import LimiterSettings
 from chassis.settings import ProcessSettings
 

@@ -11,9 +11,9 @@ from chassis.postgres.database import Database
 from chassis.process import Process
 from chassis.serving import server
 from shop.user.v1.user_pb2_grpc import add_UserServiceServicer_to_server
-from user_service.access_tokens import AccessTokenIssuer
+from user_service.access_token_issuer import AccessTokenIssuer
 from user_service.commands import Commands
-from user_service.operations import consistency_check
+from user_service.operations import credit_check
 from user_service.passwords import Passwords
 from user_service.queries import Queries
 from user_service.rpc import SERVICE, UserRpc
@@ -48,7 +48,7 @@ def main() -> None:
         case []:
             process.run("user-service", Settings, compose)
         case ["audit"]:
-            process.run("user-service", Settings, consistency_check.compose)
+            process.run("user-service", Settings, credit_check.compose)
         case _:
             sys.exit("usage: user-service.pyz [audit]")
 

@@ -10,7 +10,7 @@ from uuid_utils.compat import uuid7
 
 from chassis.settings import Live
 from user_service import domain
-from user_service.access_tokens import AccessTokenIssuer
+from user_service.access_token_issuer import AccessTokenIssuer
 from user_service.domain import BadCredentials, Credit, Reservation, State, User, UserUnknown
 from user_service.passwords import Passwords, TooBusy
 from user_service.settings import Settings

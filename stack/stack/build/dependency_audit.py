@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stack.build.toolchain import run_uv
+from stack.build.go_toolchain import run_uv
 from stack.console import say
 
 _LOCKED = ("export", "--frozen", "--no-emit-workspace", "--no-default-groups", "--no-header", "--no-annotate")

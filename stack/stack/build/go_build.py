@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stack.build import toolchain
+from stack.build import go_toolchain
 from stack.build.go_build_errors import explain
 from stack.config import ROOT, cache
 from stack.console import StackError, Step, say, step
@@ -51,9 +51,9 @@ class GoTool:
         return match[1]
 
     @property
-    def minimum_go(self) -> toolchain.Version:
+    def minimum_go(self) -> go_toolchain.Version:
         match = re.search(r"^go ([\d.]+)", self._pins[0].decode(), re.MULTILINE)
-        return toolchain.parse_version(match[1]) if match else ()
+        return go_toolchain.parse_version(match[1]) if match else ()
 
     def binary(self, cgo: bool) -> Path:
         """Returns the path of the built server; it changes with every pin, checksum and flag."""
@@ -85,13 +85,13 @@ def build(tools: Sequence[GoTool]) -> None:
     The go process inherits the lock: if a killed deploy leaves it running, the next deploy waits for it.
     """
     with exclusive(_lock(), "waiting for another deploy's build") as lock:
-        cc = toolchain.compiler()
+        cc = go_toolchain.compiler()
         missing = [tool for tool in tools if not tool.binary(bool(cc.command)).exists()]
         if missing:
             _require_space(missing)
             names = ", ".join(tool.name for tool in missing)
             say(f"  building {names}: once for this user, about 10 min on 2 cores; kept in {cache()}/tools")
-            go = toolchain.go(_scratch(), max(tool.minimum_go for tool in missing))
+            go = go_toolchain.go(_scratch(), max(tool.minimum_go for tool in missing))
             for tool in missing:
                 _build(tool, go, cc.command, lock)
         _remove_caches()

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from stack.build.toolchain import run_uv
+from stack.build.go_toolchain import run_uv
 from stack.config import cache
 from stack.machine.lock import exclusive
 

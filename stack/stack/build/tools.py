@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from stack.build import go_build, toolchain
+from stack.build import go_build, go_toolchain
 from stack.build.go_build import GoTool
-from stack.build.toolchain import Version, parse_version
+from stack.build.go_toolchain import Version, parse_version
 from stack.config import cache
 from stack.console import StackError
 
@@ -111,7 +111,7 @@ def versions() -> dict[str, str]:
 
 
 def _can_be_built(tool: GoTool) -> bool:
-    return not tool.needs_cpp or toolchain.compiler().cpp
+    return not tool.needs_cpp or go_toolchain.compiler().cpp
 
 
 def _left_out(exec_driver: bool) -> Iterator[str]:
@@ -124,7 +124,7 @@ def _left_out(exec_driver: bool) -> Iterator[str]:
 def _why_no_telemetry() -> str:
     if _can_be_built(VIEWER):
         return "it is not built yet; ./justw deploy builds it"
-    return _NO_CPP if toolchain.compiler().command else _NO_COMPILER
+    return _NO_CPP if go_toolchain.compiler().command else _NO_COMPILER
 
 
 def _require(name: str) -> Path:
@@ -170,7 +170,7 @@ def _built(name: str) -> Path | None:
     if full.exists() or tool.needs_cpp:
         return full if full.exists() else None
     plain = tool.binary(cgo=False)
-    return plain if plain.exists() and not toolchain.compiler().command else None
+    return plain if plain.exists() and not go_toolchain.compiler().command else None
 
 
 def _in_wheel(name: str) -> Path | None:

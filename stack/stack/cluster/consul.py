@@ -10,9 +10,9 @@ from typing import Any
 
 from consul import ACLPermissionDenied
 
-from stack.cluster.changes import Change, render, shown
 from stack.cluster.clients import Clients
 from stack.cluster.kv.seed import KvSeed
+from stack.cluster.planned_changes import Change, render, shown
 from stack.config import ROOT, Stack
 
 FILES = ROOT / "consul"

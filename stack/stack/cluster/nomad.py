@@ -16,8 +16,8 @@ from nomad.api.exceptions import BadRequestNomadException, BaseNomadException, U
 
 from stack.build.tools import Tools
 from stack.build.zipapps import Artifact
-from stack.cluster.changes import Change
 from stack.cluster.clients import Clients
+from stack.cluster.planned_changes import Change
 from stack.cluster.rollout import Rollout
 from stack.config import ROOT, Stack
 from stack.console import StackError

@@ -16,8 +16,8 @@ from typing import Any
 
 from hvac.exceptions import InvalidRequest
 
-from stack.cluster.changes import Change, render, shown
 from stack.cluster.clients import Clients
+from stack.cluster.planned_changes import Change, render, shown
 from stack.config import ROOT, Stack
 from stack.waiting import retry
 

@@ -16,11 +16,11 @@ from hvac.exceptions import VaultError
 
 from stack.build import protos, tools, zipapps
 from stack.cluster import agents, nomad, smoke_test
-from stack.cluster.changes import Change, apply_all
 from stack.cluster.clients import Clients
 from stack.cluster.consul import Consul
 from stack.cluster.credentials import Credentials
 from stack.cluster.nomad import Nomad
+from stack.cluster.planned_changes import Change, apply_all
 from stack.cluster.vault import Vault
 from stack.commands import chaos
 from stack.config import Stack

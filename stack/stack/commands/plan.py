@@ -9,10 +9,10 @@ from typing import Any
 from stack.build import tools, zipapps
 from stack.cluster import nomad
 from stack.cluster.agents import require_running
-from stack.cluster.changes import Change
 from stack.cluster.clients import Clients
 from stack.cluster.consul import Consul
 from stack.cluster.nomad import Nomad
+from stack.cluster.planned_changes import Change
 from stack.cluster.vault import Vault
 from stack.config import Stack
 from stack.console import say

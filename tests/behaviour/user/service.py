@@ -11,7 +11,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chassis.settings import Live
-from user_service.access_tokens import AccessTokenIssuer
+from user_service.access_token_issuer import AccessTokenIssuer
 from user_service.commands import Commands
 from user_service.passwords import Passwords
 from user_service.queries import Queries

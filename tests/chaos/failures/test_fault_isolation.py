@@ -21,7 +21,7 @@ from support.kv_settings import changed_settings
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser
 from support.traffic.load import Answer, Load, Request
-from support.traffic.targets import Effort, efforts
+from support.traffic.performance_targets import Effort, efforts
 
 from stack.chaos import instances
 from stack.cluster.clients import Clients

@@ -15,7 +15,7 @@ from support.operator_commands import run
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser, register
 from support.traffic.concurrent_users import Customers, kill_one, wait_all_settled
-from support.traffic.targets import Effort, efforts
+from support.traffic.performance_targets import Effort, efforts
 
 USERS, CUSTOMERS = 3, 2
 CREDIT = 100_000

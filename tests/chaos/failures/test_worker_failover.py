@@ -16,7 +16,7 @@ from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser
 from support.traffic.concurrent_users import PENNY, RETRYABLE, retry_until_answered, wait_all_settled
 from support.traffic.load import Load, Request
-from support.traffic.targets import Effort, efforts
+from support.traffic.performance_targets import Effort, efforts
 
 LEADER = "SELECT leader FROM leader_terms WHERE name = 'worker' AND ends_at > clock_timestamp()"
 TARGET_SECONDS, BOUND_SECONDS = 5.0, 15.0

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from chassis.postgres.database import Database
-from chassis.postgres.eventstore import EventStore
+from chassis.postgres.event_store import EventStore
 
-from ..checkout import ROOT, SERVICES, job_text, package
+from ..repository import ROOT, SERVICES, job_text, package
 
 # Postgres keeps these for superusers (superuser_reserved_connections).
 RESERVED = 3

@@ -9,7 +9,7 @@ import runpy
 from gateway.http.problems import KINDS
 from stack.cluster import nomad
 
-from ..checkout import ROOT, blocks, job_text
+from ..repository import ROOT, blocks, job_text
 
 EDGE = job_text("edge")
 

@@ -20,7 +20,7 @@ from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError
 
-from ..checkout import ROOT, SERVICES, blocks, job_text, keys
+from ..repository import ROOT, SERVICES, blocks, job_text, keys
 
 ENVIRONMENT = {name.upper() for name in Environment.model_fields}
 # The zipapp unpacks itself into this folder before any code of ours runs.

@@ -10,7 +10,7 @@ import pytest
 
 from stack.cluster.kv.migrations import leaves, load
 
-from ..checkout import ROOT, SERVICES
+from ..repository import ROOT, SERVICES
 
 FOLDER = ROOT / "consul" / "kv-migrations"
 

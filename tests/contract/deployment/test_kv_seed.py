@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from chassis.calls.settings import ClientSettings
+from chassis.calls.client_settings import ClientSettings
 from chassis.errors import ConfigurationError
 from chassis.settings import ProcessSettings, parse_settings
 
-from ..checkout import ROOT, SERVICES, settings
+from ..repository import ROOT, SERVICES, settings
 
 
 def seed(service: str) -> Any:

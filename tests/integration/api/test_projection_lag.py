@@ -6,8 +6,8 @@ import pytest
 from support.operator_commands import run
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser
+from support.traffic.performance_targets import Effort, efforts
 from support.traffic.projection_lag import TARGET_RATE, TARGET_SECONDS, measure
-from support.traffic.targets import Effort, efforts
 
 from stack import telemetry_viewer
 

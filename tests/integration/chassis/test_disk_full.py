@@ -19,10 +19,10 @@ from support.postgres.database_under_test import DatabaseUnderTest
 from support.postgres.private_postgres import NOBODY, Postgres
 
 from chassis.errors import RpcError
-from chassis.postgres.eventstore import EventStore
+from chassis.postgres.event_store import EventStore
 from stack.chaos import disk
 
-from .test_eventstore import create_tables, insert_key
+from .test_event_store import create_tables, insert_key
 
 
 @pytest.fixture

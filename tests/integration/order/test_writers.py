@@ -15,7 +15,7 @@ from support.postgres.private_postgres import Postgres
 
 from chassis.events.port import EventLog, VersionConflict
 from chassis.events.record import RecordedEvent
-from chassis.postgres.eventstore import EventStore
+from chassis.postgres.event_store import EventStore
 from chassis.settings import Live
 from order_service import domain
 from order_service.domain import Order, OrderClosed, Status, VersionMismatch

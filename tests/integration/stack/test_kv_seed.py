@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from support.stack_under_test import RunningStack
 
-from stack.cluster.changes import apply_all
 from stack.cluster.kv import seed as kv_seed
 from stack.cluster.kv.seed import KvSeed
+from stack.cluster.planned_changes import apply_all
 
 KEY = "seed-test/greeting"
 

@@ -8,9 +8,9 @@ import pytest
 
 from chassis.calls.breaker import BreakerRules
 from chassis.calls.client import Channel
+from chassis.calls.client_settings import ClientSettings
 from chassis.calls.outlier_detection import EjectionRules
 from chassis.calls.retry import RetryRules
-from chassis.calls.settings import ClientSettings
 from chassis.calls.transport import GrpcTransport
 from chassis.errors import RpcError
 from chassis.platform.discovery import Endpoint, Endpoints

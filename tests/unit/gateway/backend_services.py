@@ -29,7 +29,7 @@ from shop.order.v1.order_pb2_grpc import add_OrderServiceServicer_to_server
 from user_service import commands as user_commands
 from user_service import queries as user_queries
 from user_service import settings as user_settings
-from user_service.access_tokens import AccessTokenIssuer
+from user_service.access_token_issuer import AccessTokenIssuer
 from user_service.passwords import Passwords
 from user_service.rpc import UserRpc
 from user_service.user_repository import MemoryUserRepository

@@ -15,8 +15,8 @@ from support.waiting import until
 from chassis.calls.client import connect
 from chassis.process import Process
 from chassis.testing import FakeConsul, process
-from gateway import app
-from gateway.auth.access_tokens import AccessTokenVerifier
+from gateway import composition
+from gateway.auth.access_token_verifier import AccessTokenVerifier
 from gateway.backend import Backend
 from gateway.dependency_health import DependencyHealth
 from gateway.http import http_server
@@ -116,6 +116,6 @@ def compose(process: Process[Settings], vault: FakeVault) -> GatewayApp:
     health = DependencyHealth(process, access_tokens, {"user-service": users, "order-service": orders})
     stubs: tuple[Any, Any] = UserServiceStub(users), OrderServiceStub(orders)
     backend = Backend(*stubs, access_tokens, health, ProfileCache(settings), settings)
-    gateway_app = app.create(backend, f"gateway{next(_app_numbers)}")
+    gateway_app = composition.create(backend, f"gateway{next(_app_numbers)}")
     gateway_app.config.TOUCHUP = False  # it rewrites Sanic's own code, which works once in a process
     return gateway_app

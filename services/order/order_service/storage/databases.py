@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chassis.postgres.database import Database
-from chassis.postgres.eventstore import EventStore
+from chassis.postgres.event_store import EventStore
 from chassis.process import Process
 from order_service.settings import Settings
 from order_service.storage import idempotency_keys

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stack.cluster.changes import Change
 from stack.cluster.kv.migrations import load, migrate
+from stack.cluster.planned_changes import Change
 from stack.config import ROOT
 from stack.console import StackError
 

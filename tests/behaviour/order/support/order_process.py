@@ -13,7 +13,7 @@ from behaviour.order.support.service import ADA, TEA, shipped
 from support.postgres.database_under_test import database_under_test
 from support.postgres.private_postgres import Postgres
 
-from chassis.postgres.eventstore import EventStore
+from chassis.postgres.event_store import EventStore
 from chassis.settings import Live
 from order_service.commands import Commands
 from order_service.storage import idempotency_keys

@@ -14,7 +14,7 @@ from support.postgres.database_under_test import DatabaseUnderTest, database_und
 from support.postgres.private_postgres import Postgres
 
 from chassis.events.memory import MemoryEventStore
-from chassis.postgres.eventstore import EventStore
+from chassis.postgres.event_store import EventStore
 from chassis.settings import Live
 from order_service.queries import MemoryReadTable, PostgresReadTable
 from order_service.storage import idempotency_keys

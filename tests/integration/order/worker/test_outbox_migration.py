@@ -22,7 +22,7 @@ from support.postgres.database_under_test import database_under_test
 from support.postgres.private_postgres import Postgres
 from support.waiting import until
 
-from chassis.postgres.eventstore import EventStore
+from chassis.postgres.event_store import EventStore
 from chassis.postgres.migrate import read_migrations
 from chassis.settings import Live
 from order_service.domain import Order, Status

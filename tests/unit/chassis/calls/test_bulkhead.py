@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from chassis.calls.bulkhead import Bulkhead
-from chassis.calls.settings import ClientSettings
+from chassis.calls.client_settings import ClientSettings
 from chassis.errors import RpcError
 from chassis.settings import Live
 

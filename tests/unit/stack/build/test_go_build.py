@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.build import go_build, go_build_errors, toolchain
+from stack.build import go_build, go_build_errors, go_toolchain
 from stack.build.go_build import GoTool
 from stack.console import StackError
 from stack.machine import os_errors
@@ -37,8 +37,8 @@ printf 'a\\nb\\nc\\n' >&2
 def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAYPOST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(go_build, "MODULES", tmp_path / "modules")
-    monkeypatch.setattr(toolchain, "compiler", lambda: toolchain.Compiler("cc", cpp=True))
-    monkeypatch.setattr(toolchain, "go", lambda *_: tmp_path / "go")
+    monkeypatch.setattr(go_toolchain, "compiler", lambda: go_toolchain.Compiler("cc", cpp=True))
+    monkeypatch.setattr(go_toolchain, "go", lambda *_: tmp_path / "go")
 
 
 def server(tmp_path: Path, name: str = "server", version: str = "1.2.3") -> GoTool:

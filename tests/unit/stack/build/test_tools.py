@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.build import go_build, toolchain, tools
+from stack.build import go_build, go_toolchain, tools
 from stack.console import StackError
 
 
@@ -26,7 +26,7 @@ def program(path: Path, says: str) -> Path:
 
 
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toolchain, "compiler", lambda: toolchain.Compiler("", cpp=False))
+    monkeypatch.setattr(go_toolchain, "compiler", lambda: go_toolchain.Compiler("", cpp=False))
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ def test_a_complete_set_is_found_without_building(tmp_path: Path, monkeypatch: p
     [("Nomad v1.11.3-dev", (1, 11, 3)), ("go version go1.27.3 linux/amd64", (1, 27, 3)), ("none", ())],
 )
 def test_a_version_is_parsed_from_text(text: str, version: tuple[int, ...]) -> None:
-    assert toolchain.parse_version(text) == version
+    assert go_toolchain.parse_version(text) == version
 
 
 @pytest.mark.parametrize("named", ["true", "/nonexistent/cc", "sh -c 'exit 1'"])
 def test_a_c_compiler_that_writes_no_program_is_not_used(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", named)
-    toolchain.compiler.cache_clear()
-    assert toolchain.compiler() == toolchain.Compiler("", cpp=False)
-    toolchain.compiler.cache_clear()
+    go_toolchain.compiler.cache_clear()
+    assert go_toolchain.compiler() == go_toolchain.Compiler("", cpp=False)
+    go_toolchain.compiler.cache_clear()

@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from stack.cluster import consul, vault
-from stack.cluster.changes import Change
 from stack.cluster.clients import Clients
+from stack.cluster.planned_changes import Change
 from stack.config import Stack
 
 NARROW = {"ID": "r1", "Name": "gateway", "Policies": [{"ID": "p1", "Name": "gateway"}], "Hash": "x"}

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from stack.cluster.changes import Change, apply_all
 from stack.cluster.kv import seed as kv_seed
 from stack.cluster.kv.seed import KvSeed
+from stack.cluster.planned_changes import Change, apply_all
 from stack.console import StackError
 
 KEY = "config/order-service"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stack.cluster.changes import Change
+from stack.cluster.planned_changes import Change
 from stack.commands.plan import document, text
 
 CHANGES = [

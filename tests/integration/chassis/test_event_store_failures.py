@@ -22,9 +22,9 @@ from chassis.deadline import deadline
 from chassis.errors import ConfigurationError, RpcError
 from chassis.events.port import AlreadyRecorded, VersionConflict
 from chassis.postgres.event_recorder import ConnectionLost
-from chassis.postgres.eventstore import EventStore
+from chassis.postgres.event_store import EventStore
 
-from .test_eventstore import create_tables, insert_key
+from .test_event_store import create_tables, insert_key
 
 
 @pytest.fixture

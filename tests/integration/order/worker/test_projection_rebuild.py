@@ -11,7 +11,7 @@ from behaviour.order.support.storages import PostgresStorage
 from support.postgres.private_postgres import Postgres
 
 from chassis.settings import Live
-from order_service.operations.rebuild import Rebuild, RebuildRejected
+from order_service.operations.projection_rebuild import Rebuild, RebuildRejected
 
 
 @pytest.fixture

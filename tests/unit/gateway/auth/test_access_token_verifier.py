@@ -97,7 +97,7 @@ async def test_a_token_is_rejected_from_the_second_it_expires(gateway: RunningGa
     header = (await gateway.token())["authorization"]
     assert await me(gateway, header) == 200
     now = time.time()
-    monkeypatch.setattr("gateway.auth.access_tokens.time.time", lambda: now + 3601)
+    monkeypatch.setattr("gateway.auth.access_token_verifier.time.time", lambda: now + 3601)
     assert await me(gateway, header) == 401
 
 

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from chassis.events.record import RecordedEvent
-from order_service.operations.consistency_check import OrderHistory, Snapshot, advance, duplicates, findings
+from order_service.operations.order_check import OrderHistory, Snapshot, advance, duplicates, findings
 
 from ..conftest import ADA, EVE, Service
 from ..storage import recorded_logs

@@ -8,7 +8,7 @@ from uuid import uuid4
 import jwt
 import pytest
 
-from user_service.access_tokens import AccessTokenIssuer
+from user_service.access_token_issuer import AccessTokenIssuer
 
 if TYPE_CHECKING:
     from .conftest import Service

@@ -12,7 +12,7 @@ from support.postgres.database_under_test import DatabaseUnderTest, database_und
 from support.postgres.private_postgres import Postgres
 
 from chassis.events.record import RecordedEvent
-from chassis.postgres.eventstore import EventStore
+from chassis.postgres.event_store import EventStore
 
 KEYS = "CREATE TABLE keys (key text CONSTRAINT keys_key PRIMARY KEY, stream uuid NOT NULL)"
 
