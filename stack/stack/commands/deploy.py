@@ -1,6 +1,6 @@
 """`deploy`: brings up a healthy system, one visible step at a time; a second run changes nothing.
 
-tools → agents → policies, KV, secrets → zipapps → jobs → healthy → one real order.
+tools → zipapps → agents → policies, KV, secrets → jobs → one real order.
 """
 
 from __future__ import annotations
@@ -39,15 +39,23 @@ def deploy(stack: Stack) -> None:
     with exclusive(stack.lock, WAITING):
         agents.require_ports(stack)
         _make_folders(stack)
-        changed = _deploy(stack)
-    summary = f"{changed} changes" if changed else "no change: everything is as in the files"
-    say(f"\n{summary}  ({time.monotonic() - began:.1f} s)")
+        changed, kept = _deploy(stack)
+    say(f"\n{summary(changed, kept)}  ({time.monotonic() - began:.1f} s)")
     for line in chaos.active(stack):
         say(f"  active fault: {line}")
     _print_addresses(stack)
 
 
-def _deploy(stack: Stack) -> int:
+def summary(changed: int, kept: int) -> str:
+    """Returns the last line of a deploy from the numbers of changes and of keys kept as changed by hand."""
+    if not changed and not kept:
+        return "no change: everything is as in the files"
+    line = f"{changed} changes" if changed else "no change"
+    return f"{line}; {kept} {'key' if kept == 1 else 'keys'} kept as changed by hand" if kept else line
+
+
+def _deploy(stack: Stack) -> tuple[int, int]:
+    """Returns the number of changes, and of keys that were kept as changed by hand."""
     found = _tools()
     artifacts = build(stack)
     clients = Clients(stack)
@@ -64,11 +72,12 @@ def _deploy(stack: Stack) -> int:
     changed += _run_jobs(server, [name for name in _jobs(found) if name in nomad.FOUNDATION])
     changed += _apply("vault: database logins", lambda: _retried(vault.database_changes))
     changed += _run_jobs(server, [name for name in _jobs(found) if name not in nomad.FOUNDATION])
-    for key in consul.seed.changed_by_hand():
+    kept = consul.seed.changed_by_hand()
+    for key in kept:
         say(f"  kept: {key} was changed by hand in Consul; delete the key and deploy to get the file's value")
     _smoke_test(stack, changed)
     zipapps.prune(stack.state, server.artifact_files())
-    return changed
+    return changed, len(kept)
 
 
 def _make_folders(stack: Stack) -> None:

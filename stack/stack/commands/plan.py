@@ -57,7 +57,9 @@ def text(changes: Sequence[Change], kept: Sequence[str], notes: Sequence[str]) -
     for note in notes:
         yield f"note: {note}"
     for change in changes:
-        yield f"{_SIGNS[change.action]} {change.where}\n{change.diff()}"
+        yield f"{_SIGNS[change.action]} {change.where}"
+        if diff := change.diff():
+            yield diff
         yield from (f"    {note}" for note in change.notes)
     for key in kept:
         yield f"= consul kv {key} was changed by hand and is kept"

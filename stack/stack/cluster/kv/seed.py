@@ -1,6 +1,7 @@
-"""Brings the keys of Consul KV to the files in `consul/kv`, except those that somebody changed by hand.
+"""Writes the files in `consul/kv` to Consul KV, except for keys whose value was changed by hand.
 
-The flags of a key hold the CRC-32 of the text that was seeded. While it fits the value, the key follows its file.
+The flags of a key hold a checksum of the value that a deploy wrote. While it matches the value, a deploy updates the
+key when its file changes. The checksum ignores the format of the JSON. A value that equals its file gets new flags.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class KvSeed:
             yield from self._change(key, file.read_text())
 
     def changed_by_hand(self) -> list[str]:
-        """Returns the keys that do not follow their file any more; a deploy keeps their values."""
+        """Returns the keys that no longer follow their file; a deploy keeps their values."""
         return [key for key, file in _files() if self._is_changed_by_hand(key, file.read_text())]
 
     def _change(self, key: str, wanted: str) -> Iterator[Change]:
@@ -40,10 +41,12 @@ class KvSeed:
         put = partial(self._put, key, wanted, _checksum(wanted), found)
         if found is None:
             yield Change(where, "", wanted, put)
-        elif _text(found) == wanted:
-            return
         elif _follows_its_file(found):
-            yield Change(where, _text(found), wanted, put)
+            if _text(found) != wanted:
+                yield Change(where, _text(found), wanted, put)
+        elif _canonical(_text(found)) == _canonical(wanted):
+            note = f"{key}: the value equals its file and follows it again"
+            yield Change(where, _text(found), wanted, put, (note,))
         else:
             yield from self._migration(key, wanted, found)
 
@@ -54,7 +57,7 @@ class KvSeed:
         migrated = migrate(key, now, seed, load(FILES / "kv-migrations", key))
         if migrated.settings == now:
             return
-        # With the old flags the key still counts as changed by hand, unless nothing of that is left.
+        # With the old flags the key still counts as changed by hand, unless it now equals its file.
         text, flags = _pretty(migrated.settings), found["Flags"]
         if migrated.settings == seed:
             text, flags = wanted, _checksum(wanted)
@@ -68,7 +71,9 @@ class KvSeed:
 
     def _is_changed_by_hand(self, key: str, wanted: str) -> bool:
         found = self._kv.get(key)[1]
-        return bool(found) and _text(found) != wanted and not _follows_its_file(found)
+        if found is None or _follows_its_file(found):
+            return False
+        return _canonical(_text(found)) != _canonical(wanted)
 
 
 def _files() -> Iterator[tuple[str, Path]]:
@@ -77,11 +82,21 @@ def _files() -> Iterator[tuple[str, Path]]:
 
 
 def _follows_its_file(found: dict[str, Any]) -> bool:
-    return _checksum(_text(found)) == int(found["Flags"])
+    """True if the value is the one that a deploy wrote; earlier releases stored the checksum of the plain text."""
+    text = _text(found)
+    return int(found["Flags"]) in (_checksum(text), zlib.crc32(text.encode()))
 
 
 def _checksum(text: str) -> int:
-    return zlib.crc32(text.encode())
+    return zlib.crc32(_canonical(text).encode())
+
+
+def _canonical(text: str) -> str:
+    """Returns JSON in one fixed format; other text unchanged."""
+    try:
+        return json.dumps(json.loads(text), sort_keys=True)
+    except ValueError:
+        return text
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -44,9 +44,13 @@ class Kv:
         return cas == index
 
     def edit(self, settings: object) -> None:
-        """Writes a value as an operator does: without flags of a seed that fits."""
+        """Writes a value as an operator does in the UI: the flags stay."""
         text = settings if isinstance(settings, str) else json.dumps(settings)
-        assert self.put(KEY, text, self.found["ModifyIndex"] if self.found else 0, zlib.crc32(json.dumps(OLD).encode()))
+        assert self.put(KEY, text, self.index(), self.found["Flags"] if self.found else 0)
+
+    def index(self) -> int:
+        """Returns the index that a write has to name."""
+        return int(self.found["ModifyIndex"]) if self.found else 0
 
     def settings(self) -> Any:
         assert self.found
@@ -84,6 +88,52 @@ def deploy(kv: Kv) -> list[Change]:
 
 def notes(kv: Kv) -> list[str]:
     return [note for change in deploy(kv) for note in change.notes]
+
+
+def test_a_change_by_hand_that_was_copied_into_the_file_makes_the_key_follow_its_file_again(
+    kv: Kv, files: Path
+) -> None:
+    deploy(kv)
+    kv.edit(NEW | {"outbox_seconds": 12})
+    assert KvSeed(kv).changed_by_hand() == [KEY]
+    write(files, NEW | {"outbox_seconds": 12})
+    assert notes(kv) == [f"{KEY}: the value equals its file and follows it again"]
+    assert (deploy(kv), KvSeed(kv).changed_by_hand()) == ([], [])
+    write(files, NEW | {"outbox_seconds": 15})
+    deploy(kv)
+    assert kv.settings() == NEW | {"outbox_seconds": 15}
+
+
+@pytest.mark.parametrize("text", [json.dumps(OLD) + "\n", json.dumps(OLD, indent=4), json.dumps(OLD, sort_keys=True)])
+def test_a_different_format_of_the_same_json_is_no_change_by_hand(kv: Kv, files: Path, text: str) -> None:
+    write(files, OLD)
+    kv.edit(text)
+    assert KvSeed(kv).changed_by_hand() == []
+    write(files, OLD | {"log_level": "DEBUG"})
+    assert KvSeed(kv).changed_by_hand() == []
+    deploy(kv)
+    assert kv.settings() == OLD | {"log_level": "DEBUG"}
+
+
+def test_a_number_in_place_of_a_boolean_is_a_change_by_hand(kv: Kv, files: Path) -> None:
+    write(files, NEW | {"surplus": True})
+    deploy(kv)
+    kv.edit(NEW | {"surplus": 1})
+    assert KvSeed(kv).changed_by_hand() == [KEY]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_key_with_the_checksum_of_an_earlier_release_follows_its_file(
+    kv: Kv, files: Path, indent: int | None
+) -> None:
+    """Earlier releases stored the checksum of the text instead of that of the JSON value."""
+    text = json.dumps(NEW, indent=indent)
+    (files / "kv" / f"{KEY}.json").write_text(text)
+    assert kv.put(KEY, text, kv.index(), zlib.crc32(text.encode()))
+    assert (deploy(kv), KvSeed(kv).changed_by_hand()) == ([], [])
+    write(files, NEW | {"outbox_seconds": 15})
+    deploy(kv)
+    assert kv.settings() == NEW | {"outbox_seconds": 15}
 
 
 def test_an_unchanged_key_follows_its_file_without_a_note(kv: Kv) -> None:

@@ -1,4 +1,4 @@
-"""Errors that a deploy reports before its slow steps."""
+"""The summary of a deploy, and the errors that it reports before its slow steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from stack import config
 from stack.build import tools
-from stack.commands.deploy import deploy
+from stack.commands.deploy import deploy, summary
 from stack.config import Stack
 from stack.console import StackError
 
@@ -25,3 +25,17 @@ def test_a_taken_port_is_an_error_before_a_server_is_built(tmp_path: Path, monke
         with pytest.raises(StackError, match=r"\(nomad_serf\) is taken"):
             deploy(stack)
     assert not stack.state.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept", "line"),
+    [
+        (0, 0, "no change: everything is as in the files"),
+        (0, 1, "no change; 1 key kept as changed by hand"),
+        (0, 2, "no change; 2 keys kept as changed by hand"),
+        (3, 0, "3 changes"),
+        (3, 1, "3 changes; 1 key kept as changed by hand"),
+    ],
+)
+def test_the_summary_counts_changes_and_kept_keys(changed: int, kept: int, line: str) -> None:
+    assert summary(changed, kept) == line
