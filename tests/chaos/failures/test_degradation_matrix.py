@@ -1,4 +1,4 @@
-"""The degradation matrix of docs/architecture.md: for each row a part is broken, and every call is compared.
+"""The degradation matrix of docs/failures.md: for each row a part is broken, and every call is compared.
 
 Hypothesis: each call is answered as its cell says. Fault: by `./justw chaos`, or by scaling to no instance. Control:
 the answers of a healthy system match no row with a 503.
@@ -54,7 +54,7 @@ class Row:
 
 
 def _matrix() -> list[Row]:
-    text = (ROOT / "docs" / "architecture.md").read_text().partition("## Degradation")[2].partition("\n## ")[0]
+    text = (ROOT / "docs" / "failures.md").read_text().partition("## Degradation matrix")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line[:1] == "|"]
     assert rows[0] == ["part", "state", *CALLS]
     return [Row(row[0], row[1], dict(zip(CALLS, row[2:], strict=True))) for row in rows[2:]]
