@@ -98,7 +98,7 @@ class Process(Generic[K]):
             try:
                 await asyncio.wait_for(closer(), FLUSH_SECONDS)
             except Exception:
-                log.exception("close failed")
+                log.exception("close failed", closer=getattr(closer, "__qualname__", repr(closer)))
         # A closer may have started background work.
         await self._cancel_background()
         await self.vault.close()

@@ -12,5 +12,4 @@ groups = {
 actions = {
   audit          = ["audit"]
   rebuild-orders = ["rebuild", "orders"]
-  rebuild-outbox = ["rebuild", "outbox"]
 }

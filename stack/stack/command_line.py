@@ -76,7 +76,7 @@ def status(as_json: _Json = False) -> None:
        "jobs": [{"name", "status", "version", "running", "wanted"}],
        "instances": [{"service", "address", "port", "passing", "version"}],
        "gateways": [{"address", "status", "error", "dependencies": {name: state}, "breakers": {name: state}}],
-       "workers": [{"instance", "active"}], "projections": [{"name", "events_behind"}],
+       "workers": [{"instance", "leader"}], "projections": [{"name", "events_behind"}],
        "outbox": null | {"pending", "oldest_seconds"},
        "memory": {"mebibytes", "processes"}}
     """

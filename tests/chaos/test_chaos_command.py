@@ -74,15 +74,19 @@ def _type(running: RunningStack, *words: str) -> str:
     ("words", "why"),
     [
         ("latency artifacts 5", "its callers know its port"),
-        ("latency nobody 5", "Consul knows none"),
+        ("latency nobody 5", "Consul lists none"),
         ("pause nobody", "no job declares it"),
-        ("kill gateway --for 5", "it is over at once"),
     ],
 )
 def test_an_impossible_fault_is_refused_with_the_reason(chaos: Chaos, words: str, why: str) -> None:
     with pytest.raises(StackError, match=why):
         chaos.start(words)
     assert chaos.active() == []
+
+
+def test_a_kill_takes_no_duration(chaos: Chaos) -> None:
+    with pytest.raises(StackError, match="it has no duration"):
+        chaos.start("kill gateway", 5)
 
 
 @pytest.mark.parametrize("service", ["order-service", "gateway"])

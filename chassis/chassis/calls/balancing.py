@@ -151,7 +151,7 @@ class Balancer:
         attributes = {"service": self._endpoints.service, "reason": reason}
         address = instance.endpoint.address
         _ejections.add(1, attributes)
-        log.warning("instance ejected", of=self._endpoints.service, address=address, reason=reason)
+        log.warning("instance ejected", target=self._endpoints.service, address=address, reason=reason)
         trace.get_current_span().add_event("balancer.ejected", {**attributes, "server.address": address})
 
     def _record_latency(self, instance: Instance, path: str, seconds: float) -> None:

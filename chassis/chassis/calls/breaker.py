@@ -133,7 +133,7 @@ class TransitionTelemetry(pybreaker.CircuitBreakerListener):
     def state_change(self, cb: Any, old_state: Any, new_state: Any) -> None:
         """See pybreaker.CircuitBreakerListener."""
         before, after = old_state.name, new_state.name
-        log.warning("breaker changed", breaker=cb.name, before=before, after=after)
+        log.warning("breaker changed state", breaker=cb.name, before=before, after=after)
         attributes = {"breaker.name": cb.name, "breaker.before": before, "breaker.after": after}
         trace.get_current_span().add_event("breaker.changed", attributes)
         _transitions.add(1, {"breaker.name": cb.name, "breaker.state": after})

@@ -1,6 +1,6 @@
 """Statistics of each instance of a called service, and the rules by which an instance is ejected and returns.
 
-The terms are those of Envoy's outlier detection and of gRPC A50.
+The terms are those of Envoy's outlier detection and of gRFC A50.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Retries (gRPC A6): which failed calls are made again and when, with full jitter, push-back and a budget per channel.
+"""Retries (gRFC A6): which failed calls are made again and when, with full jitter, push-back and a budget per channel.
 
 Invariant: a call that may have had an effect is repeated only if its method is idempotent by contract, and over time
 retries are at most the budgeted share of the calls. A retry of a call that no server has seen costs no budget, because

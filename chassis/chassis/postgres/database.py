@@ -182,7 +182,7 @@ class Database:
                     await migrate(connection, package)
                 break
             except RpcError as error:
-                log.warning("database unavailable, migrations wait", package=package, error=str(error))
+                log.warning("database unavailable, retrying the migrations", package=package, error=str(error))
             await asyncio.sleep(delay)
 
     async def check(self) -> None:

@@ -64,7 +64,7 @@ class EventStore:
                 store._recorder = await store._run(lambda: EventRecorder(store._datastore, write_rows))
                 break
             except RpcError as error:
-                log.warning("database unavailable, the event store waits", error=str(error))
+                log.warning("database unavailable, retrying to open the event store", error=str(error))
             await asyncio.sleep(delay)
         return store
 

@@ -69,7 +69,7 @@ class Notifications:
             except OperationalError as error:
                 if self._replacing:
                     continue
-                log.debug("not listening, readers poll", channel=self._channel, error=type(error).__name__)
+                log.debug("LISTEN failed, readers poll", channel=self._channel, error=type(error).__name__)
                 if self._listening:
                     delays = backoff(*_BACKOFF_SECONDS)
                 self._listening = False

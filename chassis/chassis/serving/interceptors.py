@@ -91,7 +91,7 @@ async def _errors(path: str, context: Context) -> AsyncIterator[Responded]:
     except grpc.aio.AbortError:
         raise
     except Exception:
-        log.exception("call failed", method=path)
+        log.exception("unexpected error in a gRPC call", method=path)
         await _abort(context, _INTERNAL)
 
 

@@ -98,7 +98,7 @@ class HealthService:
         """Runs the readiness probes and sets the status; logs the results when they change."""
         results = await self._process.readiness()
         if results != self._last:
-            log.info("readiness", **results)
+            log.info("readiness changed", **results)
             self._last = results
         ready = all(result == "ok" for result in results.values())
         response = health_pb2.HealthCheckResponse

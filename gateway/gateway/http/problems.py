@@ -138,7 +138,7 @@ class ProblemHandler(ErrorHandler):
             return HTTPResponse(status=204, headers=_allow(exception))
         problem = problem_of(request, exception)
         if problem.reason == "INTERNAL":
-            log.error("request failed", exc_info=exception)
+            log.error("unexpected error in a request", exc_info=exception)
         return problem.response(request)
 
 

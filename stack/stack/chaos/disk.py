@@ -1,7 +1,7 @@
-"""Simulates a full disk for the clients of Postgres: every new row fails with the error of a full disk.
+"""Simulates a full disk: a trigger on every table of the services rejects new rows with Postgres' error `disk_full`.
 
-A disk that is really full needs a file system of its own, and root to mount it; `docs/adr/` has the decision. Where the
-tests run as root, one of them fills such a disk and compares the errors.
+Filling a real disk would need a separate file system and root to mount it (docs/adr/0014). A test that runs as root
+does so and compares the errors.
 """
 
 from __future__ import annotations
@@ -56,5 +56,6 @@ def _sql(stack: Stack, database: str, statements: str) -> str:
     command = [str(psql), "-XqAt1", "-v", "ON_ERROR_STOP=1", *where, "-d", database, "-f", "-"]
     done = subprocess.run(command, input=statements, capture_output=True, text=True, timeout=30, check=False)
     if done.returncode:
-        raise StackError(f"Postgres refuses in {database}", done.stderr.strip()[:300], "./justw logs postgres")
+        what = f"Postgres rejected the statement in database {database}"
+        raise StackError(what, done.stderr.strip()[:300], "./justw logs postgres")
     return done.stdout

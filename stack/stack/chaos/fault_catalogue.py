@@ -105,7 +105,7 @@ KINDS = (
     FaultKind(
         "disk full",
         (),
-        "Postgres refuses every new row, as with a full disk",
+        "Postgres rejects every new row, as with a full disk",
         "disk",
         lambda context, _: DiskFull(context),
     ),

@@ -46,7 +46,7 @@ def fault_of(stack: Stack, state: FaultState) -> Fault:
     kind, arguments = find(state.words)
     context = FaultContext(stack, Clients(stack), state.facts, lambda: fault_state.write(stack, state))
     if kind.lasting is None:
-        raise StackError(f"{kind.name} is over at once", "nothing has to be undone", "./justw chaos list")
+        raise StackError(f"{kind.name} has no duration", "nothing has to be undone", "./justw chaos list")
     return kind.lasting(context, arguments)
 
 

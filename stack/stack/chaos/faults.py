@@ -143,7 +143,7 @@ class Sealed(Fault):
 
     def begin(self) -> str:
         self.context.clients.vault.sys.seal()
-        return "vault: sealed, every request is refused"
+        return "vault: sealed, every request is rejected"
 
     def undo(self) -> None:
         agent = agents.daemon(self.context.stack, "vault")

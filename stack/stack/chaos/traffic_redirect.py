@@ -23,7 +23,7 @@ def require_redirectable(clients: Clients, service: str, fixed_ports: set[int]) 
     """Raises StackError if the service has no instance, or if its callers do not look it up in Consul."""
     entries = _instances(clients, service)
     if not entries:
-        raise StackError(f"{service} has no instance", "Consul knows none", "./justw status")
+        raise StackError(f"{service} has no instance", "Consul lists none", "./justw status")
     if service != "postgres" and any(entry["Service"]["Port"] in fixed_ports for entry in entries):
         raise StackError(
             f"the traffic to {service} cannot be redirected",

@@ -22,7 +22,7 @@ def names() -> list[str]:
 def logs(stack: Stack, name: str) -> None:
     """Prints the last lines of each instance, under its name."""
     if name not in names():
-        raise StackError(f"nothing here is called {name!r}", "logs are of a job or an agent", _usage())
+        raise StackError(f"unknown name {name!r}", "it is neither a job nor an agent", _usage())
     if name in AGENTS:
         say(daemon(stack, name).log_tail(LINES))
         return

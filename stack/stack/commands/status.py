@@ -104,7 +104,7 @@ def _worker_metrics(stack: Stack) -> Row:
 
     pending, oldest = last("outbox.pending"), last("outbox.oldest.seconds")
     return {
-        "workers": [{"instance": name, "active": bool(value)} for name, value in last("worker.leader")],
+        "workers": [{"instance": name, "leader": bool(value)} for name, value in last("worker.leader")],
         "projections": [{"name": name, "events_behind": int(value)} for name, value in last("projection.lag.events")],
         "outbox": {"pending": int(pending[0][1]), "oldest_seconds": oldest[0][1]} if pending and oldest else None,
     }
@@ -147,7 +147,7 @@ def _gateway_lines(row: Row) -> Iterator[str]:
 
 def _worker_lines(body: Row) -> Iterator[str]:
     for row in body["workers"]:
-        yield f"worker {row['instance']:<15} {'active' if row['active'] else 'on standby'}"
+        yield f"worker {row['instance']:<15} {'leader' if row['leader'] else 'standby'}"
     for row in body["projections"]:
         yield f"projection {row['name']:<11} {row['events_behind']} events behind"
     if body["outbox"]:

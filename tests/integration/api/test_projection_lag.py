@@ -35,11 +35,11 @@ def telemetry(running: RunningStack) -> None:
 
 
 @pytest.mark.usefixtures("telemetry")
-def test_telemetry_has_the_active_worker_and_its_lag(running: RunningStack) -> None:
+def test_telemetry_has_the_leader_and_its_lag(running: RunningStack) -> None:
     def last(name: str) -> dict[str, float]:
         return telemetry_viewer.last_values(running.stack, name, "order-service")
 
-    eventually("one of two workers is active", lambda: sorted(last("worker.leader").values()) == [0, 1], 60, every=1)
+    eventually("one of two workers leads", lambda: sorted(last("worker.leader").values()) == [0, 1], 60, every=1)
     wanted = {"projection=orders", "projection=outbox"}
     eventually("every projection reports its lag", lambda: wanted <= last("projection.lag.events").keys(), 60, every=1)
     for name in ("outbox.pending", "outbox.oldest.seconds"):
@@ -50,6 +50,6 @@ def test_telemetry_has_the_active_worker_and_its_lag(running: RunningStack) -> N
 def test_status_shows_the_workers_and_their_lag(running: RunningStack) -> None:
     def shown() -> bool:
         output = run("status").stdout
-        return all(words in output for words in ("active", "on standby", "events behind", "pending, the oldest for"))
+        return all(words in output for words in ("leader", "standby", "events behind", "pending, the oldest for"))
 
     eventually("status shows them", shown, 60, every=1)

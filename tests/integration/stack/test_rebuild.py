@@ -87,13 +87,11 @@ def test_a_rebuild_changes_no_correct_row_and_the_projection_continues(running: 
     eventually("the projection continues", lambda: listed(user) == [second, first])
 
 
-@pytest.mark.parametrize(
-    ("name", "why"), [("outbox", "would do everything again"), ("users", "there is no projection")]
-)
-def test_a_table_that_cannot_be_rebuilt_is_an_error(running: RunningStack, name: str, why: str) -> None:
+@pytest.mark.parametrize("name", ["outbox", "users"])
+def test_a_table_that_cannot_be_rebuilt_is_an_error(running: RunningStack, name: str) -> None:
     done = run("projection-rebuild", name)
     assert done.returncode == 1
-    assert why in done.stdout + done.stderr
+    assert f"projection {name!r} cannot be rebuilt" in done.stdout + done.stderr
 
 
 @contextmanager

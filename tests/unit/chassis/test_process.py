@@ -96,8 +96,10 @@ async def test_closers_run_in_reverse_order_and_continue_after_a_failure(alive: 
 
     alive.on_close(closer("first"))
     alive.on_close(closer("second", fault=True))
-    await alive.close()
+    with structlog.testing.capture_logs() as logs:
+        await alive.close()
     assert closed == ["second", "first"]
+    assert [entry["closer"].rpartition(".")[2] for entry in logs if entry["event"] == "close failed"] == ["close"]
 
 
 async def test_after_sigterm_health_fails_first_and_accepted_calls_finish(

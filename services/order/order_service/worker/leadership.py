@@ -68,7 +68,7 @@ class Leadership:
             async with self._database.connection() as connection:
                 await connection.execute(_END_TERM, (_NAME, self._instance))
         except RpcError as error:
-            log.warning("could not resign, the term ends by itself", error=str(error))
+            log.warning("leadership not given up, it expires on its own", error=str(error))
 
     async def _try_for_term(self) -> None:
         seconds = self._settings.value.leadership_term_seconds
@@ -78,7 +78,7 @@ class Leadership:
             async with asyncio.timeout(seconds / 2):
                 won = await self._take_term(seconds)
         except (RpcError, TimeoutError) as error:
-            log.warning("term not renewed", error=str(error) or type(error).__name__)
+            log.warning("leadership not renewed", error=str(error) or type(error).__name__)
         else:
             self._term_ends_at = started_at + seconds if won else 0.0
         if self.is_leader:

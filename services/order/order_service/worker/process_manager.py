@@ -59,7 +59,7 @@ class ProcessManager:
                     taken_over = True
                 await self._process_due()
             except RpcError as error:
-                log.warning("outbox entries cannot be claimed, trying again", error=str(error))
+                log.warning("outbox entries cannot be claimed, retrying", error=str(error))
                 await asyncio.sleep(self._settings.value.worker_poll_seconds)
         if self._running:
             await asyncio.wait(self._running)

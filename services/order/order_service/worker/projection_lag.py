@@ -32,7 +32,7 @@ async def run(leadership: Leadership, database: Database, settings: Live[Setting
             try:
                 await _measure(database)
             except RpcError as error:
-                log.warning("lag not measured", error=str(error))
+                log.warning("projection lag not measured", error=str(error))
         await asyncio.sleep(settings.value.lag_interval_seconds)
 
 

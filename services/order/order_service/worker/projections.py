@@ -111,21 +111,22 @@ class Projector:
         self._failure = ""
 
     def readiness(self) -> str:
-        """Returns "ok", the event before which it has stopped, or the error it has failed with: a readiness probe."""
+        """Readiness probe: returns "ok", the event at which the projection stopped, or the error that ended it."""
         return f"stopped before: {self._stopped_by}" if self._stopped_by else self._failure or "ok"
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Projects new events until `stopping` is set."""
+        name = self._projection.name
         while not stopping.is_set():
             self.wakeup.clear()
             try:
                 projected = await self._project_batch()
                 self._record_lag(projected)
             except RpcError as error:
-                log.warning("projection waits", projection=self._projection.name, error=str(error))
+                log.warning("projection cannot read or write, retrying", projection=name, error=str(error))
                 projected = []
             except UnknownEvent as error:
-                log.error("projection stopped", projection=self._projection.name, error=str(error))  # noqa: TRY400
+                log.error("projection stopped at an event of a newer version", projection=name, error=str(error))  # noqa: TRY400
                 projected = []
             except Exception as error:
                 self._failure = f"failed: {type(error).__name__}: {error}"
@@ -156,7 +157,7 @@ class Projector:
         for (_, event), cursor in zip(batch, changed, strict=True):
             if cursor is not None and cursor.rowcount == 0:
                 # A damaged order must not stop the others; the consistency check names it, a rebuild repairs it.
-                log.error("the read table has no row of this order", order_id=str(event.stream), version=event.version)
+                log.error("table orders has no row for this order", order_id=str(event.stream), version=event.version)
         self._failure = ""
         return batch
 

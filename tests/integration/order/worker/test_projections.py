@@ -124,7 +124,7 @@ async def test_an_event_whose_row_is_missing_is_logged_and_blocks_no_other(
     for order in (lost, other):
         await service.commands.cancel_order(ADA, order.id, [])
     assert await projector(storage, ORDERS).step() == 2
-    assert "no row of this order" in capsys.readouterr().out
+    assert "table orders has no row for this order" in capsys.readouterr().out
     assert [order.status for order in (await service.queries.list_orders(ADA, None, None, 9)).orders] == ["cancelled"]
 
 
