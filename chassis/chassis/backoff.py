@@ -1,4 +1,4 @@
-"""Exponential backoff with jitter: delays double up to a longest one, and callers do not retry in step."""
+"""Exponential backoff: delays double up to a maximum, and jitter prevents simultaneous retries."""
 
 from __future__ import annotations
 

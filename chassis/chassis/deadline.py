@@ -1,4 +1,4 @@
-"""The deadline of the current task: set where a request arrives, inherited by every task and call made for it.
+"""The deadline of the current task: set when a request arrives, inherited by every task and call made for it.
 
 Invariant: a nested deadline can only shorten the outer one.
 """

@@ -1,4 +1,4 @@
-"""Life cycle of a process: configure, start telemetry, serve, drain. SIGTERM is handled before anything is served.
+"""Life cycle of a process: configure, start telemetry, serve, drain. SIGTERM is handled before the process serves.
 
 Invariant: after SIGTERM readiness fails first, accepted work is finished, and the process exits in bounded time.
 """

@@ -1,4 +1,4 @@
-"""Configuration: the environment locates a process and its agents, Consul KV holds the settings of its behaviour.
+"""Configuration: environment variables hold addresses and identity of a process, Consul KV holds its settings.
 
 Invariant: no setting has a default. A missing, unknown or invalid field is an error that names it; a running process
 then keeps its last valid settings.

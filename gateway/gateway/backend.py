@@ -1,4 +1,4 @@
-"""The parts behind the routes, which find them by their request."""
+"""What the routes use: stubs, caches, settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Creates the app: the HTTP behaviour of `gateway.http` with all routes."""
+"""Creates the Sanic app with all routes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Watches what the gateway depends on: Consul, Vault, the token keys and the instances of the called services.
+"""Monitors the dependencies of the gateway: Consul, Vault, the token keys and the instances of the called services.
 
-Invariant: the process is ready once the token keys and the addresses of all called services were read, and stays so
-until it stops. A version that cannot reach Vault or Consul therefore never replaces a working one, while a later outage
+Invariant: the process is ready once the token keys and the addresses of all called services have been read, and stays
+ready until it stops. So a version that cannot reach Vault or Consul never replaces a working one, and a later outage
 only degrades the gateway.
 """
 

@@ -1,6 +1,6 @@
-"""Caches the last profile that each caller has read, for the time in which the User Service is unavailable.
+"""Caches the last profile that each user has read, for requests while the User Service is unavailable.
 
-Invariant: a cached profile is returned to its own user only, and always with its age.
+Invariant: a cached profile is returned only to its own user, and always with its age.
 """
 
 from __future__ import annotations

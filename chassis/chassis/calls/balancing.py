@@ -1,6 +1,6 @@
 """Client-side load balancing: power of two choices among the available instances, with outlier detection.
 
-Invariant: an instance that leaves the list gets no new call, and its connection closes when its last call has ended.
+Invariant: a removed instance gets no new call, and its connection closes when its last call has ended.
 """
 
 from __future__ import annotations

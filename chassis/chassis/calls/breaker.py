@@ -1,7 +1,8 @@
 """Circuit breaker for asyncio: a pybreaker circuit behind an adapter modelled on gobreaker v2.
 
-Invariant: calls are admitted under a lock and run outside of it. A half-open circuit never has more probes under way
-than successes it needs to close. A result that arrives after a change of state, or of a cancelled call, is not counted.
+Invariant: calls are admitted under a lock and run outside of it. A half-open circuit never has more probes in progress
+than successes it needs to close. A cancelled call is not counted, nor a result that arrives after the state has
+changed.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def is_business_error(error: BaseException) -> bool:
 
 
 class BreakerStorage(pybreaker.CircuitBreakerStorage):
-    """Holds all that a breaker knows: what pybreaker's circuit keeps in its storage, and what the adapter adds.
+    """Stores the state of a breaker: the fields of pybreaker's storage, and those that the adapter adds.
 
     Each change of state starts a generation, to which only calls admitted in it belong. `opened_monotonic` is the time
     of opening on a clock that is never set back.
@@ -115,7 +116,7 @@ class BreakerStorage(pybreaker.CircuitBreakerStorage):
         self.counter += 1
 
     def reset_counter(self) -> None:
-        """Starts a new row of failures."""
+        """Sets the number of failures in a row to 0."""
         self.counter = 0
 
     def increment_success_counter(self) -> None:
@@ -123,7 +124,7 @@ class BreakerStorage(pybreaker.CircuitBreakerStorage):
         self.success_counter += 1
 
     def reset_success_counter(self) -> None:
-        """Forgets the successful probes."""
+        """Sets the number of successful probes to 0."""
         self.success_counter = 0
 
 

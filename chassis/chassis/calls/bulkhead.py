@@ -1,7 +1,7 @@
-"""Bulkhead: bounds the concurrent calls to one service, so that a slow service cannot occupy the whole process.
+"""Bulkhead: limits the concurrent calls to one service, so that a slow service cannot occupy the whole process.
 
-Invariant: no more permits are in use than the limit allows (a lowered limit is reached as calls end), and waiting calls
-get permits in the order in which they arrived.
+Invariant: permits in use never exceed the limit, except after it was lowered, until enough calls end. Waiting calls get
+permits in the order in which they arrived.
 """
 
 from __future__ import annotations

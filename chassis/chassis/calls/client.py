@@ -1,6 +1,6 @@
-"""The channel that generated stubs call through: deadline, bulkhead, breaker, retries, balancing and telemetry.
+"""The channel of generated stubs: adds deadline, bulkhead, breaker, retries, balancing and telemetry to each call.
 
-Invariant: a call ends within its deadline, with a response or an RpcError; without any instance it fails at once.
+Invariant: a call ends within its deadline, with a response or an RpcError; without an instance it fails immediately.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The values by which an operator tunes the calls to one service; all other rules are constants beside their code.
+"""The settings with which an operator tunes the calls to one service; other rules are constants in the code.
 
-Invariant: for each defence there is a value that turns it off or makes it harmless.
+Invariant: each protection can be turned off by a value.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from chassis.settings import Section
 
 
 class ClientSettings(Section):
-    """How one service is called; read at each call, so a change in Consul KV applies to the next call."""
+    """Settings of the calls to one service; read at each call, so a change in Consul KV applies to the next call."""
 
     deadline_seconds: float = Field(gt=0, le=60, description="longest time of a call, all attempts included")
     calls_at_once: int = Field(ge=1, le=100_000, description="most concurrent calls; further calls wait, then fail")

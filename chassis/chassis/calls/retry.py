@@ -1,7 +1,7 @@
-"""Retries (gRFC A6): which failed calls are made again and when, with full jitter, push-back and a budget per channel.
+"""Retries (gRFC A6): decides which failed calls are repeated and when, with full jitter, push-back and a retry budget.
 
-Invariant: a call that may have had an effect is repeated only if its method is idempotent by contract, and over time
-retries are at most the budgeted share of the calls. A retry of a call that no server has seen costs no budget, because
+Invariant: a call that may have had an effect is repeated only if the contract marks its method as idempotent. Retries
+are at most the budgeted share of the calls over time. A retry of a call that no server has processed is free, because
 it adds no load.
 """
 

@@ -1,4 +1,4 @@
-"""The event store of unit tests, in memory; it passes the same behaviour suite as the one on Postgres."""
+"""In-memory event store for unit tests; it passes the same behaviour tests as the store on Postgres."""
 
 from __future__ import annotations
 

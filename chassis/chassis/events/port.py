@@ -1,4 +1,4 @@
-"""The event store as services see it: streams of events with optimistic concurrency.
+"""The interface of the event store: streams of events with optimistic concurrency.
 
 Invariant: a stream has versions 1, 2, 3 …; positions are assigned in commit order, so a reader never skips an event.
 """

@@ -1,4 +1,4 @@
-"""An event as it is recorded, and its stored form: JSON with an id, the schema number, data and metadata."""
+"""A recorded event and its stored form: JSON with an id, the schema number, data and metadata."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Consul client for asyncio: reads and watches KV keys and services, logged in with the Nomad workload identity.
 
-Invariant: a watch never ends. While Consul is unavailable, or an ACL policy hides the result, it yields nothing and
-its reader keeps the last value, because "not allowed to see it" does not mean "it does not exist".
+Invariant: a watch never ends. It yields nothing while Consul is unavailable or an ACL policy hides the result, so its
+reader keeps the last value: a denied read does not mean that the key does not exist.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Database connectivity: remembers whether the pools' last attempt to connect found a server.
+"""Database connectivity: remembers whether the pool's last attempt to connect found a server.
 
-Invariant: as soon as an attempt finds no server, all callers that wait for a connection fail, and for a moment new
-callers fail without waiting. A pool alone would let each of them wait for its whole timeout.
+Invariant: if an attempt finds no server, all callers that wait for a connection fail immediately, and new callers fail
+without waiting for a short time. With the pool alone, each of them would wait for its whole timeout.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cursors that trace each statement and end it at the deadline; also a check of idle connections.
+"""Cursors that trace each statement and cancel it at the deadline; also a check of idle connections.
 
 Invariant: a span holds the text of a statement, never its parameters, and an error never holds the row. Statements
 outside a trace create no span. The timeout is sent together with the first statement of a transaction, so it costs no

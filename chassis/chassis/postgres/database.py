@@ -1,8 +1,7 @@
 """The Postgres database of a service: a small connection pool with credentials from Vault, and its migrations.
 
-Invariant: each connection is opened with the credentials of that moment. After a replacement, old connections finish
-their transaction and are then closed. While the database is unavailable, callers get RpcError(UNAVAILABLE) within
-their deadline.
+Invariant: each connection is opened with the current credentials. After they are replaced, old connections finish their
+transaction and are closed. While the database is unavailable, callers get RpcError(UNAVAILABLE) within their deadline.
 """
 
 from __future__ import annotations

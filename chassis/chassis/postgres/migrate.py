@@ -1,6 +1,6 @@
-"""Schema migrations: applies the numbered SQL files in a package's `migrations/` folder, each once, in order.
+"""Schema migrations: applies the numbered SQL files in a package's `migrations/` folder in order, each of them once.
 
-To add a table or a column, add the next `<package>/migrations/NNN_what.sql`; never edit a file that was applied.
+To add a table or a column, add the next `<package>/migrations/NNN_name.sql`; never edit a file that was applied.
 Invariant: all pending files of a package are applied in one transaction under one lock, so instances may start
 together.
 """

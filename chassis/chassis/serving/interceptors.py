@@ -1,6 +1,6 @@
 """Interceptors around every accepted call: google.rpc.Status errors, server span, caller's deadline, concurrency limit.
 
-Invariant: a handler raises RpcError or nothing; any other exception is a defect, logged and hidden from the caller.
+Invariant: a handler raises only RpcError; any other exception is a defect, logged and hidden from the caller.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adaptive concurrency limit of a server (AIMD): it grows while answers are quick and shrinks while they are slow.
+"""Adaptive concurrency limit of a server (AIMD): it grows while calls are fast and shrinks while they are slow.
 
 Invariant: a call beyond the limit is rejected before any work is done for it; the limit stays between its settings.
 """

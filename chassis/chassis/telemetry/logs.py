@@ -1,7 +1,7 @@
-"""Writes every log record as one JSON object per line to stdout, with the ids of its trace.
+"""Writes log records as JSON objects to stdout, one on each line, with the ids of the current trace.
 
-Invariant: structlog and the standard library's loggers write to the same place, in the same form. A log call never
-fails: when the disk is full, Nomad closes its end of stdout, and a request must not fail for that.
+Invariant: structlog and the standard library's loggers use the same output and format. A log call never raises: if the
+disk is full, Nomad closes the pipe behind stdout; the line is then lost and counted, and the request continues.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def to_stdout(service: str) -> None:
 
 
 def export_with(export: Callable[[Record], None] | None) -> None:
-    """Passes every later log record to `export` as well; None ends that."""
+    """Passes every later log record to `export` as well; None stops this."""
     _State.export = export
 
 
@@ -75,7 +75,7 @@ class Stdout:
             _lines_lost.add(1)
 
     def flush(self) -> None:
-        """Does nothing: `write` has flushed."""
+        """Does nothing, because `write` flushes."""
 
 
 def _drop_below_level(_logger: object, method: str, record: Record) -> Record:

@@ -1,6 +1,7 @@
 """Verifies access tokens with the public keys of Vault, without a call per request.
 
-Invariant: only EdDSA, only known keys, never after `exp`. While Vault is unavailable the known keys stay in use.
+Invariant: a token is accepted only with EdDSA, a known key and before `exp`. While Vault is unavailable, the known keys
+stay in use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Signs a request in: finds its principal by the Bearer token, before the route runs."""
+"""Authenticates a request: finds the user of its Bearer token."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Validates the head of each request before anything else reads it.
+"""Validates the head of each request before it is routed.
 
-Invariant: a head that two readers could understand in two ways is answered with 400, and its connection ends.
+Invariant: an ambiguous request head (request smuggling) gets 400, and the connection is closed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Serves the app in the chassis' event loop, and stops without losing a request that was accepted.
+"""Runs the app in the chassis' event loop, and stops it without losing a request that was accepted.
 
-Invariant: stopping takes at most `grace_seconds`, however long a client keeps its connection.
+Invariant: stopping takes at most `grace_seconds`, even if a client keeps its connection open.
 """
 
 from __future__ import annotations

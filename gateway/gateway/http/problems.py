@@ -1,6 +1,6 @@
-"""Turns every error into an RFC 9457 problem, with one type for one reason.
+"""Converts every error to an RFC 9457 problem; each reason has its own problem type.
 
-Invariant: each reason of a service has one problem type and one page under /problems/; nothing internal leaks.
+Invariant: each reason of a service has one problem type and one page under /problems/; no internal detail is returned.
 """
 # ruff: noqa: E501 - a kind a line reads as a table
 
@@ -41,35 +41,35 @@ class Kind:
 
 
 _TABLE = (
-    Kind("STALE", 200, "As of a while ago", "The part of the system that knows is away for the moment; this is what it said Age seconds ago."),
+    Kind("STALE", 200, "As of a while ago", "The service with the current data is unavailable; this is the data that it returned Age seconds ago."),
     Kind("MALFORMED", 400, "Malformed request", "The request is not valid HTTP, or its body is not valid JSON."),
     Kind("IDEMPOTENCY_KEY_MISSING", 400, "Idempotency-Key missing", "Send an Idempotency-Key header of 1 to 200 visible ASCII characters, a new one for each new order."),
     Kind("UNAUTHENTICATED", 401, "Not authenticated", "Send a valid access token: Authorization: Bearer <token>. POST /v1/sessions issues one."),
     Kind("BAD_CREDENTIALS", 401, "Wrong email or password", "Email and password do not belong together."),
-    Kind("NOT_FOUND", 404, "Not found", "Nothing is at this path."),
+    Kind("NOT_FOUND", 404, "Not found", "There is no resource at this path."),
     Kind("USER_UNKNOWN", 404, "Unknown user", "There is no such user."),
     Kind("ORDER_UNKNOWN", 404, "Unknown order", "You have no such order."),
-    Kind("METHOD_NOT_ALLOWED", 405, "Method not allowed", "The path is there, but not for this method; the Allow header names those it takes."),
+    Kind("METHOD_NOT_ALLOWED", 405, "Method not allowed", "The path exists, but not for this method; the Allow header lists its methods."),
     Kind("REQUEST_TIMEOUT", 408, "Request too slow", "The request did not arrive in time."),
     Kind("EMAIL_TAKEN", 409, "Email taken", "A user with this email is registered already, perhaps in another case."),
     Kind("ORDER_CLOSED", 409, "Order closed", "The state of the order does not allow this any more."),
-    Kind("CONFLICT", 409, "Changed meanwhile", "Someone else changed the same thing at the same time; read it again and decide again."),
+    Kind("CONFLICT", 409, "Changed meanwhile", "Another request changed the same resource at the same time; read it again and decide again."),
     Kind("VERSION_MISMATCH", 412, "Version mismatch", "If-Match does not name the current version of the order; read it again and decide again."),
-    Kind("BODY_TOO_LARGE", 413, "Body too large", "The request body is larger than the gateway takes."),
+    Kind("BODY_TOO_LARGE", 413, "Body too large", "The request body is larger than the gateway accepts."),
     Kind("UNSUPPORTED_MEDIA_TYPE", 415, "Unsupported media type", "Send the body as application/json."),
     Kind("EXPECTATION_FAILED", 417, "Expectation failed", "The only expectation understood is 100-continue."),
-    Kind("INVALID", 422, "Invalid request", "Some fields do not follow the rules; `errors` names each of them."),
+    Kind("INVALID", 422, "Invalid request", "Some fields are invalid; `errors` names each of them."),
     Kind("IDEMPOTENCY_KEY_REUSED", 422, "Idempotency-Key reused", "This key was used before with other content; a new order needs a new key."),
-    Kind("HEADERS_TOO_LARGE", 431, "Headers too large", "The head of the request is larger than the gateway takes."),
-    Kind("INTERNAL", 500, "Internal error", "Something is wrong on our side; quote the trace_id when you report it."),
-    Kind("ANSWER_LOST", 502, "Answer lost", "No answer came; whether the request took effect is not known."),
-    Kind("UNAVAILABLE", 503, "Temporarily unavailable", "A part of the system is away for the moment; try again after Retry-After seconds."),
-    Kind("HISTORY_NEWER", 503, "Written by a newer version", "A newer version of the system has written this order than the one that was asked; try again after Retry-After seconds."),
+    Kind("HEADERS_TOO_LARGE", 431, "Headers too large", "The head of the request is larger than the gateway accepts."),
+    Kind("INTERNAL", 500, "Internal error", "The server failed unexpectedly; quote the trace_id when you report it."),
+    Kind("ANSWER_LOST", 502, "Answer lost", "The connection was lost before the answer; the request may have taken effect."),
+    Kind("UNAVAILABLE", 503, "Temporarily unavailable", "A part of the system is temporarily unavailable; try again after Retry-After seconds."),
+    Kind("HISTORY_NEWER", 503, "Written by a newer version", "A newer version of the system has written this order, and this instance cannot read it; try again after Retry-After seconds."),
     Kind("BREAKER_OPEN", 503, "Circuit open", "Calls to a failing part of the system are paused; try again after Retry-After seconds."),
-    Kind("BULKHEAD_FULL", 503, "Too many calls at once", "All places for calls to a part of the system are taken; try again after Retry-After seconds."),
-    Kind("OVERLOADED", 503, "Overloaded", "There is more to do than can be done now; try again after Retry-After seconds."),
-    Kind("STORAGE_FULL", 503, "Storage full", "There is no room to store anything new; what is stored can be read. Try again after Retry-After seconds."),
-    Kind("DEADLINE_EXCEEDED", 504, "Deadline exceeded", "The answer was not there in time; whether the request took effect is not known."),
+    Kind("BULKHEAD_FULL", 503, "Too many calls at once", "Too many calls to a part of the system are in progress; try again after Retry-After seconds."),
+    Kind("OVERLOADED", 503, "Overloaded", "The server has more requests than it can process; try again after Retry-After seconds."),
+    Kind("STORAGE_FULL", 503, "Storage full", "The storage is full: nothing new can be stored, but stored data can be read. Try again after Retry-After seconds."),
+    Kind("DEADLINE_EXCEEDED", 504, "Deadline exceeded", "The request was not completed in time; it may have taken effect."),
 )  # fmt: skip
 KINDS: Mapping[str, Kind] = {kind.reason: kind for kind in _TABLE}
 

@@ -1,6 +1,6 @@
-"""The uses of Sanic that go beyond what it documents, so that a new version is checked against few places.
+"""Contains all uses of undocumented Sanic features, except for the two methods that `GatewayApp` overrides.
 
-The two methods that `GatewayApp` overrides are the others. Each use carries a marker, which docs/fragile.md explains.
+With them in one place, a new version of Sanic is easy to check. docs/fragile.md explains the marker of each use.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Validates requests: strict models of bodies and queries, and the headers that a route reads.
 
-Invariant: an unknown field or a wrong type is rejected by name before any service is called.
+Invariant: an unknown field or a wrong type is rejected, with its name, before any service is called.
 """
 # ruff: noqa: E501 - a field a line reads as a table
 

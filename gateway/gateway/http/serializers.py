@@ -1,4 +1,4 @@
-"""Turns messages of the services into JSON, and declares the shape of each JSON body for OpenAPI.
+"""Converts messages of the services to JSON, and declares the schema of each JSON body for OpenAPI.
 
 Invariant: money is an integer of minor units, times are RFC 3339 in UTC.
 """

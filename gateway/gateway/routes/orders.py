@@ -1,4 +1,4 @@
-"""Routes of orders. Every order belongs to the user behind the token; another user's order is answered as unknown."""
+"""Routes of orders. A user sees only their own orders; another user's order gets 404, like an unknown one."""
 
 from __future__ import annotations
 

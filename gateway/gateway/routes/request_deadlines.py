@@ -1,4 +1,4 @@
-"""Gives a request its deadline, which every call it makes shares."""
+"""Sets the deadline of a request, which all calls made for it share."""
 
 from __future__ import annotations
 

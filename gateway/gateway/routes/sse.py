@@ -1,7 +1,7 @@
 """Streams the events of an order to a client as Server-Sent Events.
 
 Invariant: the id of each event is a version of the order; every event is sent once, in order. One stream may use
-several calls to the Order Service, one after the other.
+several consecutive calls to the Order Service.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Routes of users: registration, sessions, the signed-in user."""
+"""Routes of users: registration, sign-in, the profile of the signed-in user."""
 
 from __future__ import annotations
 

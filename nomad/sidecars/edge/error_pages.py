@@ -18,11 +18,15 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 KINDS = {
-    502: ("answer-lost", "Answer lost", "No answer came; whether the request took effect is not known."),
+    502: (
+        "answer-lost",
+        "Answer lost",
+        "The connection was lost before the answer; the request may have taken effect.",
+    ),
     503: (
         "unavailable",
         "Temporarily unavailable",
-        "A part of the system is away for the moment; try again after Retry-After seconds.",
+        "A part of the system is temporarily unavailable; try again after Retry-After seconds.",
     ),
 }
 _RETRY_AFTER = "1"

@@ -1,6 +1,6 @@
-"""Entry point of the Order Service: serves gRPC without an argument, runs the worker with `worker`.
+"""Starts the Order Service: serves gRPC without an argument, runs the worker with `worker`.
 
-`audit` and `rebuild NAME` are operator's commands: they do one thing and exit.
+`audit` and `rebuild NAME` are commands of an operator: they run once and exit.
 """
 
 from __future__ import annotations

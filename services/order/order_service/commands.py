@@ -1,6 +1,7 @@
-"""The commands of the Order Service: every way in which an order changes.
+"""The commands of the Order Service: all operations that change an order.
 
-Invariant: a change is appended only after the version it was decided on. On a conflict the command decides again.
+Invariant: an event is appended only to the version it was decided on. After a conflict the command reads the order
+again and decides again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Streams the changes of orders to watchers; all watches of a process share one subscription to the events.
 
-Invariant: a watch yields each event of its order once and in sequence, missed ones first. A watch that is too slow, or
-whose instance stops, ends with an error; its caller reconnects with the last version it has received.
+Invariant: a watch yields each event of its order once and in order, starting after the version that the caller names. A
+watch that is too slow, or whose instance stops, ends with an error; its caller reconnects with the last version it has
+received.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The queries of the Order Service: single orders from their events, lists from the read table.
 
-Invariant: a user never learns of another user's order, not even that it exists.
+Invariant: another user's order is reported like an order that does not exist.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gRPC servicer shop.order.v1.OrderService: converts messages to the domain and back, and errors to statuses."""
+"""Implements shop.order.v1.OrderService: converts messages to domain types and back, and errors to statuses."""
 # ruff: noqa: N802 - the protobuf contract names the methods
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The write side of the User Service: every command that changes its state."""
+"""The commands of the User Service: all operations that change its state."""
 
 from __future__ import annotations
 

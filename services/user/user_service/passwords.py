@@ -1,7 +1,8 @@
-"""Hashes passwords with Argon2id and a pepper, in a few threads with a bounded queue.
+"""Hashes and checks passwords with Argon2id and a pepper, in a few threads with a bounded queue.
 
-Invariant: checking an unknown user costs as much as checking a known one whose hash is not outdated. The pepper is a
-key in Vault, so that hashes stolen with the database cannot be guessed at (NIST SP 800-63B, 5.1.1.2).
+Invariant: a check takes as long for an unknown user as for a known one, so the time does not reveal which users exist.
+The pepper is a secret in Vault, without which hashes from a stolen database cannot be attacked (NIST SP 800-63B,
+5.1.1.2).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from user_service.settings import Settings
 T = TypeVar("T")
 
 
-class TooBusy(Exception):  # noqa: N818 - names a state, which may end in a moment
+class TooBusy(Exception):  # noqa: N818 - names a temporary state
     """The queue of passwords is full; a later attempt may succeed."""
 
 

@@ -1,4 +1,4 @@
-"""The read side of the User Service."""
+"""The queries of the User Service."""
 
 from __future__ import annotations
 

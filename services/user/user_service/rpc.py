@@ -1,4 +1,4 @@
-"""Serves shop.user.v1.UserService: converts messages to domain types and back."""
+"""Implements shop.user.v1.UserService: converts messages to domain types and back."""
 # ruff: noqa: N802 - the contract defines the names of the methods
 
 from __future__ import annotations

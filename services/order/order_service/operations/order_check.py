@@ -1,7 +1,7 @@
-"""`audit`: checks the store of this service, and reports each order so that it can be compared with reserved credit.
+"""`audit`: checks the store of this service, and prints each order so that it can be compared with reserved credit.
 
-Reads one moment and changes nothing. Prints JSON lines: each `finding`, then each `order`, and `counts` at the end. A
-caller outside of both services compares them with the credit at the User Service.
+Reads one snapshot and changes nothing. Prints JSON lines: each `finding`, then each `order`, and `counts` at the end.
+`stack.operations.consistency_check` compares them with the credit at the User Service.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Composes the worker: projections and the process manager run side by side, and each is restarted alone.
+"""Starts the parts of the worker: projections, process manager, leadership and cleanup. Each is restarted on its own.
 
-Invariant: any number of workers may run. One leads; locks and claims in the database keep even two leaders apart.
+Invariant: any number of workers may run, and only the leader works. If two lead for a moment, locks and claims in the
+database keep the data correct.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The transactional outbox: pending calls to the User Service, one entry for an event, retried until it succeeds.
 
-Invariant: a claim ends after some time, so a worker that dies delays its entries and loses none.
+Invariant: a claim expires, so the entries of a worker that dies are delayed but not lost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The process manager: processes outbox entries, which takes each order through a reservation of credit to confirmed
-or rejected, and releases the credit of a cancelled or rejected order.
+"""The process manager: processes outbox entries by reserving and releasing credit at the User Service.
 
-Invariant: processing an entry several times has the effect of once, and a failing entry delays no other.
+A pending order is confirmed if its credit is reserved, and rejected if not. A cancelled or rejected order releases it.
+Invariant: an entry may be processed several times with the same effect as once, and a failing entry delays no other.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class ProcessManager:
     async def run(self, stopping: asyncio.Event) -> None:
         """Processes due entries until `stopping` is set, then waits for those in progress.
 
-        Starts with the entries that others have claimed: only the leader runs this, so those workers lead no longer.
+        First it takes over the entries that other workers have claimed. Only the leader runs this, so those workers do
+        not lead any more.
         """
         taken_over = False
         while not stopping.is_set():

@@ -1,6 +1,7 @@
-"""Projects events to tables: `orders`, which lists are read from, and `outbox`, the pending calls to the User Service.
+"""Projects events to tables: `orders` for lists, and `outbox` for the pending calls to the User Service.
 
-Invariant: rows and position of a projection change in one transaction, under a lock: once for each event, in order.
+Invariant: rows and position of a projection change in one transaction, under a lock, so each event is applied once, in
+order.
 """
 
 from __future__ import annotations
@@ -126,7 +127,8 @@ class Projector:
                 log.warning("projection cannot read or write, retrying", projection=name, error=str(error))
                 projected = []
             except UnknownEvent as error:
-                log.error("projection stopped at an event of a newer version", projection=name, error=str(error))  # noqa: TRY400
+                reason = str(error)
+                log.error("projection stopped at an event of a newer version", projection=name, error=reason)  # noqa: TRY400
                 projected = []
             except Exception as error:
                 self._failure = f"failed: {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Lets a loop of the worker sleep until something wakes it."""
+"""Waits until an event is set or a time has passed."""
 
 from __future__ import annotations
 

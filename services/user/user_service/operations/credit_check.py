@@ -1,6 +1,6 @@
-"""Checks the User Service's own tables and lists what it holds for each order: the command `audit`.
+"""`audit`: checks the tables of the User Service, and prints the credit that each order holds.
 
-Reads one snapshot and changes nothing. Prints JSON lines: `finding`, `user` and `reservation` for each, `counts` at the
+Reads one snapshot and changes nothing. Prints JSON lines: each `finding`, `user` and `reservation`, and `counts` at the
 end. `stack.operations.consistency_check` compares them with the orders.
 """
 
