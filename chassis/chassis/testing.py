@@ -76,7 +76,7 @@ class FakeConsul:
 
 
 def environment(**changes: Any) -> Environment:
-    """Makes an Environment whose addresses lead to no server."""
+    """Returns an Environment with addresses at which no server listens."""
     values: dict[str, Any] = {
         "instance_id": "test",
         "version": "test",

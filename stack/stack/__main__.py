@@ -1,4 +1,4 @@
-"""Runs one command: `python -m stack COMMAND`; a failed step says what, why and what next."""
+"""Runs one command: `python -m stack COMMAND`; an error is printed with its reason and the next step."""
 
 from __future__ import annotations
 

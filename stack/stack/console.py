@@ -1,4 +1,4 @@
-"""Output for a person at the terminal: steps, progress, and errors that say what, why and what to do next."""
+"""Output for a person at the terminal: steps, progress, and errors with their reason and the next step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StackError(Exception):
 
 
 def say(text: str = "") -> None:
-    """Prints a line at once, also into a pipe."""
+    """Prints a line without buffering, also into a pipe."""
     print(text, flush=True)
 
 

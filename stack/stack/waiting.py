@@ -1,4 +1,4 @@
-"""Waiting with a deadline: for a condition, or for an action that fails while what it needs is still starting."""
+"""Waits with a deadline for a condition, or retries an action while a server that it needs is starting."""
 
 from __future__ import annotations
 

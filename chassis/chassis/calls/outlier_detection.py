@@ -22,7 +22,7 @@ _SHARE_ON_JOINING = 0.1
 class EjectionRules:
     """Constants of outlier detection; a parameter only so that tests can vary them.
 
-    Two failures in a row are no accident of one call. An instance is stalled when it holds a call for `stall_seconds`
+    One failure is not enough: two in a row count. An instance is stalled when it holds a call for `stall_seconds`
     while others answer, well before the deadline of that call. It is slow at `slow_factor` times the latency of the
     others, but never below `slow_seconds`, where noise is larger than that factor. At most `max_share` of the
     instances is ejected, so that outlier detection alone cannot take a service down. An instance that joins or

@@ -133,7 +133,7 @@ async def watch(name: str, query: Query[T], on_outage: Callable[[], None] | None
             last = [value]
             yield value
         elif time.monotonic() - started < _IMMEDIATE_SECONDS:
-            # Consul may return at once although nothing changed; without a pause that would be a busy loop.
+            # Consul may return immediately without a change; the pause prevents a busy loop.
             await asyncio.sleep(_BACKOFF_SECONDS[0])
 
 

@@ -222,6 +222,6 @@ def to_rpc_error(error: BaseException) -> RpcError:
         return deadline_exceeded()
     if isinstance(cause, psycopg.errors.DiskFull):
         # Not UNAVAILABLE: that would open the callers' breakers, and reads still work.
-        full = "no room to store anything new"
+        full = "the storage is full"
         return RpcError(StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL", full, retry_after=_RETRY_AFTER_SECONDS)
     return unavailable("DATABASE_UNAVAILABLE", f"database: {type(error).__name__}", _RETRY_AFTER_SECONDS)

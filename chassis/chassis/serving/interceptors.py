@@ -171,7 +171,7 @@ def limited(limiter: Limiter, exempt: Collection[str] = ()) -> tuple[Any, ...]:
             measured = True
             raise
         finally:
-            # A quick error and a caller's cancellation do not show how long the work takes.
+            # The duration of a quick error or of a cancelled call is no measure of the load.
             limiter.release(permit, measured=measured)
 
     return (*INTERCEPTORS, Interceptor(with_permit, exempt))

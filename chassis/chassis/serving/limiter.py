@@ -64,7 +64,7 @@ class Limiter:
         return Permit(self._clock(), self.in_use)
 
     def release(self, permit: Permit, *, measured: bool = True) -> None:
-        """Takes a permit back, once; pass `measured=False` if its duration says nothing about the load."""
+        """Releases a permit, repeatedly without effect; `measured=False`: its duration is no measure of the load."""
         if permit.released:
             return
         permit.released = True

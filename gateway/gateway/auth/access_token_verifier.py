@@ -113,7 +113,7 @@ class AccessTokenVerifier:
                 if time.monotonic() - self._keys_read_at >= retry_seconds:
                     await self._read_keys()
         if not self._keys:
-            raise unavailable("UNAVAILABLE", "no token key is known", retry_seconds)
+            raise unavailable("UNAVAILABLE", "no token key has been read yet", retry_seconds)
         if name not in self._keys:
             raise jwt.InvalidKeyError(name)
         return self._keys[name]

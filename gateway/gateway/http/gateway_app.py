@@ -104,7 +104,7 @@ def make(name: str, settings: Live[Settings], context: object) -> GatewayApp:
 
 def _complete_response(request: Request, response: BaseHTTPResponse) -> None:
     if hasattr(request.ctx, "permit"):
-        # A stream has only begun here: from now on it does not count as load, and its length measures nothing.
+        # A stream has only begun here. It no longer counts as load, and its duration is not measured.
         measured = response.status < 400 or response.status == 504
         cast(GatewayApp, request.app).limiter.release(request.ctx.permit, measured=measured)
     request.ctx.status = response.status

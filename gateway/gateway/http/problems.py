@@ -143,7 +143,7 @@ class ProblemHandler(ErrorHandler):
 
 
 def problem_of(request: Request, error: BaseException) -> Problem:
-    """Returns the problem that stands for an exception."""
+    """Returns the problem for an exception."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, RpcError):

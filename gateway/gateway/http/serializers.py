@@ -176,7 +176,7 @@ def event(message: order_pb2.OrderEvent) -> OrderEvent:
     """Returns the JSON form of an event; raises ValueError if its type is unknown."""
     kind = message.WhichOneof("event")
     if kind is None:
-        raise ValueError("an event of a kind this gateway does not know")
+        raise ValueError("unknown type of event")
     name, serialize = _EVENTS[kind]
     return {
         "version": message.version,

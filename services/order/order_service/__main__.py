@@ -24,7 +24,7 @@ from order_service.storage.idempotency_keys import PostgresIdempotencyKeys
 from order_service.worker import composition
 from shop.order.v1.order_pb2_grpc import add_OrderServiceServicer_to_server
 
-# Never limited: a cancellation gives credit back and so reduces the load.
+# Never limited: a cancellation releases credit and so reduces the load.
 _EXEMPT = ("CancelOrder",)
 
 

@@ -177,7 +177,7 @@ def apply(order: Order | None, event: Event, order_id: UUID, at: datetime) -> Or
     if isinstance(event, OrderPlaced):
         return Order(order_id, event.user_id, Status.PENDING, event.currency, event.lines, event.total, 1, at)
     if order is None:
-        raise ValueError("a history begins with OrderPlaced")
+        raise ValueError("the first event of an order has to be OrderPlaced")
     return replace(order, status=STATUS_AFTER[type(event)], version=order.version + 1)
 
 

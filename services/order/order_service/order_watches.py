@@ -134,7 +134,7 @@ class _EventRelay:
         try:
             await asyncio.wait_for(self._started.wait(), at_most(_READY_SECONDS))
         except TimeoutError:
-            raise unavailable("UNAVAILABLE", "the events cannot be followed now", _RETRY_AFTER_SECONDS) from None
+            raise unavailable("UNAVAILABLE", "the events cannot be read now", _RETRY_AFTER_SECONDS) from None
 
     async def run(self) -> None:
         if self._position is None:

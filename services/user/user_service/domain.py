@@ -143,7 +143,7 @@ def reserve(credit: Credit, stored: Reservation | None, requested: Reservation, 
 
 
 def release(stored: Reservation | None, order_id: UUID, user_id: UUID) -> Reservation:
-    """Returns the released reservation to store, also for an order that never reserved, so that it never will.
+    """Returns the released reservation to store, also for an order without one, so that it cannot reserve later.
 
     Raises ReservationConflict for an order of another user.
     """
@@ -156,7 +156,7 @@ def _repeated(stored: Reservation, requested: Reservation) -> Reservation:
     if stored.user_id != requested.user_id:
         raise ReservationConflict("the order belongs to another user")
     if stored.state is State.RELEASED:
-        raise ReservationReleased("the order was given back")
+        raise ReservationReleased("the credit of the order was released")
     if stored.amount != requested.amount:
         raise ReservationConflict(f"the order holds {stored.amount}")
     return stored

@@ -41,7 +41,7 @@ class Passwords:
         return await self._run(lambda: self._hasher().hash(self._peppered(password)))
 
     async def matches(self, password: str, encoded: str | None) -> bool:
-        """True if the password belongs to the hash; None (an unknown user) takes as long and is False."""
+        """True if the password belongs to the hash; for None (an unknown user) it takes as long and returns False."""
         if encoded is None:
             await self.hash(password)
             return False

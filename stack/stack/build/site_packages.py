@@ -1,4 +1,4 @@
-"""Installs the third-party packages of a service, as uv.lock pins them, into a folder that a zipapp is built from.
+"""Installs the third-party packages of a service, as pinned in uv.lock, into a folder that is copied into its zipapp.
 
 All checkouts of a user share the folders. Files that differ between two equal installations are removed.
 """

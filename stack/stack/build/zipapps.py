@@ -1,4 +1,4 @@
-"""Builds the zipapps of the services: one reproducible file for each, which needs only a plain Python.
+"""Builds the zipapps of the services: one reproducible file for each, which needs only a Python installation.
 
 The sources are hashed first, so a deploy without a change builds nothing.
 """

@@ -1,6 +1,6 @@
 """Runs one fault in a background process: begins it, waits for its end or SIGTERM, undoes it, removes its state.
 
-Invariant: the process ends only after it has undone its fault, or has written to the state why it cannot, or is killed.
+Invariant: unless it is killed, the process ends only after it has undone its fault or written the error to the state.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run(stack: Stack, state: FaultState, fault: Fault, stop: threading.Event) ->
         fault_state.write(stack, state)
         _stay(fault, state.seconds, stop)
     except FAULT_ERRORS as error:
-        state.note = f"it could not begin: {error}"
+        state.note = f"it could not start: {error}"
         raise
     finally:
         undo(stack, state, fault)

@@ -1,6 +1,6 @@
 """Stores the state of each active fault as a file in the state folder of the stack, until the fault is undone.
 
-Invariant: everything needed to undo a step of a fault is in its file before the step, so any process can undo it.
+Invariant: the data needed to undo a step of a fault is in its file before the step, so any process can undo it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The faults: how each begins, what it does periodically, and how it is undone.
+"""The faults: how each of them begins, acts periodically and is undone.
 
 Invariant: `undo` needs only the saved facts, works in any process, and may be called repeatedly.
 """
@@ -139,7 +139,7 @@ class AgentDown(Fault):
 
 
 class Sealed(Fault):
-    """Seals OpenBao: it drops its key and refuses everything until it is started again, which unseals it."""
+    """Seals OpenBao: it drops its key and rejects every request until it is restarted, which unseals it."""
 
     def begin(self) -> str:
         self.context.clients.vault.sys.seal()

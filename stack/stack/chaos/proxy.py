@@ -23,7 +23,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 @dataclass(frozen=True)
 class Toxic:
-    """The disturbance of a connection; the defaults disturb nothing."""
+    """A simulated fault of a connection; the defaults have no effect."""
 
     latency_seconds: float = 0.0
     """The delay of each part of a response."""

@@ -1,4 +1,4 @@
-"""Runs proxies for synchronous code: a background thread has the event loop of all of them."""
+"""Runs proxies for synchronous code: one background thread runs their event loop."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Starts the three agents of a stack: OpenBao, Consul and Nomad.
 
-Each reads its file in the repository, and a second one in the state folder with the ports, folders and tokens of this
+Each reads two files: one in the repository, and one in the state folder with the ports, folders and tokens of this
 stack.
 """
 

@@ -1,4 +1,4 @@
-"""Brings Consul to the state of the files in `consul/`: policies, roles, the auth method of workloads, the KV seed."""
+"""Applies the files in `consul/` to Consul: policies, roles, the auth method of workloads, the KV seed."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def stop(clients: Clients, name: str, seconds: float = 60) -> None:
         job.deregister_job(name)
     except URLNotFoundNomadException:
         return
-    failure = StackError(f"job {name} does not end", f"waited {seconds:.0f} s", f"./justw logs {name}")
+    failure = StackError(f"job {name} did not stop", f"waited {seconds:.0f} s", f"./justw logs {name}")
     wait_until(lambda: not any(map(_is_alive, job.get_allocations(name))), seconds, lambda: failure, interval=0.2)
 
 

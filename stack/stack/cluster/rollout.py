@@ -1,4 +1,4 @@
-"""Waits until a version of a job is healthy: it runs alone and passes its checks.
+"""Waits until a version of a job is healthy: only this version runs, and its checks pass.
 
 A version that Nomad rolls back is a failure, reported with the tail of its logs, even if the older version is healthy.
 """

@@ -1,7 +1,7 @@
-"""Brings OpenBao to the state of the files in `vault/`: a path below `engines` or `auth` is a path of its API.
+"""Applies the files in `vault/` to OpenBao: a path below `engines` or `auth` is a path of its API.
 
 `engines/transit.json` is the mount `transit`, `engines/transit/keys/tokens.json` is `transit/keys/tokens`,
-`auth/jwt-nomad/role/gateway.json` is `auth/jwt-nomad/role/gateway`. A file that holds `${random}` is written once.
+`auth/jwt-nomad/role/gateway.json` is `auth/jwt-nomad/role/gateway`. A file with `${random}` is written only once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`chaos`: starts a fault, shows the active ones, ends them. Every fault ends by itself, also without this terminal."""
+"""`chaos`: starts a fault, lists the active ones, ends them. A fault also ends by itself, without this terminal."""
 
 from __future__ import annotations
 

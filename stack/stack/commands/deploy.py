@@ -127,7 +127,7 @@ def _start_agents(stack: Stack, found: tools.Tools, clients: Clients) -> int:
 def _wait_for_node(stack: Stack, found: tools.Tools, server: Nomad) -> None:
     """Restarts the agent until its client is registered; the tasks keep running meanwhile.
 
-    A client that asked its server before the keyring was open asks again only after half a minute.
+    A client that registers before the server's keyring is open retries only after half a minute.
     """
     agent = agents.agents(stack, found)[-1]
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""`logs SERVICE`: the last log lines of the running instances of a job, or of an agent."""
+"""`logs NAME`: prints the last log lines of the instances of a job, or of an agent."""
 
 from __future__ import annotations
 

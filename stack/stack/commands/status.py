@@ -1,4 +1,4 @@
-"""`status`: the whole system on one screen: agents, jobs, service instances, breakers, versions."""
+"""`status`: prints the state of the system: agents, jobs, service instances, gateways, workers, memory."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _instances(clients: Clients) -> Iterator[Row]:
 
 
 def _gateways(clients: Clients) -> Iterator[Row]:
-    """Yields the readiness of each instance, asked directly: the edge would choose one of them."""
+    """Yields the readiness of each gateway instance, read directly because the edge would choose only one of them."""
     for entry in clients.consul.health.service("gateway")[1]:
         address = f"{entry['Service']['Address']}:{entry['Service']['Port']}"
         row: Row = {"address": address, "status": None, "error": None, "dependencies": {}, "breakers": {}}

@@ -94,7 +94,7 @@ def _end_leftovers(stack: Stack) -> None:
     alive = sorted(processes.belonging(stack.state))
     if alive:
         raise StackError(
-            f"stack {stack.name!r} does not end",
+            f"stack {stack.name!r} did not stop",
             f"processes {', '.join(map(str, alive))} still run",
             "end them, then run the same command again",
         )

@@ -1,6 +1,7 @@
-"""`test`: runs the tiers of the test suite; tiers that need a running system get stacks of their own.
+"""`test`: runs the tiers of the test suite; deploys stacks for the tiers that need a running system.
 
-If several tiers need one, there are two stacks, and files of tests run in parallel: most of the time a test waits.
+If several tiers need a stack, two stacks run and test files run in parallel, because tests spend most of their time
+waiting.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from stack.commands.teardown import destroy
 from stack.config import KNOWN_SLOTS, ROOT, Stack
 from stack.console import StackError, say
 
-# Only if it is named: the slow tests of all tiers. They measure, so nothing else may run on the machine.
+# The slow tests of all tiers, which run only if named. They measure, so nothing else may run on the machine.
 LONG = "long"
 # Whether a tier needs a running stack.
 TIERS = {"unit": False, "contract": False, "integration": True, "infra": True, "chaos": True}
@@ -24,7 +25,7 @@ FIRST, SECOND = (Stack(name, KNOWN_SLOTS[name]) for name in ("test", "test_secon
 
 
 def names() -> list[str]:
-    """Returns every name that `test` takes."""
+    """Returns every name that `test` accepts."""
     return [*TIERS, LONG]
 
 
@@ -39,7 +40,7 @@ def test(arguments: Sequence[str]) -> int:
     if unknown:
         raise StackError(
             f"no tier {', '.join(sorted(unknown))}",
-            "the suite has no such tier",
+            "this is not a tier of the test suite",
             f"one of: {' '.join(TIERS)}, or {LONG}",
         )
     tiers = [tier for tier in TIERS if not arguments or tier in arguments]
@@ -66,7 +67,7 @@ def _folders(tiers: Sequence[str]) -> Iterator[str]:
 
 
 def _each(command: str, here: Callable[[Stack], object], stacks: Sequence[Stack]) -> None:
-    """Runs a command on every stack in parallel, visibly on the first; of the others only a failure is shown."""
+    """Runs a command on every stack in parallel; prints the output for the first, and only failures of the others."""
     words = [sys.executable, "-m", "stack", command]
     with ThreadPoolExecutor() as pool:
         others = [pool.submit(_run, words, stack, quiet=True) for stack in stacks[1:]]
@@ -82,7 +83,7 @@ def _each(command: str, here: Callable[[Stack], object], stacks: Sequence[Stack]
 
 
 def _pytest(arguments: Sequence[str], stacks: Sequence[Stack]) -> int:
-    """Runs pytest with a worker for each stack; a worker uses the stack of its number (tests/conftest.py)."""
+    """Runs pytest with one worker for each stack (tests/conftest.py assigns them)."""
     # In the order of the files, so that the fixtures of a module are set up once.
     spread = ["-n", str(len(stacks)), "--dist", "loadfile", "--no-loadscope-reorder"] if len(stacks) > 1 else []
     names = " ".join(stack.name for stack in stacks)

@@ -1,6 +1,6 @@
-"""Background processes that a stack owns: started once, identified by process id and start time, ended by SIGTERM.
+"""Background processes of a stack: started once, identified by process id and start time, ended by SIGTERM.
 
-After a reboot another process may have the same id; together with the start time it names one process.
+After a reboot another process may have the same id, so the start time is compared too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A lock across processes; the kernel releases it when its holder ends, for whatever reason."""
+"""A lock across processes; the kernel releases it when the process that holds it ends, even after a crash."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _take(lock: IO[str], waiting: str, patient: bool) -> None:
 
 
 def _is_current(file: Path, lock: IO[str]) -> bool:
-    """Returns False if the file was removed meanwhile, as `destroy` does: such a lock excludes nobody."""
+    """Returns False if the file was removed meanwhile, as `destroy` does: such a lock does not exclude others."""
     try:
         return os.path.samestat(file.stat(), os.fstat(lock.fileno()))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Translates errors of the operating system into what failed, why, and what to do next."""
+"""Converts errors of the operating system to a StackError with advice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def explain(command: str, error: OSError) -> StackError:
 
 
 def _move(file: str | None) -> str:
-    """Returns advice for a file that may be in the cache: nothing else can be moved."""
+    """Returns the advice to move the cache, for a file that may be in it."""
     inside = file is None or Path(str(file)).is_relative_to(cache())
     return ", or set WAYPOST_CACHE to a folder elsewhere" if inside else ""
 

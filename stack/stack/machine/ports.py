@@ -1,4 +1,4 @@
-"""TCP ports of the loopback address: whether one is free, and which process has taken it."""
+"""TCP ports of the loopback address: checks that a port is free, and finds the process that uses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes of this machine: which of them belong to a folder, what memory they use, and how they are ended."""
+"""Processes of this machine: finds those that belong to a folder, measures their memory, and ends them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`audit-orders`: searches the whole store for orders that are lost, placed twice by one key, or hold wrong credit.
+"""`audit-orders`: searches all orders for lost ones, duplicates with the same key, and wrong reserved credit.
 
 Each service reports its own rows under its own identity; this module compares the two. An order in progress may differ
-for a moment, so a finding counts only if every one of several snapshots has it.
+for a moment, so a finding counts only if every snapshot has it.
 """
 
 from __future__ import annotations

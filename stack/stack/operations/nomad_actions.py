@@ -1,6 +1,6 @@
 """Runs an action of a Nomad job in a running instance, with that instance's identity.
 
-So an operator never gets credentials of a database: Nomad decides who may run an action, Vault what it may read.
+So an operator needs no database credentials: Nomad controls access to actions, Vault controls access to data.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ class Rebuild:
             except RpcError as error:
                 print_line(f"not switched over, attempt {attempt} of {_SWITCHES}: {error.__cause__ or error}")
             await asyncio.sleep(backoff.delay(1, _PAUSE_SECONDS, _PAUSE_SECONDS))
-        raise RebuildRejected("the live table was never free; nothing is changed, try again")
+        raise RebuildRejected("the live table could not be locked; nothing has changed, try again")
 
     async def _exchange(self, connection: Connection, position: int) -> int:
         await self._check_exclusive()

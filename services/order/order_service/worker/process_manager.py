@@ -108,7 +108,7 @@ class ProcessManager:
         except CreditDenied as denied:
             await self._commands.reject_order(order.id, denied.reason, entry.command_id)
         else:
-            # If the order was cancelled meanwhile, this confirms nothing and the entry of the cancellation releases.
+            # A cancelled order is not confirmed, and the entry of its cancellation releases the credit.
             await self._commands.confirm_order(order.id, entry.command_id)
 
     async def _release(self, order: Order) -> None:

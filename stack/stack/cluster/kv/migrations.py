@@ -1,7 +1,7 @@
-"""Moves settings that somebody changed by hand in Consul KV to their names of today.
+"""Moves settings that were changed by hand in Consul KV to their current names.
 
 A file in `consul/kv-migrations` lists for each key the `moves` (`from` a path, `to` a path) and the `drops` (a `path`
-that is no longer a setting). `seed` is the value of the old path in the old file: another value was set by hand.
+that is no longer a setting). `seed` is the value of the path in the old file: a different value was set by hand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rule:
-    """The fate of one old path: a new path, or None for one that is no longer a setting."""
+    """A path of an earlier release, and its current path; None if it is no longer a setting."""
 
     path: str
     seed: Any
@@ -27,7 +27,7 @@ class Rule:
 
 @dataclass
 class Migrated:
-    """The settings under their names of today, and what happened to them in plain sentences."""
+    """The settings under their current names, and a sentence about each change."""
 
     settings: Settings
     notes: list[str] = field(default_factory=list)

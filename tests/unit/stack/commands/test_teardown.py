@@ -29,7 +29,7 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
     "trouble",
     [
         BaseNomadException(type("Forbidden", (), {"text": "Permission denied", "status_code": 403})),
-        StackError("job gateway does not end", "waited 60 s", "./justw logs gateway"),
+        StackError("job gateway did not stop", "waited 60 s", "./justw logs gateway"),
         requests.ConnectionError("no answer"),
     ],
 )
