@@ -1,6 +1,6 @@
 """The Sanic app around the routes: limits, telemetry and security headers for every request.
 
-Invariant: every response of this process carries `traceresponse`, also one that no route gave (docs/adr/0013 says what
+Invariant: every response of this process carries `traceresponse`, also an error before a route was found (docs/adr/0013 says what
 Traefik answers before a request arrives here).
 """
 

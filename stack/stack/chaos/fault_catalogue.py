@@ -111,7 +111,7 @@ KINDS = (
     ),
     FaultKind("consul down", (), "the agent is killed and stays down", "consul", _agent_down("consul")),
     FaultKind(
-        "vault sealed", (), "OpenBao responds, and refuses everything", "vault", lambda context, _: Sealed(context)
+        "vault sealed", (), "OpenBao responds, and rejects every request", "vault", lambda context, _: Sealed(context)
     ),
     FaultKind(
         "telemetry hanging",
