@@ -106,7 +106,7 @@ protos:
 lint: protos
     uv run --no-sync --quiet ruff check .
     uv run --no-sync --quiet ruff format --check .
-    uv run --no-sync --quiet mypy chassis/chassis gateway/gateway services/user/user_service services/order/order_service stack/stack nomad/sidecars/edge
+    uv run --no-sync --quiet mypy chassis/chassis gateway/gateway services/user/user_service services/order/order_service stack/stack nomad/edge
     PYTHONPATH=tests uv run --no-sync --quiet lint-imports --no-cache
     uv run --no-sync --quiet buf lint protos
     for folder in chassis gateway protos services/order services/user stack; do (cd $folder && uv run --no-sync --quiet deptry --no-ansi . 2>&1) || exit 1; done

@@ -21,6 +21,15 @@ client {
   network_interface = "lo"
   gc_max_allocs     = 60
 
+  # An outage of Consul never fails a task: its templates keep what they rendered last, and ask again.
+  template {
+    consul_retry {
+      attempts    = 0 # without a limit
+      backoff     = "250ms"
+      max_backoff = "2s"
+    }
+  }
+
   options = {
     # Requests for the metadata of a cloud delay the start of an agent outside of one.
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
@@ -43,9 +52,10 @@ ui {
 
 # Workload identity: each service and task authenticates with a token that Nomad signs.
 consul {
-  # Tokens of nomad-services do not expire: Nomad registers a service once and cannot renew the token of its checks.
+  # Tokens of both do not expire, because Nomad cannot renew one; it revokes them when the allocation ends. It uses
+  # the second for templates only. A service of ours logs in itself, by nomad-workloads.
   service_auth_method = "nomad-services"
-  task_auth_method    = "nomad-workloads"
+  task_auth_method    = "nomad-templates"
 
   service_identity {
     aud = ["consul.io"]

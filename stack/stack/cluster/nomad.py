@@ -26,7 +26,7 @@ from stack.waiting import wait_until
 
 JOBS = ROOT / "nomad" / "jobs"
 SHARED = "service"
-SIDECARS = ROOT / "nomad" / "sidecars" / "edge"
+EDGE = ROOT / "nomad" / "edge"
 # Every other job needs these: they start first and stop last.
 FOUNDATION = ("artifacts", "telemetry", "postgres")
 FRONT = ("gateway", "edge")
@@ -129,10 +129,10 @@ class Nomad:
             "vault_url": stack.url("vault"),
             "otlp_grpc_url": stack.url("otlp_grpc"),
             "gateway_port": stack.port("gateway"),
-            "traefik_bin": str(tools.traefik),
-            "sidecar": (SIDECARS / "__main__.py").read_text(),
-            "consul_auth_proxy": (SIDECARS / "consul_auth_proxy.py").read_text(),
-            "error_pages": (SIDECARS / "error_pages.py").read_text(),
+            "envoy_bin": str(tools.envoy),
+            "envoy_config": (EDGE / "envoy.yaml").read_text(),
+            "envoy_instances": (EDGE / "gateway.json").read_text(),
+            "drained_envoy": (EDGE / "drained_envoy.py").read_text(),
             "zipapp_cache": str(stack.state / "zipapps"),
             "artifacts_dir": str(stack.artifacts),
             "artifacts_port": stack.port("artifacts"),
