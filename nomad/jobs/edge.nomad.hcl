@@ -108,7 +108,7 @@ job "edge" {
 
       resources {
         cpu    = 300
-        memory = 320 # Envoy's own bound is lower (overload_manager in nomad/edge/envoy.yaml)
+        memory = 512 # Envoy's own bound is lower (overload_manager in nomad/edge/envoy.yaml)
       }
     }
   }
