@@ -1,7 +1,7 @@
 """Runs Envoy and drains it on SIGTERM, because Envoy itself would end immediately and drop the requests in progress.
 
-Usage: `drained_envoy.py ADMIN_SOCKET DRAIN_SECONDS ENVOY ARGUMENT…`. It needs only the standard library, because the job
-carries its source text.
+Usage: `drained_envoy.py ADMIN_SOCKET DRAIN_SECONDS ENVOY ARGUMENT…`. It needs only the standard library, because the
+job carries its source text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 
@@ -21,30 +20,33 @@ _ACTIVE = "http.edge.downstream_rq_active"
 
 def main() -> int:
     admin, seconds, *command = sys.argv[1:]
-    stopping: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
-    envoy = subprocess.Popen([*command, "--drain-time-s", str(_LISTENING_SECONDS), "--drain-strategy", "immediate"])
+    # Blocked while Envoy starts, so that a signal at that moment does not leave it behind; the child unblocks it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    drain_options = ("--drain-time-s", str(_LISTENING_SECONDS), "--drain-strategy", "immediate")
+    envoy = os.posix_spawn(command[0], [*command, *drain_options], {}, setsigmask=[])
+    signal.signal(signal.SIGTERM, lambda *_: stop(envoy, admin, float(seconds)))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    return abs(os.waitstatus_to_exitcode(os.waitpid(envoy, 0)[1]))
 
-    def stop(*_: object) -> None:
-        drain(admin, float(seconds))
-        os.kill(envoy.pid, signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, stop)
-    if stopping:
-        envoy.terminate()
-    return abs(envoy.wait())
+def stop(envoy: int, admin: str, seconds: float) -> None:
+    """Drains Envoy and ends it; kills it if its admin socket fails, because then it hangs or has not started yet."""
+    try:
+        drain(admin, seconds)
+    except OSError as error:
+        sys.stderr.write(f"Envoy is killed without a drain, its admin socket fails: {error}\n")
+        os.kill(envoy, signal.SIGKILL)
+    else:
+        os.kill(envoy, signal.SIGTERM)
 
 
 def drain(admin: str, seconds: float) -> None:
-    """Returns once the listeners are closed and no request is in progress, or after `seconds`."""
+    """Returns once the listeners are closed and no request is in progress, or after `seconds`; raises OSError."""
     ends_at = time.monotonic() + seconds
-    try:
-        ask(admin, "POST", "/drain_listeners?graceful&skip_exit")
-        time.sleep(_LISTENING_SECONDS)
-        while active(admin) and time.monotonic() < ends_at:
-            time.sleep(_POLL_SECONDS)
-    except OSError as error:
-        print(f"Envoy is not drained, its admin socket fails: {error}", file=sys.stderr, flush=True)
+    ask(admin, "POST", "/drain_listeners?graceful&skip_exit")
+    time.sleep(_LISTENING_SECONDS)
+    while active(admin) and time.monotonic() < ends_at:
+        time.sleep(_POLL_SECONDS)
 
 
 def active(admin: str) -> int:

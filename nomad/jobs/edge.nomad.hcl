@@ -49,7 +49,7 @@ job "edge" {
 
         check_restart {
           limit = 10
-          grace = "30s"
+          grace = "15s"
         }
       }
     }

@@ -69,11 +69,19 @@ def grants(found: dict[str, Any]) -> dict[str, Any]:
     return {kind: found[kind] for kind in kinds if found.get(kind)}
 
 
-def test_every_token_ends_but_those_of_the_agents_and_of_registrations(tokens: list[dict[str, Any]]) -> None:
-    """Nomad cannot renew the token of a registration; if one ended, its checks would keep their last status."""
+def test_every_token_ends_but_those_of_the_agents_and_of_nomad_itself(tokens: list[dict[str, Any]]) -> None:
+    """Nomad cannot renew a token; if one ended, checks would keep their last status, and templates their content."""
     endless = [token for token in tokens if not token.get("ExpirationTime")]
-    assert {token["Description"] for token in endless if token.get("AuthMethod") != "nomad-services"} == ENDLESS
+    of_nomad = {"nomad-services", "nomad-templates"}
+    assert {token["Description"] for token in endless if token.get("AuthMethod") not in of_nomad} == ENDLESS
     assert [token for token in endless if token.get("AuthMethod") == "nomad-workloads"] == []
+
+
+def test_only_the_edge_has_a_token_for_templates_and_one_for_each_allocation(
+    deployed: DeployedStack, tokens: list[dict[str, Any]]
+) -> None:
+    found = [token for token in tokens if token.get("AuthMethod") == "nomad-templates"]
+    assert [[role["Name"] for role in token["Roles"]] for token in found] == [["edge"]] * SERVICES["edge"][0]
 
 
 def test_every_instance_has_a_token_of_registration(deployed: DeployedStack, tokens: list[dict[str, Any]]) -> None:
@@ -118,7 +126,7 @@ def test_a_role_grants_the_policy_of_its_own_job(deployed: DeployedStack) -> Non
         assert [policy["Name"] for policy in granted["Policies"]] == [name]
 
 
-@pytest.mark.parametrize("method", ["nomad-services", "nomad-workloads"])
+@pytest.mark.parametrize("method", ["nomad-services", "nomad-templates", "nomad-workloads"])
 def test_an_auth_method_and_its_rules_are_those_of_the_checkout(deployed: DeployedStack, method: str) -> None:
     wanted = json.loads(deployed.content(f"consul/auth/{method}.json"))
     found = deployed.consul(f"/v1/acl/auth-method/{method}")

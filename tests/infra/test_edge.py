@@ -2,44 +2,96 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
-from support.infrastructure.deployed_stack import DeployedStack
+from support.infrastructure.deployed_stack import DeployedStack, Request
+from support.stack_under_test import eventually
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
-def test_the_identity_of_the_edge_finds_the_gateway_and_nothing_else(deployed: DeployedStack) -> None:
-    services, orders, settings = deployed.consul_as(
-        "edge", "/v1/catalog/services", "/v1/health/service/order-service", "/v1/kv/config/gateway", task="sidecar"
-    )
+def test_the_token_of_the_edge_finds_the_gateway_and_nothing_else(deployed: DeployedStack) -> None:
+    token = f"<file {deployed.task_folder('edge')}/secrets/consul_token>"
+    paths = ("/v1/catalog/services", "/v1/health/service/order-service", "/v1/kv/config/gateway")
+    asked = [Request(deployed.url("consul") + path, headers={"X-Consul-Token": token}) for path in paths]
+    services, orders, settings = deployed.ask(*asked)
     assert set(services.json()) == {"gateway"}
     assert orders.json() == []
     assert settings.status == 403
 
 
-@pytest.mark.parametrize("path", ["/api/rawdata", "/dashboard/", "/metrics", "/ping"])
-def test_traefik_publishes_nothing_of_its_own(deployed: DeployedStack, path: str) -> None:
-    reply = deployed.anonymous("gateway", path)
-    assert reply.status == 404
-    assert reply.headers["content-type"] == "application/problem+json"
+def test_the_instances_of_envoy_are_those_that_pass_in_consul(deployed: DeployedStack) -> None:
+    file = f"{deployed.task_folder('edge')}/local/instances/gateway.json"
+
+    def same() -> bool:
+        (resource,) = json.loads(deployed.host.file(file).content_string)["resources"]
+        (locality,) = resource["endpoints"]
+        written = [end["endpoint"]["address"]["socket_address"]["port_value"] for end in locality["lb_endpoints"]]
+        passing = deployed.consul("/v1/health/service/gateway?passing")
+        return bool(written) and sorted(written) == sorted(entry["Service"]["Port"] for entry in passing)
+
+    eventually("Nomad has rendered what Consul has", same)
 
 
 @pytest.mark.parametrize(
-    ("request_line", "header", "status"),
+    "path", ["/stats", "/clusters", "/config_dump", "/quitquitquit", "/metrics", "/ping", "/ready"]
+)
+def test_envoy_publishes_nothing_of_its_own(deployed: DeployedStack, path: str) -> None:
+    for method in ("GET", "POST"):
+        reply = deployed.anonymous("gateway", path, method)
+        assert reply.status == 404
+        assert reply.headers["content-type"] == "application/problem+json"
+
+
+def exchange(deployed: DeployedStack, request: str) -> tuple[int, dict[str, str], Any]:
+    """Sends the text of a request; status, headers and problem of the answer."""
+    answer = deployed.exchange("tcp", deployed.stack.port("gateway"), request.encode()).decode()
+    head, _, body = answer.partition("\r\n\r\n")
+    status, *lines = head.split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    assert headers["content-type"] == "application/problem+json"
+    return int(status.split()[1]), headers, json.loads(body)
+
+
+@pytest.mark.parametrize(
+    ("request_line", "header", "status", "kind"),
     [
-        ("GET /a%zz HTTP/1.1", "X: y", 400),
-        ("GET /a HTTP/1.1", "Bad Name: y", 400),
-        ("GET /a HTTP/1.1", "X: " + "y" * 40_000, 431),
-        ("GET /a HTTP/1.1", "Expect: a miracle", 417),
-        ("CONNECT a:1 HTTP/1.1", "X: y", 501),
-        ("GET /a HTTP/3.0", "X: y", 505),
+        ("GET /a HTTP/1.1", "Bad Name: y", 400, "malformed"),
+        ("GET /a HTTP/1.1", "X: " + "y" * 40_000, 431, "headers-too-large"),
+        ("GET /a HTTP/1.1", "\r\n".join(f"X{number}: y" for number in range(120)), 431, "headers-too-large"),
+        ("POST /a HTTP/1.1", "Content-Length: 1\r\nTransfer-Encoding: chunked", 400, "malformed"),
+        ("CONNECT a:1 HTTP/1.1", "X: y", 400, "malformed"),
+        ("OPTIONS * HTTP/1.1", "X: y", 400, "malformed"),
     ],
 )
-def test_traefik_itself_answers_a_request_that_is_not_http(
-    deployed: DeployedStack, request_line: str, header: str, status: int
+def test_envoy_itself_answers_a_request_that_is_not_http_with_a_problem(
+    deployed: DeployedStack, request_line: str, header: str, status: int, kind: str
 ) -> None:
-    sent = f"{request_line}\r\nHost: x\r\nConnection: close\r\n{header}\r\n\r\n".encode()
-    answer = deployed.exchange("tcp", deployed.stack.port("gateway"), sent).decode()
-    assert answer.startswith(f"HTTP/1.1 {status} ")
-    assert "traceresponse" not in answer.lower()
+    found, _, problem = exchange(deployed, f"{request_line}\r\nHost: x\r\nConnection: close\r\n{header}\r\n\r\n")
+    assert (found, problem["status"], problem["type"]) == (status, status, f"/problems/{kind}")
+
+
+@pytest.mark.parametrize("traceparent", [f"00-{TRACE}-00f067aa0ba902b7-01", "nonsense", ""])
+def test_an_answer_of_envoy_is_in_the_trace_of_the_caller_or_in_a_new_one(
+    deployed: DeployedStack, traceparent: str
+) -> None:
+    length = f"Content-Length: 70000\r\ntraceparent: {traceparent}\r\nConnection: close"
+    body = "x" * 70_000
+    status, headers, problem = exchange(deployed, f"POST /v1/users?a=b HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n{body}")
+    assert (status, problem["type"], problem["instance"]) == (413, "/problems/body-too-large", "/v1/users")
+    version, trace, span, flags = headers["traceresponse"].split("-")
+    assert (version, flags, len(trace), len(span)) == ("00", "00", 32, 16)
+    assert problem["trace_id"] == trace
+    assert (trace == TRACE) == (TRACE in traceparent)
+
+
+def test_an_offered_upgrade_and_forged_origins_are_ignored(deployed: DeployedStack) -> None:
+    forged = {"X-Forwarded-For": "203.0.113.9", "X-Envoy-Upstream-Rq-Timeout-Ms": "1", "Upgrade": "h2c"}
+    (reply,) = deployed.ask(Request(deployed.url("gateway") + "/livez", headers=forged))
+    assert reply.status == 200
+    assert [name for name in reply.headers if name.startswith("x-envoy")] == []
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def test_no_file_that_others_may_read_holds_a_credential_of_the_operator(deploye
     assert found == ""
 
 
-def test_only_its_owner_opens_the_socket_of_the_consul_auth_proxy(deployed: DeployedStack, host: Any) -> None:
-    socket = host.file(f"{deployed.task_folder('edge', 'alloc')}/tmp/consul.sock")
+def test_only_its_owner_opens_the_admin_socket_of_envoy(deployed: DeployedStack, host: Any) -> None:
+    socket = host.file(f"{deployed.task_folder('edge')}/secrets/admin.sock")
     assert socket.is_socket
     assert oct(socket.mode) == oct(0o600)
     assert socket.user == owner(deployed, "edge")

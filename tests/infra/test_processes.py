@@ -29,7 +29,7 @@ def agent_pid(deployed: DeployedStack, agent: str) -> int:
 def test_every_process_but_those_of_postgres_runs_as_the_user_who_deployed(deployed: DeployedStack, host: Any) -> None:
     owner = host.file(deployed.state).user
     processes = deployed.processes()
-    assert {process.name for process in processes} >= {"nomad", "consul", "bao", "traefik"}
+    assert {process.name for process in processes} >= {"nomad", "consul", "bao", "envoy"}
     others = [process for process in processes if process.user != owner and process.name != "postgres"]
     assert others == []
 
@@ -64,10 +64,13 @@ def test_no_secret_is_in_the_environment_of_a_service(
         assert not LIKE_A_SECRET.search(environment)
 
 
-def test_traefik_is_given_no_token(deployed: DeployedStack, host: Any) -> None:
+def test_the_edge_has_the_consul_token_of_its_templates_in_no_file_but_the_one_of_nomad(
+    deployed: DeployedStack, host: Any
+) -> None:
     folder = deployed.task_folder("edge")
-    written = [host.file(f"{folder}/local/{name}").content_string for name in host.file(f"{folder}/local").listdir()]
+    token = host.file(f"{folder}/secrets/consul_token").content_string.strip()
+    assert token
+    assert deployed.run("grep -rlF %s %s --exclude-dir=secrets || true", token, folder) == ""
     started = [host.file(f"/proc/{pid}/environ").content_string for pid in deployed.pids("edge")]
-    assert written
-    assert started
-    assert [text for text in written + started if "token" in text.lower() or "eyJ" in text] == []
+    assert len(started) == 2
+    assert [text for text in started if "CONSUL" in text or "NOMAD" in text or token in text] == []

@@ -1,7 +1,7 @@
 """The Sanic app around the routes: limits, telemetry and security headers for every request.
 
-Invariant: every response of this process carries `traceresponse`, also an error before a route is found (docs/adr/0013
-lists the responses of Traefik, which do not).
+Invariant: every response of this process carries `traceresponse`, also an error before a route is found (docs/adr/0015
+lists the responses of the edge, some of which do not).
 """
 
 from __future__ import annotations

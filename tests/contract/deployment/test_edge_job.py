@@ -1,71 +1,205 @@
-"""The job of the edge fits the gateway behind it: timeouts, error pages, the routes that it shows."""
+"""The edge fits the gateway behind it: texts, timeouts and limits; and it is given no more than it needs."""
 
 from __future__ import annotations
 
 import json
 import re
-import runpy
+from functools import cache
+from typing import Any
+
+import pytest
 
 from gateway.http.problems import KINDS
-from stack.cluster import nomad
 
 from ..repository import ROOT, blocks, job_text
 
 EDGE = job_text("edge")
+ENVOY = (ROOT / "nomad" / "edge" / "envoy.yaml").read_text()
+MEBIBYTE = 2**20
+UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
-def edge(setting: str) -> str:
-    """The value of a setting that the job of the edge names once."""
-    (value,) = re.findall(rf"\b{setting}\s*[=:]\s*(\w+)", EDGE)
-    return str(value)
-
-
-def seconds(setting: str) -> float:
-    return float(edge(setting).removesuffix("s"))
+def envoy(setting: str) -> float:
+    """The number that the configuration of Envoy gives a setting, always the same."""
+    (value,) = set(re.findall(rf"\b{setting}: (\d+(?:\.\d+)?)", ENVOY))
+    return float(value)
 
 
 def gateway(name: str) -> float:
     return float(json.loads((ROOT / "consul" / "kv" / "config" / "gateway.json").read_text())[name])
 
 
-def test_the_edge_gets_its_identity_as_a_file_and_no_token_from_nomad() -> None:
-    (identity,) = [body for _, body in blocks(EDGE, "identity")]
-    assert re.search(r"^\s*file\s*=\s*true", identity, re.MULTILINE)
-    assert [head for head in ("consul", "vault", "env") for _ in blocks(EDGE, head)] == []
+@cache
+def replies() -> list[dict[str, Any]]:
+    """The table of the answers that Envoy gives itself."""
+    (text,) = re.findall(r"\$replies := parseJSON `(.*?)`", ENVOY, re.DOTALL)
+    found: list[dict[str, Any]] = json.loads(text)
+    return found
+
+
+def limits() -> dict[str, int]:
+    """The requests in progress that each cluster of Envoy admits."""
+    (text,) = re.findall(r"range \$cluster, \$limit := parseJSON `(.*?)`", ENVOY)
+    found: dict[str, int] = json.loads(text)
+    return found
+
+
+# --- what the edge answers itself
+
+
+def test_the_answers_of_the_edge_have_the_texts_of_the_gateway() -> None:
+    known = {(kind.name, kind.status, kind.title, kind.meaning) for kind in KINDS.values()}
+    assert {(reply["name"], reply["status"], reply["title"], reply["detail"]) for reply in replies()} <= known
+
+
+def test_every_status_of_the_edge_is_a_problem_and_none_is_404() -> None:
+    lowest = min(reply["than"] for reply in replies() if reply.get("op") == "GE")
+    assert lowest == 400
+    assert "404" not in re.sub(r"#.*", "", ENVOY)
+
+
+def test_a_request_that_was_sent_and_not_answered_is_an_answer_lost() -> None:
+    (lost,) = [reply for reply in replies() if reply["name"] == "answer-lost"]
+    assert set(lost["flags"].split(", ")) >= {"UC", "UR"}
+
+
+def test_every_answer_that_a_caller_may_repeat_says_when() -> None:
+    named = set(re.findall(r'eq \$reply\.name "([\w-]+)"', ENVOY))
+    assert named == {reply["name"] for reply in replies() if reply["status"] in {502, 503}}
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "trace"),
+    [
+        (f"00-{TRACE}-00f067aa0ba902b7-01", TRACE),
+        (f"00-{'0' * 32}-00f067aa0ba902b7-01", ""),
+        (f"00-{TRACE}-{'0' * 16}-01", ""),
+        (f"00-{TRACE}-00f067aa0ba902b7-01-more", ""),
+        (f"00-{TRACE.upper()}-00f067aa0ba902b7-01", ""),
+        ("nonsense", ""),
+    ],
+)
+def test_the_trace_of_a_valid_traceparent_is_continued(traceparent: str, trace: str) -> None:
+    """An empty result leaves the new trace."""
+    pattern, replacement = _rewritten("traceparent", "trace")
+    assert re.sub(pattern, replacement, traceparent) == trace
+
+
+def test_a_new_trace_and_its_span_are_made_of_the_id_of_the_request() -> None:
+    made = {key: re.sub(*_rewritten("x-request-id", key), UUID) for key in ("trace", "span")}
+    assert made == {"trace": UUID.replace("-", ""), "span": UUID.replace("-", "")[:16]}
+
+
+def _rewritten(header: str, key: str) -> tuple[str, str]:
+    """The pattern and the replacement by which Envoy makes a value of a header."""
+    rule = rf"header: {header}\b(?:(?!- header:).)*?key: {key}\n(?:(?!- header:).)*?"
+    (found,) = re.findall(rf"{rule}regex: \"([^\"]*)\".*?substitution: ['\"]([^'\"]*)['\"]", ENVOY, re.DOTALL)
+    return found[0], found[1]
+
+
+# --- timeouts and limits
 
 
 def test_the_edge_closes_an_idle_connection_before_the_gateway_does() -> None:
-    assert seconds("idleConnTimeout") < gateway("keep_alive_seconds") / 1.5
+    upstream = ENVOY.partition("\n  clusters:")[2]
+    (seconds,) = re.findall(r"\bidle_timeout: (\d+)s", upstream)
+    assert int(seconds) < gateway("keep_alive_seconds") / 1.5
 
 
 def test_the_edge_waits_for_an_answer_longer_than_the_gateway_may_take() -> None:
-    assert seconds("responseHeaderTimeout") > gateway("response_seconds")
+    found = re.findall(r"\bcluster: calls, timeout: (\d+)s|cluster: calls\n +timeout: (\d+)s", ENVOY)
+    assert len(found) == 2
+    assert {int(one or other) > gateway("response_seconds") for one, other in found} == {True}
 
 
-def test_the_error_pages_of_the_edge_have_the_texts_of_the_gateway() -> None:
-    pages = runpy.run_path(str(ROOT / "nomad" / "sidecars" / "edge" / "error_pages.py"))["KINDS"]
-    known = {(kind.status, kind.name, kind.title, kind.meaning) for kind in KINDS.values()}
-    assert set(pages) == {502, 503}
-    assert {(status, *texts) for status, texts in pages.items()} <= known
+def test_a_watch_outlasts_the_silence_between_two_heartbeats() -> None:
+    ((total, idle),) = re.findall(r"cluster: watches, timeout: (\d+)s, idle_timeout: (\d+)s", ENVOY)
+    assert (int(total), int(idle) > 2 * gateway("watch_heartbeat_seconds")) == (0, True)
 
 
-def test_the_edge_replaces_no_answer_of_a_gateway() -> None:
-    (middlewares,) = re.findall(r"middlewares=([^\"]+)", job_text("gateway"))
-    replaced = {
-        status
-        for name in middlewares.replace("@file", "").split(",")
-        for found in re.findall(rf"^ *{name}:\n *errors: {{ status: \[([^]]*)\]", EDGE, re.MULTILINE)
-        for status in re.findall(r"\d+", found)
-    }
-    assert replaced == {"502"}
-    # Only the edge uses this status: nothing that a service or the gateway does ends with it.
-    assert [kind.reason for kind in KINDS.values() if str(kind.status) in replaced] == ["ANSWER_LOST"]
+def test_the_edge_takes_the_bodies_that_the_gateway_takes() -> None:
+    assert envoy("max_request_bytes") == gateway("body_limit_bytes")
 
 
-def test_the_edge_shows_only_what_is_marked_for_it_and_only_the_gateway_is() -> None:
-    assert edge("exposedByDefault") == "false"
-    assert [job for job in nomad.names() if "traefik.enable=true" in job_text(job)] == ["gateway"]
+def test_watches_and_calls_have_limits_of_their_own() -> None:
+    assert set(limits()) == {"calls", "watches"}
+    assert set(re.findall(r"cluster: (\w+)", ENVOY)) - {"edge"} == set(limits())
 
 
-def test_the_edge_trusts_no_forwarded_header_of_a_caller_and_has_no_dashboard() -> None:
-    assert not re.search(r"trustedIPs|insecure|dashboard:|^\s*api:", EDGE, re.MULTILINE)
+def test_a_call_that_the_edge_admits_is_admitted_by_each_gateway() -> None:
+    limiter = json.loads((ROOT / "consul" / "kv" / "config" / "gateway.json").read_text())["limiter"]
+    assert limits()["calls"] <= limiter["calls_at_least"]
+
+
+def test_only_a_read_is_sent_again_after_it_was_sent() -> None:
+    policies = re.findall(r"retry_on: (\S+)", ENVOY)
+    assert [policy for policy in policies if "reset" in policy.split(",")] == policies[1:]
+    assert len(policies) == 2
+    read_route = ENVOY.partition('name: ":method"')[2]
+    assert 'regex: "GET|HEAD"' in read_route.partition("retry_on")[0]
+
+
+def test_full_heads_and_bodies_on_every_connection_fit_into_the_bound_of_the_heap_and_that_into_the_job() -> None:
+    connection = envoy("max_request_bytes") + envoy("max_request_headers_kb") * 1024
+    (memory,) = re.findall(r"^\s*memory\s*=\s*(\d+)", EDGE, re.MULTILINE)
+    heap = envoy("max_heap_size_bytes")
+    assert envoy("max_active_downstream_connections") * connection < heap < (int(memory) - 100) * MEBIBYTE
+
+
+def test_an_edge_that_hangs_is_started_again() -> None:
+    (check,) = [body for _, body in blocks(EDGE, "check")]
+    assert [body for _, body in blocks(check, "check_restart")]
+    ping = ENVOY.partition("- name: ping")[2].partition("- name: http\n")[0]
+    assert "ignore_global_conn_limit: true" in ping
+    assert "bypass_overload_manager: true" in ping
+
+
+def test_the_edge_is_killed_only_after_it_could_drain() -> None:
+    (drain,) = re.findall(r'"secrets/admin.sock", "(\d+)"', EDGE)
+    (kill_timeout,) = re.findall(r'\bkill_timeout\s*=\s*"(\d+)s"', EDGE)
+    assert re.search(r'kill_signal\s*=\s*"SIGTERM"', EDGE)
+    assert int(kill_timeout) >= int(drain) + 5
+
+
+# --- what it is given
+
+
+def test_nomad_logs_in_for_the_templates_of_the_edge_and_puts_the_token_into_no_environment() -> None:
+    (identity,) = [body for _, body in blocks(EDGE, "identity")]
+    assert re.search(r'^\s*name\s*=\s*"consul_default"', identity, re.MULTILINE)
+    assert not re.search(r"^\s*(file|env)\s*=", identity, re.MULTILINE)
+    assert [head for head in ("consul", "vault", "env") for _ in blocks(EDGE, head)] == []
+    assert re.search(r'command = "/usr/bin/env"\n\s*args = \[\n\s*"-i",', EDGE)
+
+
+def test_only_the_edge_gets_a_consul_token_for_templates() -> None:
+    method = json.loads((ROOT / "consul" / "auth" / "nomad-templates.json").read_text())
+    (rule,) = method["BindingRules"]
+    assert (rule["BindType"], rule["BindName"]) == ("role", "edge")
+    assert 'value.nomad_job_id == "edge"' in rule["Selector"]
+
+
+def test_an_outage_of_consul_never_fails_a_task_with_templates() -> None:
+    agent = (ROOT / "nomad" / "agent.hcl").read_text()
+    (retry,) = [body for _, body in blocks(agent, "consul_retry")]
+    assert re.search(r"^\s*attempts\s*=\s*0\b", retry, re.MULTILINE)
+
+
+def test_the_edge_finds_the_gateway_and_nothing_else() -> None:
+    assert re.findall(r'\bservice "(\w+)"', (ROOT / "nomad" / "edge" / "gateway.json").read_text()) == ["gateway"]
+    found = [labels for labels, _ in blocks((ROOT / "consul" / "policies" / "edge.hcl").read_text(), r'(\w+) "(\w*)"')]
+    assert found == [("service", "gateway"), ("node_prefix", "")]
+
+
+def test_nobody_but_the_user_of_the_job_reaches_the_administration_of_envoy() -> None:
+    assert re.findall(r"^admin: .*", ENVOY, re.MULTILINE) == [
+        "admin: { address: { pipe: { path: secrets/admin.sock, mode: 384 } } } # 0600"
+    ]
+
+
+@pytest.mark.parametrize("header", ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "x-request-id"])
+def test_the_edge_trusts_no_forwarded_header_of_a_caller(header: str) -> None:
+    assert f"{{ remove: {header} }}" in ENVOY
+    assert "use_remote_address: true" in ENVOY
+    assert "xff_num_trusted_hops" not in ENVOY

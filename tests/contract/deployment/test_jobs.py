@@ -45,7 +45,7 @@ def server(sent: list[str]) -> nomad.Nomad:
     api = SimpleNamespace(jobs=SimpleNamespace(request=request))
     clients = cast(Clients, SimpleNamespace(nomad=api))
     tool = Path("/tool")
-    found = tools.Tools(tool, tool, tool, tool, tool, tool, tool, tool, exec_driver=True)
+    found = tools.Tools(tool, tool, tool, tool, tool, tool, tool, exec_driver=True)
     artifacts = {name: Artifact(name, Path("/built.pyz"), "0" * 64) for name in SERVICES}
     return nomad.Nomad(Stack("dev", 0), clients, found, artifacts)
 

@@ -6,7 +6,7 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -129,11 +129,27 @@ def _unavailable(reply: httpx.Response) -> httpx.Response | None:
     return reply if reply.status_code == httpx.codes.SERVICE_UNAVAILABLE else None
 
 
-def test_a_killed_edge_is_started_again(running: RunningStack, user: ApiUser) -> None:
-    (victim,) = running.pids("edge")
-    os.kill(victim, signal.SIGKILL)
-    eventually("the edge runs again", lambda: set(running.pids("edge")) - {victim}, 30)
+@pytest.mark.parametrize("which", [min, max], ids=["launcher", "envoy"])
+def test_a_killed_edge_is_started_again(
+    running: RunningStack, user: ApiUser, which: Callable[[list[int]], int]
+) -> None:
+    before = running.pids("edge")
+    os.kill(which(before), signal.SIGKILL)
+    eventually("both processes are new", lambda: _replaced(running, before), 30)
     eventually("calls pass again", lambda: _status(user) == httpx.codes.OK, 30)
+
+
+@pytest.mark.timeout(180)
+def test_an_edge_that_hangs_is_started_again(running: RunningStack, user: ApiUser) -> None:
+    before = running.pids("edge")
+    os.kill(max(before), signal.SIGSTOP)
+    eventually("both processes are new", lambda: _replaced(running, before), 120)
+    eventually("calls pass again", lambda: _status(user) == httpx.codes.OK, 30)
+
+
+def _replaced(running: RunningStack, before: list[int]) -> bool:
+    found = running.pids("edge")
+    return len(found) == 2 and not set(found) & set(before)
 
 
 def _status(user: ApiUser) -> int:

@@ -39,7 +39,7 @@ def mode(path: str, bits: str) -> Plant:
 
 
 def socket_for_everybody(stack: DeployedStack) -> Undo:
-    socket = f"{stack.task_folder('edge', 'alloc')}/tmp/consul.sock"
+    socket = f"{stack.task_folder('edge')}/secrets/admin.sock"
     stack.run("chmod 0666 %s", socket)
     return lambda: stack.run("chmod 0600 %s", socket)
 
@@ -69,7 +69,7 @@ def background(command: str) -> Plant:
 
 
 def few_open_files(stack: DeployedStack) -> Undo:
-    (pid,) = stack.pids("edge")
+    pid = max(stack.pids("edge"))  # Envoy, which its launcher has started
     before = stack.run("prlimit --pid %s --nofile --output SOFT --noheadings", str(pid)).strip()
     stack.run("prlimit --pid %s --nofile=256:", str(pid))
     return lambda: stack.run(f"prlimit --pid %s --nofile={before}:", str(pid))
@@ -205,7 +205,7 @@ ROLE, ALL_JOBS = "auth/jwt-nomad/role/user-service", {"nomad_namespace": "defaul
 FAULTS = (
     Fault("a credential of the operator is readable by everybody", mode("secrets/consul-management", "0644")),
     Fault("a credential of the operator was copied into a log folder", copied_credential),
-    Fault("everybody may use the Consul identity of the edge", socket_for_everybody),
+    Fault("everybody may use the admin socket of the edge", socket_for_everybody),
     Fault("Postgres asks for no password", trusted_connections),
     Fault("something listens on all addresses", background("python3 -m http.server 19999 --bind 0.0.0.0")),
     Fault("a process runs as another user", background("setpriv --reuid=65534 --regid=65534 --clear-groups sleep 900")),
