@@ -18,7 +18,7 @@ from support.stack_under_test import RunningStack, eventually
 from support.traffic import connections
 from support.traffic.connections import Address
 from support.traffic.load import Load, Request
-from support.traffic.targets import Effort, efforts
+from support.traffic.performance_targets import Effort, efforts
 
 from stack.cluster import agents
 

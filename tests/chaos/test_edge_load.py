@@ -18,7 +18,7 @@ from support.traffic import connections
 from support.traffic.api_user import ApiUser
 from support.traffic.connections import Address, Crowd
 from support.traffic.load import Request
-from support.traffic.targets import Effort, efforts
+from support.traffic.performance_targets import Effort, efforts
 
 MEMORY_LIMIT = 512 * 2**20
 LIVE = connections.head("GET", "/livez")
