@@ -125,6 +125,8 @@ def test_without_limits_no_request_is_rejected_as_overloaded(
     peak = _peak(running, reading, 3)
     with changed_settings(running, "gateway", NO_LIMIT), changed_settings(running, "order-service", NO_LIMIT):
         seen = _offered(running, reading, 3 * peak, 3)
-    overloaded = sum("overloaded" in each.body for each in seen.rejections)
+    # The edge keeps its limit. What it rejects has reached no gateway, so no span of it is recorded.
+    of_services = [each for each in seen.rejections if not each.headers["traceresponse"].endswith("-00")]
+    overloaded = sum("overloaded" in each.body for each in of_services)
     print(f"without limits {overloaded} rejected for them, answered in {1000 * seen.answered:.0f} ms")
     assert overloaded == 0

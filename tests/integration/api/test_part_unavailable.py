@@ -121,6 +121,17 @@ def test_a_request_whose_gateway_dies_gets_a_lost_answer_problem(running: Runnin
         assert_problem(reply, 502, "/problems/answer-lost", "/v1/users")
 
 
+def test_a_read_whose_gateway_dies_is_answered_by_another(running: RunningStack, user: ApiUser) -> None:
+    victim = running.pids("gateway")[0]
+    os.kill(victim, signal.SIGSTOP)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(user.get, "/v1/users/me") for _ in range(8)]
+        eventually("some reads wait for the stopped gateway", lambda: any(not each.done() for each in asked))
+        time.sleep(1)
+        os.kill(victim, signal.SIGKILL)
+        assert {each.result(30).status_code for each in asked} == {httpx.codes.OK}
+
+
 def _register_nobody(user: ApiUser) -> httpx.Response:
     return user.http.post("/v1/users", json={}, headers={"traceparent": TRACEPARENT}, timeout=30)
 
