@@ -19,9 +19,10 @@ MONTH = 30 * 24 * 3600
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, and how it is planted; `plant` returns the undo."""
+    """What is wrong, the module of tests/infra that should find it, and how it is planted; `plant` returns the undo."""
 
     name: str
+    module: str
     plant: Plant
 
 
@@ -203,24 +204,34 @@ def vault_token_of_a_month(stack: DeployedStack) -> Undo:
 
 ROLE, ALL_JOBS = "auth/jwt-nomad/role/user-service", {"nomad_namespace": "default"}
 FAULTS = (
-    Fault("a credential of the operator is readable by everybody", mode("secrets/consul-management", "0644")),
-    Fault("a credential of the operator was copied into a log folder", copied_credential),
-    Fault("everybody may use the admin socket of the edge", socket_for_everybody),
-    Fault("Postgres asks for no password", trusted_connections),
-    Fault("something listens on all addresses", background("python3 -m http.server 19999 --bind 0.0.0.0")),
-    Fault("a process runs as another user", background("setpriv --reuid=65534 --regid=65534 --clear-groups sleep 900")),
-    Fault("the edge may open few files", few_open_files),
-    Fault("an instance is missing", missing_instance),
-    Fault("a check is gone from a service", removed_check),
-    Fault("a job runs that has no file", undeclared_job),
-    Fault("an anonymous caller may read the jobs of Nomad", anonymous_jobs),
-    Fault("a policy of Consul is wider", wider_consul_policy),
-    Fault("a token of Consul does not end", consul_token(Policies=[{"Name": "gateway"}])),
-    Fault("every task has the role of another job in Consul", role_for_every_task),
-    Fault("a key of Consul holds a secret", secret_in_a_key),
-    Fault("a policy of Vault is wider", wider_vault_policy),
-    Fault("a role of Vault admits every job", changed_in_vault(ROLE, bound_claims=ALL_JOBS)),
-    Fault("a token of Vault lives for a month", vault_token_of_a_month),
-    Fault("a database login lives for a month", changed_in_vault("database/roles/order-service", max_ttl=MONTH)),
-    Fault("the key of access tokens may be deleted", changed_in_vault("transit/keys/tokens", deletion_allowed=True)),
+    Fault("a credential of the operator is readable by everybody", "files", mode("secrets/consul-management", "0644")),
+    Fault("a credential of the operator was copied into a log folder", "files", copied_credential),
+    Fault("everybody may use the admin socket of the edge", "files", socket_for_everybody),
+    Fault("Postgres asks for no password", "files", trusted_connections),
+    Fault("something listens on all addresses", "network", background("python3 -m http.server 19999 --bind 0.0.0.0")),
+    Fault(
+        "a process runs as another user",
+        "processes",
+        background("setpriv --reuid=65534 --regid=65534 --clear-groups sleep 900"),
+    ),
+    Fault("the edge may open few files", "processes", few_open_files),
+    Fault("an instance is missing", "workloads", missing_instance),
+    Fault("a check is gone from a service", "workloads", removed_check),
+    Fault("a job runs that has no file", "workloads", undeclared_job),
+    Fault("an anonymous caller may read the jobs of Nomad", "workloads", anonymous_jobs),
+    Fault("a policy of Consul is wider", "consul", wider_consul_policy),
+    Fault("a token of Consul does not end", "consul", consul_token(Policies=[{"Name": "gateway"}])),
+    Fault("every task has the role of another job in Consul", "consul", role_for_every_task),
+    Fault("a key of Consul holds a secret", "consul", secret_in_a_key),
+    Fault("a policy of Vault is wider", "vault", wider_vault_policy),
+    Fault("a role of Vault admits every job", "vault", changed_in_vault(ROLE, bound_claims=ALL_JOBS)),
+    Fault("a token of Vault lives for a month", "vault", vault_token_of_a_month),
+    Fault(
+        "a database login lives for a month", "vault", changed_in_vault("database/roles/order-service", max_ttl=MONTH)
+    ),
+    Fault(
+        "the key of access tokens may be deleted",
+        "vault",
+        changed_in_vault("transit/keys/tokens", deletion_allowed=True),
+    ),
 )
