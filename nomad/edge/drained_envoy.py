@@ -6,12 +6,14 @@ job carries its source text.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import socket
 import sys
 import time
+from datetime import UTC, datetime
 
 _LISTENING_SECONDS = 1  # new connections are still accepted, and each response ends its connection
 _POLL_SECONDS = 0.1
@@ -26,6 +28,7 @@ def main() -> int:
     envoy = os.posix_spawn(command[0], [*command, *drain_options], {}, setsigmask=[])
     signal.signal(signal.SIGTERM, lambda *_: stop(envoy, admin, float(seconds)))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    log("info", "envoy started", pid=envoy)
     return abs(os.waitstatus_to_exitcode(os.waitpid(envoy, 0)[1]))
 
 
@@ -34,7 +37,7 @@ def stop(envoy: int, admin: str, seconds: float) -> None:
     try:
         drain(admin, seconds)
     except OSError as error:
-        sys.stderr.write(f"Envoy is killed without a drain, its admin socket fails: {error}\n")
+        log("error", "envoy is killed without a drain, its admin socket fails", error=str(error))
         os.kill(envoy, signal.SIGKILL)
     else:
         os.kill(envoy, signal.SIGTERM)
@@ -43,10 +46,17 @@ def stop(envoy: int, admin: str, seconds: float) -> None:
 def drain(admin: str, seconds: float) -> None:
     """Returns once the listeners are closed and no request is in progress, or after `seconds`; raises OSError."""
     ends_at = time.monotonic() + seconds
+    log("info", "draining", seconds=seconds)
     ask(admin, "POST", "/drain_listeners?graceful&skip_exit")
     time.sleep(_LISTENING_SECONDS)
     while active(admin) and time.monotonic() < ends_at:
         time.sleep(_POLL_SECONDS)
+
+
+def log(level: str, event: str, **fields: object) -> None:
+    """Writes a line in the form of Envoy's own log lines."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    sys.stderr.write(json.dumps({"timestamp": now, "level": level, "event": event, **fields}) + "\n")
 
 
 def active(admin: str) -> int:

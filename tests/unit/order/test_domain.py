@@ -120,7 +120,7 @@ def test_an_order_that_is_not_pending_is_neither_confirmed_nor_rejected(end: dom
 
 
 def test_events_without_the_first_do_not_fold_to_an_order() -> None:
-    with pytest.raises(ValueError, match="begins with OrderPlaced"):
+    with pytest.raises(ValueError, match="first event of an order has to be OrderPlaced"):
         fold(domain.OrderConfirmed())
 
 
