@@ -91,14 +91,14 @@ chaos *words:
 # Build the zipapps
 [group('work')]
 [no-exit-message]
-build: protos
-    {{ stack }} build
+build *options: protos
+    {{ stack }} build "$@"
 
 # Generate the gRPC stubs
 [group('work')]
 [no-exit-message]
-protos:
-    {{ stack }} protos
+protos *options:
+    {{ stack }} protos "$@"
 
 # Check style, types, import contracts, dependencies and protos
 [group('work')]
