@@ -144,7 +144,7 @@ def test_settings_of_the_user_that_change_the_result_do_not_reach_the_build(tmp_
     [
         ("compile: writing output: write $WORK/b001/_pkg_.a: no space left on device", "free some space"),
         (
-            'Get "https://proxy.golang.org/x": dial tcp: lookup proxy.golang.org: no such host',
+            'Get "https://modules.example.org/x": dial tcp: lookup modules.example.org: no such host',
             "check the network",
         ),
         ("verifying example.org/one@v1.0.0: checksum mismatch", "check GOPROXY"),
