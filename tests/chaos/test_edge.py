@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -19,8 +18,6 @@ from support.traffic import connections
 from support.traffic.connections import Address
 from support.traffic.load import Load, Request
 from support.traffic.performance_targets import Effort, efforts
-
-from stack.cluster import agents
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("healthy")]
 REQUESTS = 40
@@ -50,7 +47,7 @@ def test_without_consul_the_edge_keeps_its_instances_and_follows_consul_again_af
     before = running.pids("edge")
     with Load(running.url("gateway"), 10, reading) as load:
         eventually("the load flows", lambda: len(load.answers) > 10, 30)
-        with stopped_consul(running):
+        with running.stopped_agent("consul"):
             time.sleep(effort.amount)
         running.wait_until_healthy()
         running.scale("gateway", "api", 1)
@@ -62,14 +59,3 @@ def test_without_consul_the_edge_keeps_its_instances_and_follows_consul_again_af
     print(f"Consul stopped for {effort.amount:.0f} s: {load.report()}")
     assert running.pids("edge") == before
     assert [answer for answer in load.failures if answer.status != httpx.codes.GATEWAY_TIMEOUT] == []
-
-
-@contextmanager
-def stopped_consul(running: RunningStack) -> Iterator[None]:
-    pid = agents.daemon(running.stack, "consul").pid()
-    assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -18,10 +21,11 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from nomad.api.exceptions import BadRequestNomadException
 
 from stack import config
-from stack.cluster import nomad
+from stack.cluster import agents, nomad
 from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.machine import processes
+from stack.waiting import poll
 
 T = TypeVar("T")
 
@@ -31,13 +35,9 @@ _STABLE_SECONDS = 1.5
 
 def eventually(what: str, probe: Callable[[], T | None], seconds: float = 10, every: float = 0.1) -> T:
     """Calls `probe` until it returns something true, and returns that; fails by the name of the condition."""
-    until = time.monotonic() + seconds
-    while True:
-        answer = probe()
-        if answer:
-            return answer
-        assert time.monotonic() < until, f"not within {seconds:g} s: {what}"
-        time.sleep(every)
+    answer = poll(probe, seconds, every)
+    assert answer, f"not within {seconds:g} s: {what}"
+    return answer
 
 
 class RunningStack:
@@ -136,6 +136,17 @@ class RunningStack:
         """The service processes of a job, without Nomad's executors."""
         folders = [self.folder(alloc, job) for alloc in self.allocations(job, group)]
         return sorted(pid for folder in folders for pid in self.working_in(folder))
+
+    @contextmanager
+    def stopped_agent(self, name: str) -> Iterator[None]:
+        """Stops an agent for a while: the kernel accepts connections, and the agent does not answer."""
+        pid = agents.daemon(self.stack, name).pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def working_in(self, folder: Path) -> list[int]:
         """The processes of the task that has this folder."""

@@ -44,6 +44,11 @@ def names() -> list[str]:
     return [name for stage in stages() for name in stage]
 
 
+def deployable(found: Tools) -> list[str]:
+    """Returns the jobs that these tools can run: all but telemetry, if its server was left out."""
+    return [name for name in names() if name != "telemetry" or found.telemetry]
+
+
 def stages() -> list[list[str]]:
     """Returns every job that has a file, in groups that start one after the other."""
     found = {file.name.partition(".")[0] for file in JOBS.glob("*.hcl")} - {SHARED}

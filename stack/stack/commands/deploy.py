@@ -69,9 +69,9 @@ def _deploy(stack: Stack) -> tuple[int, int]:
     consul, vault = Consul(stack, clients), Vault(stack, clients)
     changed += _apply("consul: policies, roles, KV", consul.changes)
     changed += _apply("vault: engines, roles, secrets", vault.changes)
-    changed += _run_jobs(server, [name for name in _jobs(found) if name in nomad.FOUNDATION])
+    changed += _run_jobs(server, [name for name in nomad.deployable(found) if name in nomad.FOUNDATION])
     changed += _apply("vault: database logins", lambda: _retried(vault.database_changes))
-    changed += _run_jobs(server, [name for name in _jobs(found) if name not in nomad.FOUNDATION])
+    changed += _run_jobs(server, [name for name in nomad.deployable(found) if name not in nomad.FOUNDATION])
     kept = consul.seed.changed_by_hand()
     for key in kept:
         say(f"  kept: {key} was changed by hand in Consul; delete the key and deploy to get the file's value")
@@ -165,10 +165,6 @@ def _retried(changes: Callable[[], Iterable[Change]], seconds: float = 30) -> It
 
 def _is_starting(error: Exception) -> bool:
     return isinstance(error, (ConsulException, VaultError, requests.ConnectionError))
-
-
-def _jobs(found: tools.Tools) -> list[str]:
-    return [name for name in nomad.names() if name != "telemetry" or found.telemetry]
 
 
 def _run_jobs(server: Nomad, names: list[str]) -> int:

@@ -74,6 +74,5 @@ def _changes(stack: Stack, found: tools.Tools) -> Iterator[Change]:
     yield from vault.changes()
     yield from vault.database_changes()
     server = Nomad(stack, clients, found, zipapps.build(stack.state))
-    for name in nomad.names():
-        if name != "telemetry" or found.telemetry:
-            yield from server.change(name)
+    for name in nomad.deployable(found):
+        yield from server.change(name)

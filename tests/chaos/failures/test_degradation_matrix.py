@@ -7,9 +7,7 @@ the answers of a healthy system match no row with a 503.
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +20,6 @@ from support.chaos_command import Chaos
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser, register
 
-from stack.cluster import agents
 from stack.config import ROOT
 
 CALLS = ("register", "sign in", "me", "place", "read", "list", "cancel", "history", "readyz")
@@ -118,22 +115,10 @@ def _broken(running: RunningStack, chaos: Chaos, row: Row) -> list[Any]:
     if row.state == "full":
         return [_faulty(chaos, "disk full")]
     if part in {"consul", "vault"}:
-        return [_short_deadlines(running), _stopped(running, part)]
+        return [_short_deadlines(running), running.stopped_agent(part)]
     # Pools keep their connections to Postgres, so a proxy would have no effect on them: Postgres is paused instead.
     words = {"telemetry": "telemetry hanging", "postgres": "pause postgres all"}
     return [_short_deadlines(running), _faulty(chaos, words.get(part, f"latency {part} {LATE_MILLISECONDS}"))]
-
-
-@contextmanager
-def _stopped(running: RunningStack, agent: str) -> Iterator[None]:
-    """Stops an agent: the kernel accepts connections, and the agent does not answer."""
-    pid = agents.daemon(running.stack, agent).pid()
-    assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 class Caller:
