@@ -176,6 +176,16 @@ async def test_a_statement_without_a_deadline_is_not_limited(under_test: Databas
     assert rows == [{"statement_timeout": "10s"}]
 
 
+@pytest.mark.parametrize("seconds", [30 * 86_400.0, 1e12, float("inf")])
+async def test_a_deadline_longer_than_any_timeout_of_postgres_limits_nothing(
+    under_test: DatabaseUnderTest, seconds: float
+) -> None:
+    with deadline(seconds):
+        async with under_test.database.connection() as connection:
+            row = await (await connection.execute("SELECT 1 AS one")).fetchone()
+    assert row == {"one": 1}
+
+
 async def test_the_timeout_ends_with_its_transaction_and_costs_no_round_trip(under_test: DatabaseUnderTest) -> None:
     with deadline(5.0):
         async with under_test.database.connection() as connection:

@@ -6,7 +6,10 @@ import asyncio
 
 import pytest
 
-from chassis.deadline import at_most, deadline, remaining
+from chassis.deadline import LONGEST_SECONDS, at_most, deadline, remaining, shorten
+
+DAYS = 24 * 3600.0
+POSTGRES_MAXIMUM_MS = 2**31 - 1
 
 
 def test_without_a_deadline_there_is_no_limit() -> None:
@@ -34,6 +37,28 @@ def test_a_deadline_of_none_keeps_the_outer_one() -> None:
 def test_the_time_left_is_never_negative() -> None:
     with deadline(-5.0):
         assert remaining() == 0
+
+
+@pytest.mark.parametrize("seconds", [30 * DAYS, 24.9 * DAYS, 1e15, float("inf")])
+def test_a_deadline_beyond_every_timer_counts_as_the_longest(seconds: float) -> None:
+    with deadline(seconds):
+        assert remaining() == pytest.approx(LONGEST_SECONDS, abs=60)
+        assert at_most(seconds) * 1000 < POSTGRES_MAXIMUM_MS
+    assert at_most(seconds) == LONGEST_SECONDS
+
+
+@pytest.mark.parametrize("seconds", [0.0, -0.001, -30 * DAYS, float("-inf")])
+def test_a_deadline_that_has_passed_leaves_no_time(seconds: float) -> None:
+    assert at_most(seconds) == 0
+    with deadline(seconds):
+        assert remaining() == 0
+        assert at_most(5.0) == 0
+
+
+async def test_a_deadline_that_is_not_a_number_is_an_error() -> None:
+    with pytest.raises(ValueError, match="number"):
+        shorten(float("nan"))
+    assert remaining() is None
 
 
 async def test_a_task_inherits_the_deadline_of_its_creator() -> None:
