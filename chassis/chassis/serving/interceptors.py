@@ -5,6 +5,7 @@ Invariant: a handler raises only RpcError; any other exception is a defect, logg
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -21,9 +22,9 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from chassis.deadline import remaining, shorten
 from chassis.errors import PUSHBACK, RpcError, deadline_exceeded, to_status
-from chassis.serving.limiter import Limiter
+from chassis.serving.limiter import Limiter, Outcome
 from chassis.telemetry.metrics import meter
-from chassis.telemetry.traces import remote_context, tracer
+from chassis.telemetry.traces import caller_context, tracer
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,7 @@ Responded = Callable[[], None]
 Around = Callable[[str, Context], AbstractAsyncContextManager[Responded]]
 """Wraps a call, given its path; the function it yields is called before each response of a stream."""
 
+_NEARLY_OVER = 0.1
 _tracer = tracer()
 _duration = meter().create_histogram("rpc.server.duration", "ms", "time from accepting a call to its end")
 _INTERNAL = RpcError(grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
@@ -146,32 +148,41 @@ async def _within_deadline(_path: str, context: Context) -> AsyncIterator[Respon
 
 
 def _caller(context: Context) -> Any:
-    for key, value in context.invocation_metadata() or ():
-        if key == "traceparent":
-            return remote_context(str(value))
-    return None
+    metadata = [(key, str(value)) for key, value in context.invocation_metadata() or ()]
+    parents, states = ([value for key, value in metadata if key == name] for name in ("traceparent", "tracestate"))
+    return caller_context(parents, states)
 
 
 INTERCEPTORS = (Interceptor(_errors), Interceptor(_observed), Interceptor(_within_deadline))
 
 
-def limited(limiter: Limiter, exempt: Collection[str] = ()) -> tuple[Any, ...]:
+def _ended_by_deadline(error: BaseException, given: float | None) -> bool:
+    """True if the deadline ended a call that had `given` seconds, however the handler noticed it."""
+    if isinstance(error, RpcError):
+        return error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    left = remaining()
+    # The timer of the caller may cancel the call shortly before ours.
+    cut = given is not None and left is not None and left <= given * _NEARLY_OVER
+    return cut and isinstance(error, TimeoutError | asyncio.CancelledError)
+
+
+def limited(limiter: Limiter, exempt: Collection[str] = (), urgent: Collection[str] = ()) -> tuple[Any, ...]:
     """Returns all interceptors and, innermost, the concurrency limit: a rejected call has a span and a metric too.
 
-    A stream holds its permit until its first response.
+    `exempt` methods take no permit; `urgent` ones may also use the reserve. A stream holds its permit until its first
+    response.
     """
 
     @asynccontextmanager
-    async def with_permit(_path: str, _context: Context) -> AsyncIterator[Responded]:
-        permit, measured = limiter.acquire(), False
+    async def with_permit(path: str, _context: Context) -> AsyncIterator[Responded]:
+        permit, given, outcome = limiter.acquire(urgent=path in urgent), remaining(), Outcome.OTHER
         try:
-            yield lambda: limiter.release(permit)
-            measured = True
-        except TimeoutError:
-            measured = True
+            yield lambda: limiter.release(permit, Outcome.ANSWERED)
+            outcome = Outcome.ANSWERED
+        except (Exception, asyncio.CancelledError) as error:
+            outcome = Outcome.DEADLINE if _ended_by_deadline(error, given) else Outcome.OTHER
             raise
         finally:
-            # The duration of a quick error or of a cancelled call is no measure of the load.
-            limiter.release(permit, measured=measured)
+            limiter.release(permit, outcome)
 
     return (*INTERCEPTORS, Interceptor(with_permit, exempt))

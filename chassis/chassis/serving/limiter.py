@@ -5,9 +5,11 @@ Invariant: a call beyond the limit is rejected before any work is done for it; t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import grpc
 from opentelemetry import trace
@@ -18,6 +20,7 @@ from chassis.settings import Live, Section
 from chassis.telemetry.metrics import LiveGauges
 
 _INITIAL_FACTOR = 4
+_RESERVE = 0.25
 
 
 class LimiterSettings(Section):
@@ -30,6 +33,16 @@ class LimiterSettings(Section):
     retry_after_seconds: float = Field(gt=0, le=60, description="retry time in the error of a rejected call")
 
 
+class Outcome(Enum):
+    """How a call ended, which decides whether its duration is a measure of the load. Each server uses the same rule."""
+
+    ANSWERED = auto()
+    DEADLINE = auto()
+    """Ended by its deadline. It would have taken longer: it can show that the limit is too high, not too low."""
+    OTHER = auto()
+    """Another error, or cancelled by its caller before the deadline: no measure."""
+
+
 @dataclass(slots=True, eq=False)
 class Permit:
     """The right to work on one call: its start, and the number of calls in progress at that time."""
@@ -40,7 +53,7 @@ class Permit:
 
 
 class Limiter:
-    """Issues permits up to the limit: `permit = acquire()` before the work, `release(permit)` after the answer."""
+    """Issues permits up to the limit: `permit = acquire()` before the work, `release(permit, outcome)` after it."""
 
     def __init__(self, name: str, settings: Live[LimiterSettings], clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
@@ -52,31 +65,34 @@ class Limiter:
         self._shrunk_at = float("-inf")
         _gauges.add(self)
 
-    def acquire(self) -> Permit:
-        """Returns a permit; raises RpcError(RESOURCE_EXHAUSTED, OVERLOADED), which forbids automatic retries."""
+    def acquire(self, *, urgent: bool = False) -> Permit:
+        """Returns a permit; raises RpcError(RESOURCE_EXHAUSTED, OVERLOADED), which forbids automatic retries.
+
+        An urgent call, which makes room for others, may also use a reserve of a quarter above the limit.
+        """
         settings = self._settings.value
         self.limit = max(float(settings.calls_at_least), min(self.limit, float(settings.calls_at_most)))
-        if self.in_use >= int(self.limit):
+        if self.in_use >= int(self.limit) + (math.ceil(self.limit * _RESERVE) if urgent else 0):
             self.rejected += 1
             trace.get_current_span().add_event("limiter.rejected", {"limiter.name": self.name, "limit": self.limit})
             raise _overloaded(settings.retry_after_seconds)
         self.in_use += 1
         return Permit(self._clock(), self.in_use)
 
-    def release(self, permit: Permit, *, measured: bool = True) -> None:
-        """Releases a permit, repeatedly without effect; `measured=False`: its duration is no measure of the load."""
+    def release(self, permit: Permit, outcome: Outcome) -> None:
+        """Releases a permit and adjusts the limit to the duration of the call; has no effect when repeated."""
         if permit.released:
             return
         permit.released = True
         self.in_use -= 1
-        if measured:
-            self._adjust(permit, self._clock())
+        if outcome is not Outcome.OTHER:
+            self._adjust(permit, outcome, self._clock())
 
-    def _adjust(self, permit: Permit, now: float) -> None:
+    def _adjust(self, permit: Permit, outcome: Outcome, now: float) -> None:
         settings = self._settings.value
         if now - permit.started <= settings.target_seconds:
             # A quick answer at less than half of the limit does not show that a higher limit would do.
-            if permit.concurrency * 2 >= self.limit:
+            if outcome is Outcome.ANSWERED and permit.concurrency * 2 >= self.limit:
                 self.limit = min(settings.calls_at_most, self.limit + 1 / self.limit)
         elif permit.started >= self._shrunk_at:
             # A call that started before the limit last shrank is part of the overload already acted on.

@@ -15,7 +15,7 @@ from sanic.exceptions import RequestCancelled, ServiceUnavailable
 from sanic.response import BaseHTTPResponse
 
 from chassis.errors import RpcError
-from chassis.serving.limiter import Limiter
+from chassis.serving.limiter import Limiter, Outcome
 from chassis.settings import Live
 from gateway.http.header_validation import ValidatedRequest
 from gateway.http.problems import ProblemHandler
@@ -65,7 +65,7 @@ class GatewayApp(Sanic[Config, Any]):
         try:
             await super().handle_request(request)
         finally:
-            self.limiter.release(request.ctx.permit, measured=False)
+            self.limiter.release(request.ctx.permit, Outcome.OTHER)
 
     async def handle_exception(  # fragile: sanic-handle-exception
         self, request: Request, exception: BaseException, run_middleware: bool = True
@@ -105,9 +105,14 @@ def make(name: str, settings: Live[Settings], context: object) -> GatewayApp:
 def _complete_response(request: Request, response: BaseHTTPResponse) -> None:
     if hasattr(request.ctx, "permit"):
         # A stream has only begun here. It no longer counts as load, and its duration is not measured.
-        measured = response.status < 400 or response.status == 504
-        cast(GatewayApp, request.app).limiter.release(request.ctx.permit, measured=measured)
+        cast(GatewayApp, request.app).limiter.release(request.ctx.permit, _outcome(response.status))
     request.ctx.status = response.status
     response.headers["traceresponse"] = request.ctx.traceresponse
     for name, value in _SECURITY_HEADERS.items():
         response.headers.setdefault(name, value)
+
+
+def _outcome(status: int) -> Outcome:
+    if status < 400:
+        return Outcome.ANSWERED
+    return Outcome.DEADLINE if status == 504 else Outcome.OTHER

@@ -11,13 +11,13 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from support.waiting import until
 
-from chassis.errors import RpcError
+from chassis.errors import RpcError, deadline_exceeded
 from chassis.serving.interceptors import limited
-from chassis.serving.limiter import Limiter, LimiterSettings
+from chassis.serving.limiter import Limiter, LimiterSettings, Outcome
 from chassis.settings import Live
 
 from ..backends import Backends, error_of
-from ..echo_service import SAY, Echo
+from ..echo_service import SAY, Echo, Stub
 
 
 def limits(**changes: Any) -> LimiterSettings:
@@ -127,6 +127,50 @@ async def test_the_handler_of_a_call_past_its_deadline_is_cancelled_and_its_perm
     await until("the permit is released", lambda: limiter.in_use == 0)
 
 
+SLOW = 0.4
+"""Seconds of a deadline that is four times the target."""
+
+
+@pytest.mark.parametrize("how", ["client and server", "server only", "stream", "downstream"])
+async def test_a_call_that_its_deadline_ends_shrinks_the_limit(backends: Backends, how: str) -> None:
+    async def late(text: str, _context: Any) -> str:
+        if how == "downstream":
+            await asyncio.sleep(SLOW / 2)
+            raise deadline_exceeded()
+        await asyncio.Event().wait()
+        return text
+
+    server, limiter = await start(backends, late, least=1, most=8)
+    before = limiter.limit
+    if how == "server only":
+        await _ask_without_a_timer(server)
+    elif how == "stream":
+        assert (await error_of(backends.stub.count(0, timeout=SLOW))).code is grpc.StatusCode.DEADLINE_EXCEEDED
+    else:
+        error = await error_of(backends.stub.say("late", timeout=SLOW))
+        assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until("the permit is released", lambda: limiter.in_use == 0)
+    assert limiter.limit < before
+
+
+async def _ask_without_a_timer(server: Echo) -> None:
+    """Makes a call that only the server ends: the caller sends the deadline as metadata, and has none of its own."""
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        call = Stub(channel).Say(StringValue(value="late"), metadata=(("grpc-timeout", f"{int(SLOW * 1000)}m"),))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
+
+
+async def test_a_call_with_a_deadline_below_the_target_does_not_move_the_limit(backends: Backends) -> None:
+    """It would have taken longer, so it does not show that a higher limit would do."""
+    _, limiter = await start(backends, held(asyncio.Event()), least=1, most=8)
+    before = limiter.limit
+    calls = [error_of(backends.stub.say("short", timeout=0.05)) for _ in range(4)]
+    assert {error.code for error in await asyncio.gather(*calls)} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    await until("the permits are released", lambda: limiter.in_use == 0)
+    assert limiter.limit == before
+
+
 class Server:
     """A limiter, and the calls of a server around it, on a manual clock."""
 
@@ -145,7 +189,7 @@ class Server:
                 continue
         self.now += seconds
         for permit in permits:
-            self.limiter.release(permit)
+            self.limiter.release(permit, Outcome.ANSWERED)
         return len(permits)
 
 
@@ -194,6 +238,6 @@ def test_at_three_times_its_capacity_a_server_still_answers_80_percent_of_it_in_
             except RpcError:
                 continue
         arrived, permit = queue.pop(0)
-        server.limiter.release(permit)
+        server.limiter.release(permit, Outcome.ANSWERED)
         answered += server.now - arrived < 0.5 and server.now > 10.0
     assert (answered >= 800) == in_time, answered
