@@ -1,7 +1,7 @@
 """The deadline of the current task: set when a request arrives, inherited by every task and call made for it.
 
-Invariant: a nested deadline can only shorten the outer one. `remaining()` is between 0 and LONGEST_SECONDS, whatever the
-caller asked for, so every conversion of it (milliseconds for Postgres, timers, a gRPC deadline) is in range.
+Invariant: a nested deadline can only shorten the outer one. `remaining()` is between 0 and LONGEST_SECONDS, whatever
+the caller asked for, so every conversion of it (milliseconds for Postgres, timers, a gRPC deadline) is in range.
 """
 
 from __future__ import annotations

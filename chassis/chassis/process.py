@@ -1,6 +1,7 @@
-"""Life cycle of a process: configure, start telemetry, serve, drain. SIGTERM is handled before the process serves.
+"""Life cycle of a process: configure, start telemetry, serve, drain. Signals are handled before the process serves.
 
-Invariant: after SIGTERM readiness fails first, accepted work is finished, and the process exits in bounded time.
+Invariant: after a signal of DRAIN readiness fails first, accepted work is finished, and the process exits in bounded
+time. A signal of IGNORED changes nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ log = structlog.get_logger(__name__)
 K = TypeVar("K", bound=ProcessSettings)
 Probe = Callable[[], "str | Awaitable[str | None] | None"]
 FLUSH_SECONDS = 2.0
+DRAIN = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+# Elsewhere these reload files or open logs again; settings are followed in Consul and logs go to stdout. Each of them
+# would end a process that does not handle it.
+IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 _RESTART_SECONDS = (0.1, 5.0)
 _HEALTHY_SECONDS = 30.0
 
@@ -128,9 +133,11 @@ async def live(name: str, settings: type[K], compose: Callable[[Process[K]], Awa
     """Runs `compose` like `run`, but in the current event loop; returns the exit code."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
     logs.to_stdout(name)
+    for number in DRAIN:
+        loop.add_signal_handler(number, stopping.set)
+    for number in IGNORED:
+        loop.add_signal_handler(number, _ignore, number)
     try:
         process = await _unless_stopped(stopping, configure(name, settings, stopping))
         return await _serve(process, compose) if process is not None else 0
@@ -140,6 +147,10 @@ async def live(name: str, settings: type[K], compose: Callable[[Process[K]], Awa
     except Exception:
         log.exception("process failed")
         return 1
+
+
+def _ignore(number: signal.Signals) -> None:
+    log.info("signal ignored", signal=number.name)
 
 
 async def configure(name: str, settings: type[K], stopping: asyncio.Event) -> Process[K]:

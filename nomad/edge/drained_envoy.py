@@ -1,4 +1,6 @@
-"""Runs Envoy and drains it on SIGTERM, because Envoy itself would end immediately and drop the requests in progress.
+"""Runs Envoy and drains it on a signal of DRAIN: Envoy itself would end immediately and drop the requests in progress.
+
+A signal of IGNORED, which elsewhere reloads a configuration, changes nothing: Nomad renders Envoy's files.
 
 Usage: `drained_envoy.py ADMIN_SOCKET DRAIN_SECONDS ENVOY ARGUMENT…`. It needs only the standard library, because the
 job carries its source text.
@@ -17,23 +19,30 @@ from datetime import UTC, datetime
 
 _LISTENING_SECONDS = 1  # new connections are still accepted, and each response ends its connection
 _POLL_SECONDS = 0.1
+DRAIN = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 _ACTIVE = "http.edge.downstream_rq_active"
 
 
 def main() -> int:
     admin, seconds, *command = sys.argv[1:]
-    # Blocked while Envoy starts, so that a signal at that moment does not leave it behind; the child unblocks it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    # Blocked while Envoy starts, so that a signal at that moment does not leave it behind; the child unblocks them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*DRAIN, *IGNORED})
     drain_options = ("--drain-time-s", str(_LISTENING_SECONDS), "--drain-strategy", "immediate")
     envoy = os.posix_spawn(command[0], [*command, *drain_options], {}, setsigmask=[])
-    signal.signal(signal.SIGTERM, lambda *_: stop(envoy, admin, float(seconds)))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    for number in DRAIN:
+        signal.signal(number, lambda *_: stop(envoy, admin, float(seconds)))
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*DRAIN, *IGNORED})
     log("info", "envoy started", pid=envoy)
     return abs(os.waitstatus_to_exitcode(os.waitpid(envoy, 0)[1]))
 
 
 def stop(envoy: int, admin: str, seconds: float) -> None:
     """Drains Envoy and ends it; kills it if its admin socket fails, because then it hangs or has not started yet."""
+    for number in DRAIN:  # a second signal must not begin a second drain
+        signal.signal(number, signal.SIG_IGN)
     try:
         drain(admin, seconds)
     except OSError as error:

@@ -40,8 +40,10 @@ job "artifacts" {
       driver = "raw_exec"
 
       config {
-        command = var.python
+        # Signals that elsewhere reload a configuration would end this server.
+        command = "/bin/sh"
         args = [
+          "-c", "trap '' HUP USR1 USR2; exec \"$@\"", "artifacts", var.python,
           "-m", "http.server", "${NOMAD_PORT_http}",
           "--bind", "127.0.0.1", "--directory", var.artifacts_dir,
         ]

@@ -93,7 +93,8 @@ def _stay(fault: Fault, seconds: float, stop: threading.Event) -> None:
 
 def main() -> int:
     stack, stop = config.current(), threading.Event()
-    for sign in (signal.SIGTERM, signal.SIGINT):
+    # Each of these signals would otherwise end the process and leave the fault in place.
+    for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(sign, lambda *_: stop.set())
     state = fault_state.read(stack, sys.argv[1])
     if state is None:

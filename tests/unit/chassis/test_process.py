@@ -187,11 +187,12 @@ async def test_an_invalid_setting_stops_the_start(placed: FakeConsul) -> None:
     assert "config/gateway: log_level: missing" in logs[-1]["problem"]
 
 
-async def test_the_exit_code_after_sigterm_is_zero(placed: FakeConsul) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+async def test_the_exit_code_after_a_signal_to_end_is_zero(placed: FakeConsul, number: signal.Signals) -> None:
     done: list[str] = []
 
     async def compose(started: Process[ProcessSettings]) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         await started.wait_for_drain()
         done.append("drained")
 
@@ -199,6 +200,18 @@ async def test_the_exit_code_after_sigterm_is_zero(placed: FakeConsul) -> None:
     assert await process_module.live("gateway", ProcessSettings, compose) == 0
     assert done == ["drained"]
     assert time.monotonic() - began >= 0.3
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM])
+async def test_a_signal_to_reload_ends_nothing(placed: FakeConsul, number: signal.Signals) -> None:
+    async def compose(started: Process[ProcessSettings]) -> int:
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(0.1)
+        return 5 if started.stopping.is_set() else 0
+
+    with structlog.testing.capture_logs() as logs:
+        assert await process_module.live("gateway", ProcessSettings, compose) == 0
+    assert [line["signal"] for line in logs if line["event"] == "signal ignored"] == [number.name]
 
 
 async def test_sigterm_while_consul_is_unavailable_stops_the_start(

@@ -49,13 +49,39 @@ def launched(folder: Path, seconds: int, *, alive: bool = True) -> Iterator[subp
         process.kill()
 
 
-def test_envoy_is_asked_to_drain_and_ends_once_no_request_is_in_progress(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_envoy_is_asked_to_drain_and_ends_once_no_request_is_in_progress(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     with launched(tmp_path, 10) as process:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         logged = process.communicate(timeout=20)[0].splitlines()
         assert process.returncode == 0
     asked = "GET /stats?filter=^http.edge.downstream_rq_active$ HTTP/1.1"
     assert logged == ["POST /drain_listeners?graceful&skip_exit HTTP/1.1", asked, asked, asked, "SIGTERM"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM])
+def test_a_signal_to_reload_ends_neither_the_launcher_nor_envoy(tmp_path: Path, number: signal.Signals) -> None:
+    with launched(tmp_path, 1) as process:
+        time.sleep(0.2)
+        process.send_signal(number)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        logged = process.communicate(timeout=20)[0].splitlines()
+        assert process.returncode == 0
+    assert logged[0].startswith("POST /drain_listeners")
+
+
+def test_a_second_signal_begins_no_second_drain(tmp_path: Path) -> None:
+    with launched(tmp_path, 10) as process:
+        process.send_signal(signal.SIGQUIT)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        logged, errors = process.communicate(timeout=20)
+        assert process.returncode == 0
+    assert [line.split()[0] for line in logged.splitlines()] == ["POST", "GET", "GET", "GET", "SIGTERM"]
+    assert "admin socket fails" not in errors
 
 
 def test_the_drain_ends_after_its_longest_time(tmp_path: Path) -> None:
