@@ -11,7 +11,15 @@ from chassis.errors import RpcError
 from shop.user.v1 import user_pb2
 from shop.user.v1.user_pb2_grpc import UserServiceStub
 
-_DENIED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+_DENIALS = {
+    (grpc.StatusCode.FAILED_PRECONDITION, "CREDIT_EXCEEDED"),
+    (grpc.StatusCode.FAILED_PRECONDITION, "CURRENCY_MISMATCH"),
+    (grpc.StatusCode.FAILED_PRECONDITION, "RESERVATION_CONFLICT"),
+    (grpc.StatusCode.FAILED_PRECONDITION, "RESERVATION_RELEASED"),
+    (grpc.StatusCode.NOT_FOUND, "USER_UNKNOWN"),
+}
+"""The errors of ReserveCredit in the contract. Any other one may be a defect of either service, so the call is retried:
+a rejection is final."""
 
 
 class CreditDenied(Exception):  # noqa: N818 - an answer, not a defect
@@ -46,7 +54,7 @@ class GrpcUserCredit:
         try:
             await self._stub.ReserveCredit(request)
         except RpcError as error:
-            if error.code in _DENIED:
+            if (error.code, error.reason) in _DENIALS:
                 raise CreditDenied(error.reason) from error
             raise
 
