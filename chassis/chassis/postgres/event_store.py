@@ -18,7 +18,7 @@ import structlog
 from eventsourcing.persistence import IntegrityError
 
 from chassis.backoff import backoff
-from chassis.deadline import remaining
+from chassis.deadline import at_most, remaining
 from chassis.errors import RpcError, deadline_exceeded
 from chassis.events.port import AlreadyRecorded, VersionConflict, WriteRows, check_versions
 from chassis.events.record import RecordedEvent
@@ -129,7 +129,7 @@ class EventStore:
             try:
                 return await loop.run_in_executor(self._threads, copy_context().run, _before_deadline, work)
             except ConnectionLost as error:
-                if attempt == attempts or (remaining() or delay) < delay:
+                if attempt == attempts or at_most(delay) < delay:
                     raise to_rpc_error(error) from error
             await asyncio.sleep(delay)
         raise AssertionError("unreachable: the last attempt returns or raises")

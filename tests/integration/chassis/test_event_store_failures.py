@@ -21,6 +21,7 @@ from support.waiting import until
 from chassis.deadline import deadline
 from chassis.errors import ConfigurationError, RpcError
 from chassis.events.port import AlreadyRecorded, VersionConflict
+from chassis.postgres import event_store
 from chassis.postgres.event_recorder import ConnectionLost
 from chassis.postgres.event_store import EventStore
 
@@ -79,6 +80,22 @@ async def test_an_append_that_waits_for_other_appends_fails_at_its_deadline(
         assert {error.code for error in ended if isinstance(error, RpcError)} == {grpc.StatusCode.DEADLINE_EXCEEDED}
         assert len(ended) == sum(isinstance(error, RpcError) for error in ended)
     await store.append(streams[0], 0, [event(streams[0], 1)], key="after")
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.0, None], ids=["passed", "less than the pause", "control: none"])
+async def test_a_lost_connection_is_retried_only_if_the_deadline_leaves_time_for_the_pause(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch, seconds: float | None
+) -> None:
+    def lost(*_: Any) -> None:
+        time.sleep(0.2)
+        raise ConnectionLost("server closed the connection unexpectedly")
+
+    store._recorder.head = lost  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(event_store, "_RETRY_SECONDS", (4.0, 4.0))
+    began = time.monotonic()
+    with deadline(seconds), pytest.raises(RpcError):
+        await store.head()
+    assert (time.monotonic() - began > 2) is (seconds is None)
 
 
 async def test_a_store_without_its_tables_does_not_open(under_test: DatabaseUnderTest) -> None:
