@@ -17,13 +17,16 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from chassis.telemetry.log_export import start_logs
+from chassis.telemetry.traces import SAMPLER
 
 METRIC_INTERVAL_SECONDS = 30.0
 _EXPORT_SECONDS = 3.0
+_LONGEST_ATTRIBUTE = 2048
+"""Characters. A caller decides how long some are, and the telemetry store keeps them in memory."""
 _shutdowns: list[Callable[[], object]] = []
 
 
@@ -34,7 +37,7 @@ def start(name: str, version: str, instance: str, endpoint: str) -> None:
     _shutdowns[:] = [
         _start_traces(resource, endpoint),
         _start_metrics(resource, endpoint),
-        start_logs(resource, endpoint, _EXPORT_SECONDS),
+        start_logs(resource, endpoint, _EXPORT_SECONDS, _LONGEST_ATTRIBUTE),
     ]
 
 
@@ -50,7 +53,8 @@ def stop(timeout: float) -> None:
 
 def _start_traces(resource: Resource, endpoint: str) -> Callable[[], object]:
     exporter = OTLPSpanExporter(endpoint, insecure=True, timeout=_EXPORT_SECONDS)
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    limits = SpanLimits(max_attribute_length=_LONGEST_ATTRIBUTE)
+    provider = TracerProvider(SAMPLER, resource, shutdown_on_exit=False, span_limits=limits)
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
     trace.set_tracer_provider(provider)
     return provider.shutdown

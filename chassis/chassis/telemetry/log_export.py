@@ -11,7 +11,7 @@ from typing import Any
 
 from opentelemetry._logs import Logger, SeverityNumber  # fragile: opentelemetry-logs
 from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter  # fragile: opentelemetry-logs
-from opentelemetry.sdk._logs import LoggerProvider  # fragile: opentelemetry-logs
+from opentelemetry.sdk._logs import LoggerProvider, LogRecordLimits  # fragile: opentelemetry-logs
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor  # fragile: opentelemetry-logs
 from opentelemetry.sdk.resources import Resource
 
@@ -27,10 +27,13 @@ _SEVERITY = {
 _NOT_ATTRIBUTES = {"event", "level", "timestamp", "service", "trace_id", "span_id"}
 
 
-def start_logs(resource: Resource, endpoint: str, export_seconds: float) -> Callable[[], object]:
+def start_logs(
+    resource: Resource, endpoint: str, export_seconds: float, longest_attribute: int
+) -> Callable[[], object]:
     """Exports every later log record of this process; returns the shutdown function."""
     exporter = OTLPLogExporter(endpoint, insecure=True, timeout=export_seconds)
-    provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
+    limits = LogRecordLimits(max_attribute_length=longest_attribute)
+    provider = LoggerProvider(resource=resource, shutdown_on_exit=False, log_record_limits=limits)
     provider.add_log_record_processor(BatchLogRecordProcessor(exporter))
     logs.export_with(partial(_emit, provider.get_logger("waypost")))
     return provider.shutdown

@@ -22,6 +22,8 @@ Record = MutableMapping[str, Any]
 _lines_lost = meter().create_counter("log.lines_lost", description="log lines that stdout did not take")
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 _LIBRARY_LEVELS = {"httpx": 30, "httpcore": 30, "asyncio": 30, "urllib3": 30, "psycopg.pool": 40, "psycopg": 40}
+# It warns of each malformed tracestate, with its text, which a caller decides.
+_LIBRARY_LEVELS["opentelemetry.trace"] = 40
 
 
 class _State:

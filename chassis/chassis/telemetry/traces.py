@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+SAMPLER = ParentBased(ALWAYS_ON, remote_parent_not_sampled=ALWAYS_ON)
+"""Records every span outside of a probe, also where the flags of the caller's traceparent say that it records none."""
 
 _w3c = TraceContextTextMapPropagator()
 
@@ -31,9 +35,28 @@ def current_traceparent() -> str:
     return traceparent(trace.get_current_span())
 
 
-def remote_context(header: str) -> Any:
+def trace_headers(span: Span) -> tuple[tuple[str, str], ...]:
+    """Returns the W3C headers of a span for the next process: traceparent, and tracestate if the caller sent one."""
+    header = traceparent(span)
+    if not header:
+        return ()
+    state = span.get_span_context().trace_state
+    return (("traceparent", header), ("tracestate", state.to_header())) if state else (("traceparent", header),)
+
+
+def caller_context(parents: Sequence[str], states: Sequence[str]) -> Any:
+    """Returns the OpenTelemetry context of a caller, given its traceparent and tracestate headers.
+
+    None, which begins a new trace, without exactly one valid traceparent. An invalid tracestate is left out.
+    """
+    return remote_context(parents[0], states) if len(parents) == 1 else None
+
+
+def remote_context(header: str, states: Sequence[str] = ()) -> Any:
     """Parses a traceparent header into an OpenTelemetry context; None if it is empty or malformed."""
-    return _w3c.extract({"traceparent": header}) or None
+    if not header:
+        return None
+    return _w3c.extract({"traceparent": header, "tracestate": list(states)}) or None
 
 
 @contextmanager

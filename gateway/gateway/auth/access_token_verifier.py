@@ -7,6 +7,7 @@ stay in use.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ log = structlog.get_logger(__name__)
 
 _REQUIRED_CLAIMS = ["sub", "iat", "exp", "iss", "aud"]
 _MAX_CACHED = 10_000
+_LATEST_DATE = 2**53
+_USER_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_CURRENCY = re.compile(r"[A-Z]{3}")
+# PyJWT converts dates with int() and parses JSON without a limit of its depth, and raises all of these.
+_INVALID = (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError)
 
 
 class PublicKeySource(Protocol):
@@ -91,18 +97,17 @@ class AccessTokenVerifier:
                 audience=AUDIENCE,
                 options={"require": _REQUIRED_CLAIMS, "verify_iat": False},
             )
+            return self._cache(token, _principal(claims))
         except jwt.ExpiredSignatureError:
             raise Problem("UNAUTHENTICATED", "The access token has expired.") from None
-        except (jwt.PyJWTError, ValueError):
+        except _INVALID:
             raise Problem("UNAUTHENTICATED", "The access token is not valid.") from None
-        return self._cache(token, claims)
 
-    def _cache(self, token: str, claims: Mapping[str, Any]) -> Principal:
+    def _cache(self, token: str, principal: Principal) -> Principal:
         if len(self._verified) >= _MAX_CACHED:
             self._verified.clear()
-        currency = str(claims.get(CREDIT_CURRENCY_CLAIM, ""))
-        self._verified[token] = Principal(str(claims["sub"]), currency, int(claims["exp"]))
-        return self._verified[token]
+        self._verified[token] = principal
+        return principal
 
     async def _key(self, kid: object) -> Ed25519PublicKey:
         name = str(kid)
@@ -130,3 +135,18 @@ class AccessTokenVerifier:
             self._keys = keys
             self._verified.clear()
         return True
+
+
+def _principal(claims: Mapping[str, Any]) -> Principal:
+    """Returns the principal; raises ValueError if a claim has not the form in which the User Service issues it.
+
+    A JSON string may hold characters that no protobuf string can, such as a lone surrogate.
+    """
+    user_id, currency, expires_at = claims["sub"], claims.get(CREDIT_CURRENCY_CLAIM), claims["exp"]
+    if not isinstance(user_id, str) or not _USER_ID.fullmatch(user_id):
+        raise ValueError("sub is not the id of a user")
+    if currency is not None and not (isinstance(currency, str) and _CURRENCY.fullmatch(currency)):
+        raise ValueError(f"{CREDIT_CURRENCY_CLAIM} is not a currency")
+    if type(expires_at) not in (int, float) or expires_at > _LATEST_DATE:
+        raise ValueError("exp is not a date")
+    return Principal(user_id.lower(), currency or "", int(expires_at))

@@ -27,6 +27,7 @@ def signed_in(route: Callable[Concatenate[Request, str, P], Response]) -> Route[
         verifier = cast(AccessTokenVerifier, request.app.ctx.access_tokens)
         principal = await verifier.verify(token.strip())
         request.ctx.credit_currency = principal.credit_currency
+        request.ctx.token_expires_at = principal.expires_at
         return await route(request, principal.user_id, *args, **kwargs)
 
     return authenticated
