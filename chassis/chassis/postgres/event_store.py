@@ -44,6 +44,7 @@ class EventStore:
     def __init__(self, database: Database, max_size: int) -> None:
         self._threads = ThreadPoolExecutor(max_size, thread_name_prefix="events")
         # Appends wait for each other on the table lock, so one thread and one connection are reserved for reads.
+        # A permit belongs to a thread: a cancelled append leaves its thread waiting.
         self._append_permits = asyncio.Semaphore(max_size - 1)
         self._datastore = Datastore(database, max_size)
         self._notifications = Notifications(database, TABLE)  # fragile: eventsourcing-channel
@@ -73,14 +74,11 @@ class EventStore:
         check_versions(stream, expected_version, events)
         stored = [to_stored(event) for event in events]
         with _tracer.start_as_current_span("append events", attributes={"event.types": [e.type for e in events]}):
-            await self._acquire_permit()
             try:
-                await self._run(lambda: self._recorder.insert(stored, events, extra), _ATTEMPTS)
+                await self._run(lambda: self._recorder.insert(stored, events, extra), _ATTEMPTS, self._append_permits)
             except IntegrityError as error:
                 if not await self._run(lambda: self._recorder.has_stored(stored), _ATTEMPTS):
                     raise _conflict(stream, expected_version, error) from error
-            finally:
-                self._append_permits.release()
 
     async def read(self, stream: UUID, after: int = 0) -> list[RecordedEvent]:
         """See EventLog."""
@@ -115,24 +113,34 @@ class EventStore:
         await asyncio.to_thread(self._datastore.pool.close, _CLOSE_SECONDS)
         self._threads.shutdown(wait=False)
 
-    async def _acquire_permit(self) -> None:
-        try:
-            async with asyncio.timeout(remaining()):
-                await self._append_permits.acquire()
-        except TimeoutError:
-            raise deadline_exceeded("the deadline passed while other appends were in progress") from None
-
-    async def _run(self, work: Callable[[], T], attempts: int = 1) -> T:
+    async def _run(self, work: Callable[[], T], attempts: int = 1, permits: asyncio.Semaphore | None = None) -> T:
         """Runs `work()` in a thread of the store; retries it after a lost connection while there is time."""
-        loop = asyncio.get_running_loop()
         for delay, attempt in zip(backoff(*_RETRY_SECONDS), range(1, attempts + 1), strict=False):
             try:
-                return await loop.run_in_executor(self._threads, copy_context().run, _before_deadline, work)
+                return await self._in_thread(work, permits)
             except ConnectionLost as error:
                 if attempt == attempts or at_most(delay) < delay:
                     raise to_rpc_error(error) from error
             await asyncio.sleep(delay)
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _in_thread(self, work: Callable[[], T], permits: asyncio.Semaphore | None) -> T:
+        """Runs `work()` in a thread. A permit is held until the thread is free, also if the caller is cancelled."""
+        if permits is not None:
+            await _acquire(permits)
+        loop = asyncio.get_running_loop()
+        running = self._threads.submit(copy_context().run, _before_deadline, work)
+        if permits is not None:
+            running.add_done_callback(lambda _: loop.call_soon_threadsafe(permits.release))
+        return await asyncio.wrap_future(running)
+
+
+async def _acquire(permits: asyncio.Semaphore) -> None:
+    try:
+        async with asyncio.timeout(remaining()):
+            await permits.acquire()
+    except TimeoutError:
+        raise deadline_exceeded("the deadline passed while other appends were in progress") from None
 
 
 def _before_deadline(work: Callable[[], T]) -> T:

@@ -66,6 +66,35 @@ async def test_reads_do_not_wait_while_appends_wait_for_the_table_lock(
     await asyncio.gather(*waiting)
 
 
+async def test_reads_do_not_wait_while_cancelled_appends_still_wait_for_the_table_lock(
+    store: EventStore, under_test: DatabaseUnderTest
+) -> None:
+    """As above, but the callers have given up. Their threads still wait; later appends must not take the last one."""
+    store._recorder.lock_table_statements = ["LOCK TABLE events IN EXCLUSIVE MODE"]  # waits for ten seconds
+    waiting = "SELECT 1 FROM pg_locks WHERE NOT granted"
+    async with under_test.database.connection() as connection:
+        await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        await connection.execute("LOCK TABLE events IN EXCLUSIVE MODE")
+        for number in (1, 2):
+            await cancelled_append(store)
+            await until("it waits", lambda: len(under_test.vault.postgres.rows(waiting)) == number)  # noqa: B023
+        for _ in range(4):
+            await cancelled_append(store)
+        async with asyncio.timeout(5):
+            assert await store.head() == 0
+        assert len(under_test.vault.postgres.rows(waiting)) == 2
+    stream = uuid4()
+    await store.append(stream, 0, [event(stream, 1)], key="after")
+
+
+async def cancelled_append(store: EventStore) -> None:
+    stream = uuid4()
+    appending = asyncio.create_task(store.append(stream, 0, [event(stream, 1)], key=stream.hex))
+    await asyncio.sleep(0.1)
+    appending.cancel()
+    await asyncio.wait([appending])
+
+
 async def test_an_append_that_waits_for_other_appends_fails_at_its_deadline(
     store: EventStore, under_test: DatabaseUnderTest
 ) -> None:
