@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 import uvloop
 
+from chassis import watchdog
 from chassis.backoff import backoff
 from chassis.errors import ConfigurationError
 from chassis.platform.consul import ConsulClient
@@ -121,6 +122,7 @@ def run(name: str, settings: type[K], compose: Callable[[Process[K]], Awaitable[
     """Runs `compose` as a whole process. Exits with its result (None is 0), 1 if it fails or settings are invalid."""
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
+    watchdog.start(loop)
     code = loop.run_until_complete(live(name, settings, compose))
     export.stop(FLUSH_SECONDS)
     with suppress(OSError):  # a stdout that Nomad has closed must not change the exit code

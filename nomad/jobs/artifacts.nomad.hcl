@@ -9,7 +9,7 @@ job "artifacts" {
 
   update {
     min_healthy_time = "1s"
-    healthy_deadline = "60s"
+    healthy_deadline = "120s"
   }
 
   group "artifacts" {

@@ -15,7 +15,7 @@ job "edge" {
   update {
     max_parallel      = 1
     min_healthy_time  = "2s"
-    healthy_deadline  = "60s"
+    healthy_deadline  = "120s"
     progress_deadline = "0s"
     auto_revert       = true
   }
@@ -45,10 +45,10 @@ job "edge" {
         port     = "ping"
         path     = "/ping"
         interval = "2s"
-        timeout  = "5s"
+        timeout  = "20s"
 
         check_restart {
-          limit = 10
+          limit = 16
           grace = "15s"
         }
       }

@@ -45,14 +45,14 @@ job "service" {
     auto_revert       = true
     max_parallel      = 1
     min_healthy_time  = "2s"
-    healthy_deadline  = "60s"
+    healthy_deadline  = "120s"
     progress_deadline = "0s"
   }
 
   migrate {
     max_parallel     = 1
     min_healthy_time = "2s"
-    healthy_deadline = "60s"
+    healthy_deadline = "120s"
   }
 
   reschedule {
@@ -97,7 +97,7 @@ job "service" {
           type     = var.protocol
           path     = local.readiness.path
           interval = "1s"
-          timeout  = "5s"
+          timeout  = "10s"
         }
 
         check {
@@ -106,11 +106,12 @@ job "service" {
           path         = local.liveness.path
           grpc_service = local.liveness.grpc_service
           interval     = "1s"
-          timeout      = "5s"
+          timeout      = "60s"
 
+          # A process ends itself when its loop is stuck; this is for one that cannot even do that.
           check_restart {
-            limit = 46
-            grace = "30s"
+            limit = 91
+            grace = "120s"
           }
         }
       }

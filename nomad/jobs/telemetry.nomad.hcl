@@ -10,7 +10,7 @@ job "telemetry" {
 
   update {
     min_healthy_time = "1s"
-    healthy_deadline = "60s"
+    healthy_deadline = "120s"
   }
 
   group "telemetry" {

@@ -99,10 +99,11 @@ def _tools() -> tools.Tools:
 
 
 def build(stack: Stack) -> dict[str, zipapps.Artifact]:
-    """Generates the stubs and builds the zipapp of each service."""
+    """Generates the stubs, builds the zipapp of each service, and unpacks it for this machine."""
     with step("zipapps", "20 s the first time") as now:
         protos.generate()
         artifacts = zipapps.build(stack.state)
+        zipapps.unpack(stack.state, artifacts.values())
         now.result = ", ".join(f"{artifact.name} {artifact.version}" for artifact in artifacts.values())
     return artifacts
 

@@ -76,6 +76,37 @@ def test_a_zipapp_starts_on_a_python_without_packages(here: Path) -> None:
         assert done.stdout == "hello from user-service 42\n"
 
 
+def test_a_start_finds_an_unpacked_artifact_unpacked_and_compiled(here: Path) -> None:
+    artifact = zipapps.build(here / "state")["user-service"]
+    zipapps.unpack(here / "state", [artifact])
+    (unpacked,) = [path for path in (here / "state" / "zipapps").iterdir() if path.is_dir()]
+    site = unpacked / "site-packages"
+    assert list(site.rglob("user_service/__pycache__/__main__.*.pyc"))
+    before = {path: path.stat().st_mtime_ns for path in unpacked.rglob("*")}
+    job_file = here / "local" / "user-service.pyz"
+    job_file.parent.mkdir()
+    job_file.write_bytes(artifact.path.read_bytes())
+    env = {"SHIV_ROOT": str(here / "state" / "zipapps"), "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-I", "-S", str(job_file)]
+    assert subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+    assert {path: path.stat().st_mtime_ns for path in unpacked.rglob("*")} == before
+    assert [path for path in (here / "state" / "zipapps").iterdir() if path.is_dir()] == [unpacked]
+
+
+def test_an_artifact_is_unpacked_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts = list(zipapps.build(here / "state").values())
+    zipapps.unpack(here / "state", artifacts)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("unpacked again"))
+    zipapps.unpack(here / "state", artifacts)
+
+
+def test_an_artifact_that_cannot_be_unpacked_stops_the_deploy(here: Path) -> None:
+    artifact = zipapps.build(here / "state")["user-service"]
+    (here / "state" / "zipapps").write_text("a file in the place of the folder")
+    with pytest.raises(StackError, match="could not be unpacked"):
+        zipapps.unpack(here / "state", [artifact])
+
+
 def test_an_artifact_is_named_by_its_content(here: Path) -> None:
     artifact = zipapps.build(here / "state")["gateway"]
     assert artifact.path == here / "state" / "artifacts" / f"gateway-{artifact.sha256[:12]}.pyz"
