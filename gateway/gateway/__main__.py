@@ -8,6 +8,7 @@ from chassis import process
 from chassis.calls import client
 from chassis.process import Process
 from gateway import composition
+from gateway.admission.client_limits import ClientLimits
 from gateway.auth.access_token_verifier import AccessTokenVerifier
 from gateway.backend import Backend
 from gateway.dependency_health import DependencyHealth
@@ -28,7 +29,9 @@ async def compose(process: Process[Settings]) -> None:
     process.supervise("token keys", access_tokens.refresh_keys)
     process.supervise("dependencies", health.probe_agents)
     stubs = _stub(UserServiceStub, users), _stub(OrderServiceStub, orders)
-    gateway_app = composition.create(Backend(*stubs, access_tokens, health, ProfileCache(settings), settings))
+    limits = ClientLimits(settings.section(lambda now: now.clients))
+    backend = Backend(*stubs, access_tokens, health, ProfileCache(settings), limits, settings)
+    gateway_app = composition.create(backend)
     await http_server.serve(gateway_app, process)
 
 

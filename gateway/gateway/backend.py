@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from sanic import Request
 
 from chassis.settings import Live
+from gateway.admission.client_limits import ClientLimits
 from gateway.auth.access_token_verifier import AccessTokenVerifier
 from gateway.dependency_health import DependencyHealth
 from gateway.profile_cache import ProfileCache
@@ -27,6 +28,7 @@ class Backend:
     access_tokens: AccessTokenVerifier
     health: DependencyHealth
     profiles: ProfileCache
+    limits: ClientLimits
     settings: Live[Settings]
 
 

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, IPvAnyNetwork
 
 from chassis.calls.client_settings import ClientSettings
 from chassis.serving.limiter import LimiterSettings
-from chassis.settings import ProcessSettings
+from chassis.settings import ProcessSettings, Section
+
+
+class ClientLimitSettings(Section):
+    """Limits of one client. All are lower than the limits for all clients together, so that others find a permit."""
+
+    calls_per_user: int = Field(ge=1, le=100_000, description="concurrent requests of one user, without watches")
+    watches_per_user: int = Field(ge=1, le=100_000, description="open watches of one user")
+    watches_per_address: int = Field(ge=1, le=100_000, description="open watches from one client address")
+    passwords_per_address: int = Field(
+        ge=1, le=100_000, description="concurrent registrations and sign-ins from one client address"
+    )
+    sign_ins_per_account: int = Field(
+        ge=1, le=100_000, description="concurrent sign-ins to one account from one client address"
+    )
+    failed_sign_ins_per_account: int = Field(
+        ge=1, le=100_000, description="failed sign-ins to one account from one client address in the time below"
+    )
+    failed_sign_ins_seconds: float = Field(gt=0, le=86400, description="time in which that many failures are forgotten")
+    retry_after_seconds: float = Field(gt=0, le=60, description="retry time where a request has to end first")
 
 
 class Settings(ProcessSettings):
@@ -14,9 +33,11 @@ class Settings(ProcessSettings):
 
     deadline_seconds: float = Field(gt=0, le=60, description="time for one request, from its last byte")
     password_deadline_seconds: float = Field(gt=0, le=60, description="the same where a password is hashed")
-    body_limit_bytes: int = Field(ge=1024, le=2**24, description="largest request body; new connections")
+    body_limit_bytes: int = Field(ge=1024, le=2**24, description="largest request body")
+    body_seconds: float = Field(gt=0, le=60, description="longest time for a body to arrive")
+    body_bytes_per_second: int = Field(ge=1, le=2**20, description="least rate of a body after its first two seconds")
     request_head_seconds: float = Field(gt=0, le=60, description="time for a request's head to arrive; new connections")
-    response_seconds: float = Field(gt=0, le=300, description="time for body and response; new connections")
+    response_seconds: float = Field(gt=0, le=300, description="longest silence within a request; new connections")
     keep_alive_seconds: float = Field(gt=0, le=600, description="how long an idle connection stays; new connections")
     token_keys_refresh_seconds: float = Field(gt=0, le=86400, description="interval of reading the public token keys")
     token_keys_retry_seconds: float = Field(
@@ -29,6 +50,8 @@ class Settings(ProcessSettings):
     dependency_probe_seconds: float = Field(gt=0, le=60, description="interval of probing Consul and Vault for /readyz")
     watch_heartbeat_seconds: float = Field(gt=0, le=300, description="longest silence of a watch")
     watch_retry_seconds: float = Field(ge=0, le=60, description="reconnect delay of a caller whose watch has ended")
+    trusted_proxies: list[IPvAnyNetwork] = Field(description="networks of the edge: only its X-Forwarded-For is read")
+    clients: ClientLimitSettings = Field(description="what one client may have in progress at one gateway")
     limiter: LimiterSettings = Field(description="limit of concurrent requests")
     users: ClientSettings = Field(description="calls to user-service")
     orders: ClientSettings = Field(description="calls to order-service")

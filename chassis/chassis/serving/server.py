@@ -40,14 +40,16 @@ async def serve(
     *,
     limiter_settings: Live[LimiterSettings] | None = None,
     exempt: Collection[str] = (),
+    urgent: Collection[str] = (),
 ) -> None:
     """Serves at the bind address of the process until SIGTERM, then drains and returns.
 
     `services` are the full names for health and reflection ("shop.user.v1.UserService"). With `limiter_settings`,
     calls beyond the concurrency limit fail with RESOURCE_EXHAUSTED. The `exempt` methods ("/package.Service/Name")
-    are not limited: they have a queue of their own, or they free resources.
+    are not limited, because they have a queue of their own; the `urgent` ones, which free resources, have a reserve.
     """
-    interceptors = limited(Limiter(process.name, limiter_settings), exempt) if limiter_settings else INTERCEPTORS
+    limits = limiter_settings and Limiter(process.name, limiter_settings)
+    interceptors = limited(limits, exempt, urgent) if limits else INTERCEPTORS
     server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
     register(server)
     health_service = HealthService(process, services)

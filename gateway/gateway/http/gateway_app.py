@@ -6,20 +6,19 @@ lists the responses of the edge, some of which do not).
 
 from __future__ import annotations
 
-import re
 from typing import Any, cast
 
 from sanic import Request, Sanic
 from sanic.config import Config
 from sanic.exceptions import RequestCancelled, ServiceUnavailable
-from sanic.response import BaseHTTPResponse
+from sanic.response import BaseHTTPResponse, HTTPResponse
 
-from chassis.errors import RpcError
 from chassis.serving.limiter import Limiter, Outcome
 from chassis.settings import Live
+from gateway.http import preconditions
 from gateway.http.header_validation import ValidatedRequest
-from gateway.http.problems import ProblemHandler
-from gateway.http.request_telemetry import PROBE_PATHS, recorded
+from gateway.http.problems import Problem, ProblemHandler
+from gateway.http.request_telemetry import recorded
 from gateway.http.sanic_internals import HeadAsGetRouter, abandon_body, discard_body
 from gateway.settings import Settings
 
@@ -30,7 +29,6 @@ _SECURITY_HEADERS = {
 }
 _DISCARD_BYTES = 2**25
 _DISCARD_SECONDS = 10.0
-_CANCEL_PATH = re.compile(r"/v1/orders/[^/]+/cancel")
 
 
 class GatewayApp(Sanic[Config, Any]):
@@ -46,26 +44,21 @@ class GatewayApp(Sanic[Config, Any]):
             REQUEST_TIMEOUT=settings.request_head_seconds,
             RESPONSE_TIMEOUT=settings.response_seconds,
             KEEP_ALIVE_TIMEOUT=settings.keep_alive_seconds,
+            TRUSTED_PROXIES=settings.trusted_proxies,
         )
 
     async def handle_request(self, request: Request) -> None:  # fragile: sanic-handle-request
         with recorded(request):
-            # Probes must work under load, and a cancelled order makes room.
-            if request.path in PROBE_PATHS or _CANCEL_PATH.fullmatch(request.path):
+            try:
                 await super().handle_request(request)
-            else:
-                await self._handle_limited(request)
+            finally:
+                if hasattr(request.ctx, "permit"):
+                    self.limiter.release(request.ctx.permit, Outcome.OTHER)
         await discard_body(request, _DISCARD_BYTES, _DISCARD_SECONDS)
 
-    async def _handle_limited(self, request: Request) -> None:
-        try:
-            request.ctx.permit = self.limiter.acquire()
-        except RpcError as overloaded:
-            return await self.handle_exception(request, overloaded)
-        try:
-            await super().handle_request(request)
-        finally:
-            self.limiter.release(request.ctx.permit, Outcome.OTHER)
+    def admit(self, request: Request, *, urgent: bool = False) -> None:
+        """Takes a permit of the limiter, which is released when the response begins; raises RpcError."""
+        request.ctx.permit = self.limiter.acquire(urgent=urgent)
 
     async def handle_exception(  # fragile: sanic-handle-exception
         self, request: Request, exception: BaseException, run_middleware: bool = True
@@ -102,7 +95,8 @@ def make(name: str, settings: Live[Settings], context: object) -> GatewayApp:
     return app
 
 
-def _complete_response(request: Request, response: BaseHTTPResponse) -> None:
+def _complete_response(request: Request, response: BaseHTTPResponse) -> HTTPResponse:
+    response = _conditional(request, response)
     if hasattr(request.ctx, "permit"):
         # A stream has only begun here. It no longer counts as load, and its duration is not measured.
         cast(GatewayApp, request.app).limiter.release(request.ctx.permit, _outcome(response.status))
@@ -110,9 +104,21 @@ def _complete_response(request: Request, response: BaseHTTPResponse) -> None:
     response.headers["traceresponse"] = request.ctx.traceresponse
     for name, value in _SECURITY_HEADERS.items():
         response.headers.setdefault(name, value)
+    return cast(HTTPResponse, response)
 
 
 def _outcome(status: int) -> Outcome:
     if status < 400:
         return Outcome.ANSWERED
     return Outcome.DEADLINE if status == 504 else Outcome.OTHER
+
+
+def _conditional(request: Request, response: BaseHTTPResponse) -> BaseHTTPResponse:
+    """Returns the response to a successful read, 304 or 412 if a precondition does not hold."""
+    if response.status != 200 or request.method not in ("GET", "HEAD"):
+        return response
+    etag = response.headers.get("etag")
+    status = preconditions.failed(request, etag)
+    if status == 412:
+        return Problem("VERSION_MISMATCH").response(request)
+    return HTTPResponse(status=304, headers={"etag": etag} if etag else {}) if status == 304 else response

@@ -54,12 +54,13 @@ _TABLE = (
     Kind("EMAIL_TAKEN", 409, "Email taken", "A user with this email is registered already, perhaps in another case."),
     Kind("ORDER_CLOSED", 409, "Order closed", "The state of the order does not allow this any more."),
     Kind("CONFLICT", 409, "Changed meanwhile", "Another request changed the same resource at the same time; read it again and decide again."),
-    Kind("VERSION_MISMATCH", 412, "Version mismatch", "If-Match does not name the current version of the order; read it again and decide again."),
+    Kind("VERSION_MISMATCH", 412, "Version mismatch", "If-Match or If-None-Match does not hold for the current version; read it again and decide again."),
     Kind("BODY_TOO_LARGE", 413, "Body too large", "The request body is larger than the gateway accepts."),
     Kind("UNSUPPORTED_MEDIA_TYPE", 415, "Unsupported media type", "Send the body as application/json."),
     Kind("EXPECTATION_FAILED", 417, "Expectation failed", "The only expectation understood is 100-continue."),
     Kind("INVALID", 422, "Invalid request", "Some fields are invalid; `errors` names each of them."),
     Kind("IDEMPOTENCY_KEY_REUSED", 422, "Idempotency-Key reused", "This key was used before with other content; a new order needs a new key."),
+    Kind("TOO_MANY_REQUESTS", 429, "Too many requests", "One client may have only so many requests, watches and failed attempts to sign in; try again after Retry-After seconds."),
     Kind("HEADERS_TOO_LARGE", 431, "Headers too large", "The head of the request is larger than the gateway accepts."),
     Kind("INTERNAL", 500, "Internal error", "The server failed unexpectedly; quote the trace_id when you report it."),
     Kind("ANSWER_LOST", 502, "Answer lost", "The connection was lost before the answer; the request may have taken effect."),
@@ -124,7 +125,7 @@ class Problem(Exception):  # noqa: N818 - the term of RFC 9457
         headers = dict(self.headers)
         if self.kind.status == 401:
             headers["www-authenticate"] = "Bearer"
-        if self.kind.status == 503:
+        if self.kind.status in {429, 503}:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after or 1)))
         return headers
 

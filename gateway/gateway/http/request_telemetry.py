@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
 
 import structlog
@@ -27,12 +28,16 @@ from opentelemetry.trace import (
 from sanic import Request
 
 from chassis.telemetry.metrics import meter
-from chassis.telemetry.traces import remote_context, traceparent, tracer
+from chassis.telemetry.traces import caller_context, traceparent, tracer
 
 log = structlog.get_logger(__name__)
 
 PROBE_PATHS = {"/livez", "/readyz"}
 _CLIENT_CLOSED_REQUEST = 499
+# As the semantic conventions of OpenTelemetry name them; every other method is one value.
+_METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
+_OTHER_METHOD = "_OTHER"
+_SCHEMES = frozenset({"http", "https"})
 _ids = RandomIdGenerator()
 
 
@@ -40,9 +45,11 @@ _ids = RandomIdGenerator()
 def recorded(request: Request) -> Iterator[None]:
     """Runs the block in the server span of a request, which continues the caller's trace.
 
-    Sets `trace_id`, `traceresponse` and `status` of the request's context; the last is 499 until a response begins.
+    Sets `client_address`, `trace_id`, `traceresponse` and `status` of the request's context; the last is 499 until a
+    response begins.
     """
     began = time.perf_counter()
+    request.ctx.client_address = _client_address(request)
     with _span(request) as span:
         context = span.get_span_context()
         request.ctx.trace_id = f"{context.trace_id:032x}"
@@ -52,7 +59,7 @@ def recorded(request: Request) -> Iterator[None]:
             yield
         finally:
             status, route = request.ctx.status, _route(request)
-            span.update_name(f"{request.method} {route}" if route else request.method)
+            span.update_name(_span_name(request, route))
             span.set_attributes(_response_attributes(status, route))
             if status >= 500:
                 span.set_status(Status(StatusCode.ERROR))
@@ -61,12 +68,13 @@ def recorded(request: Request) -> Iterator[None]:
 
 
 def _span(request: Request) -> AbstractContextManager[Span]:
-    parent = remote_context(request.headers.get("traceparent", ""))
+    headers = request.headers
+    parent = caller_context(headers.getall("traceparent", ()), headers.getall("tracestate", ()))
     if request.path in PROBE_PATHS:
         trace_id = get_current_span(parent).get_span_context().trace_id or _ids.generate_trace_id()
         return use_span(NonRecordingSpan(SpanContext(trace_id, _ids.generate_span_id(), is_remote=False)))
     return tracer().start_as_current_span(
-        request.method,
+        _span_name(request, ""),
         context=parent,
         kind=SpanKind.SERVER,
         attributes=_request_attributes(request),
@@ -74,15 +82,52 @@ def _span(request: Request) -> AbstractContextManager[Span]:
     )
 
 
+def _client_address(request: Request) -> str:
+    """Returns the last address of X-Forwarded-For, which the edge appends, if the edge has sent the request.
+
+    Otherwise it returns the address of the peer, because anybody else could write any address into the header.
+    """
+    peer = str(request.ip)
+    if not _is_within(peer, tuple(request.app.config.TRUSTED_PROXIES)):
+        return peer
+    last = ",".join(request.headers.getall("x-forwarded-for", ())).rpartition(",")[2].strip()
+    try:
+        return str(ip_address(last))
+    except ValueError:
+        return peer
+
+
+@lru_cache(maxsize=4096)
+def _is_within(address: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+    try:
+        parsed = ip_address(address)
+    except ValueError:  # a Unix socket has no address
+        return False
+    return any(parsed in network for network in networks)
+
+
+def _span_name(request: Request, route: str) -> str:
+    method = request.method if request.method in _METHODS else "HTTP"
+    return f"{method} {route}" if route else method
+
+
 def _request_attributes(request: Request) -> dict[str, str]:
     return {
-        "http.request.method": request.method,
+        **_labels(request),
+        **({} if request.method in _METHODS else {"http.request.method_original": request.method}),
         "url.path": request.path,
-        "url.scheme": request.scheme,
         "network.protocol.version": request.version,
-        "client.address": request.ip,
+        "client.address": request.ctx.client_address,
         # Bytes that are no UTF-8 cannot be sent to telemetry.
         "user_agent.original": request.headers.get("user-agent", "").encode(errors="replace").decode(),
+    }
+
+
+def _labels(request: Request) -> dict[str, str]:
+    """Returns the attributes of the metric and the span, whose values a caller can only choose from a fixed set."""
+    return {
+        "http.request.method": request.method if request.method in _METHODS else _OTHER_METHOD,
+        "url.scheme": request.scheme if request.scheme in _SCHEMES else "http",
     }
 
 
@@ -113,12 +158,12 @@ def _durations() -> Any:
 
 
 def _report(request: Request, status: int, route: str, seconds: float) -> None:
-    labels = {"http.request.method": request.method, "url.scheme": request.scheme}
-    _durations().record(seconds, labels | _response_attributes(status, route))
+    _durations().record(seconds, _labels(request) | _response_attributes(status, route))
     log.info(
         "request",
         method=request.method,
         path=request.path,
+        client=request.ctx.client_address,
         route=route,
         status=status,
         milliseconds=round(seconds * 1000, 1),

@@ -50,10 +50,22 @@ def has_unread_body(request: Request) -> bool:
     return isinstance(stream, Http) and bool(stream.request_body)  # fragile: sanic-request-body
 
 
+async def read_chunk(request: Request) -> bytes | None:
+    """Returns the next part of the request's body as soon as any of it is here, None after the last."""
+    return await request.stream.read() if isinstance(request.stream, Http) else None
+
+
 def abandon_body(request: Request) -> None:
-    """Makes Sanic not wait for the rest of the body, for which no timeout would apply any more."""
+    """Makes Sanic not wait for the rest of the body, for which no timeout would apply any more; the connection ends."""
+    end_connection(request)
     if isinstance(request.stream, Http):
         request.stream.request_body = None  # fragile: sanic-request-body
+
+
+def end_connection(request: Request) -> None:
+    """Makes the response end its connection."""
+    if isinstance(request.stream, Http):
+        request.stream.keep_alive = False  # fragile: sanic-keep-alive
 
 
 async def discard_body(request: Request, max_bytes: int, seconds: float) -> None:
@@ -64,13 +76,16 @@ async def discard_body(request: Request, max_bytes: int, seconds: float) -> None
     stream = request.stream
     if not isinstance(stream, Http) or not has_unread_body(request):
         return
+    if stream.expecting_continue:  # fragile: sanic-expecting-continue
+        # Reading would send 100 after the response; the client that got this response may or may not send its body.
+        abandon_body(request)
+        return
     stream.request_max_size = max_bytes  # fragile: sanic-request-max-size
     with suppress(TimeoutError, SanicException):
         async with asyncio.timeout(seconds):
             async for _ in stream:
                 pass
     if has_unread_body(request):
-        stream.keep_alive = False  # fragile: sanic-keep-alive
         abandon_body(request)
 
 

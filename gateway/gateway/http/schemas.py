@@ -12,11 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 from sanic import Request
 
 from gateway.http.problems import Problem
 
 M = TypeVar("M", bound=BaseModel)
+Absent = SkipJsonSchema[None]
+"""None for a parameter that was not sent. No request can contain it, so the document does not name it."""
 
 LAST_EVENT_ID = "Last-Event-ID"
 
@@ -24,10 +27,8 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,200}")
 _DIGITS = re.compile(r"[0-9]{1,9}")
 _VERSION = re.compile(r"[0-9]{1,18}")
-_ORDER_VERSION = re.compile(r"[1-9][0-9]{0,8}")
-_TAG = r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"'
-# A list may have empty elements (RFC 9110, 5.6.1). A blank can match in one way only, so no header takes long.
-_TAGS = re.compile(rf"[ \t]*(?:{_TAG}[ \t]*)?(?:,[ \t]*(?:{_TAG}[ \t]*)?)*")
+_PRINTABLE = r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"
+_NO_CODING = {"", "identity"}
 
 
 def _printable(text: str) -> str:
@@ -53,7 +54,7 @@ class Registration(Body):
     """A user to register."""
 
     email: Annotated[str, StringConstraints(min_length=3, max_length=254, pattern=r"^[^\s@\x00-\x1f\x7f]+@[^\s@\x00-\x1f\x7f]+$")] = Field(description="unique in any case", examples=["ada@example.com"])  # fmt: skip
-    name: Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)] = Field(examples=["Ada"])  # fmt: skip
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)] = Field(examples=["Ada"], json_schema_extra={"pattern": _PRINTABLE})  # fmt: skip
     password: Annotated[str, StringConstraints(min_length=8, max_length=256)] = Field(examples=["correct horse"])
 
 
@@ -84,13 +85,24 @@ class OrderQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    status: Literal["pending", "confirmed", "rejected", "cancelled"] | None = Field(None, description="only these")
-    limit: Annotated[int, BeforeValidator(_digits), Field(ge=1, le=100, description="orders in a page")] = 20
-    cursor: Annotated[str, Field(max_length=200)] = Field("", description="next_cursor of the page before")
+    status: Annotated[
+        Literal["pending", "confirmed", "rejected", "cancelled"] | Absent, Field(description="only these")
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=100, description="orders in a page"), BeforeValidator(_digits)] = 20
+    cursor: (
+        Annotated[str, Field(min_length=1, max_length=200, description="next_cursor of the page before")] | Absent
+    ) = None
 
 
 def body(request: Request, model: type[M]) -> M:
     """Returns the body as `model`; raises Problem."""
+    codings = {
+        coding.strip().lower() for line in request.headers.getall("content-encoding", ()) for coding in line.split(",")
+    }
+    if codings - _NO_CODING:
+        raise Problem(
+            "UNSUPPORTED_MEDIA_TYPE", "Send the body without a content coding.", headers={"accept-encoding": "identity"}
+        )
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise Problem("UNSUPPORTED_MEDIA_TYPE", headers={"accept-post": "application/json"})
@@ -104,12 +116,13 @@ def body(request: Request, model: type[M]) -> M:
 
 
 def query(request: Request, model: type[M]) -> M:
-    """Returns the query string as `model`; an empty value counts as absent. Raises Problem."""
-    repeated = [name for name, values in request.args.items() if len(values) > 1]
+    """Returns the query string as `model`; an empty value is a value. Raises Problem."""
+    found = request.get_args(keep_blank_values=True)
+    repeated = [name for name, values in found.items() if len(values) > 1]
     if repeated:
         raise Problem("INVALID", errors=dict.fromkeys(repeated, "must be given once"))
     try:
-        return model.model_validate({name: values[0] for name, values in request.args.items()})
+        return model.model_validate({name: values[0] for name, values in found.items()})
     except ValidationError as error:
         raise _invalid(error) from None
 
@@ -145,21 +158,12 @@ def idempotency_key(request: Request) -> str:
     return key
 
 
-def if_match(request: Request) -> list[int]:
-    """Returns the versions that If-Match allows, none for any version and 0, which no order has, for no version."""
-    header = request.headers.get("if-match")
-    if header is None or header.strip() == "*":
-        return []
-    tags = re.findall(_TAG, header) if _TAGS.fullmatch(header) else []
-    return [int(tag) for weak, tag in tags if not weak and _ORDER_VERSION.fullmatch(tag)] or [0]
-
-
 def last_event_id(request: Request) -> int:
     """Returns the version in Last-Event-ID, 0 without that header; raises Problem."""
-    header = request.headers.get(LAST_EVENT_ID, "").strip()
-    if header and not _VERSION.fullmatch(header):
+    header = request.headers.get(LAST_EVENT_ID, "0").strip()
+    if not _VERSION.fullmatch(header):
         raise Problem("INVALID", errors={LAST_EVENT_ID: "must be the id of an event of this order"})
-    return int(header or 0)
+    return int(header)
 
 
 def _invalid(error: ValidationError) -> Problem:

@@ -110,14 +110,17 @@ class FieldError(TypedDict):
 
 
 class Problem(TypedDict):
-    """RFC 9457; `type` is the address of a page that explains it."""
+    """RFC 9457; `type` is the address of a page that explains it.
+
+    `instance` and `trace_id` are absent if the head of the request could not be read.
+    """
 
     type: str
     title: str
     status: int
     detail: str
-    instance: str
-    trace_id: str
+    instance: NotRequired[str]
+    trace_id: NotRequired[str]
     errors: NotRequired[list[FieldError]]
 
 

@@ -20,7 +20,12 @@ from gateway.http.schemas import LAST_EVENT_ID, Credentials, OrderQuery, Placeme
 
 _ANY_OPERATION = (
     "MALFORMED",
+    "METHOD_NOT_ALLOWED",
     "REQUEST_TIMEOUT",
+    "VERSION_MISMATCH",
+    "BODY_TOO_LARGE",
+    "EXPECTATION_FAILED",
+    "HEADERS_TOO_LARGE",
     "INTERNAL",
     "ANSWER_LOST",
     "UNAVAILABLE",
@@ -29,7 +34,7 @@ _ANY_OPERATION = (
     "OVERLOADED",
     "DEADLINE_EXCEEDED",
 )
-_WITH_BODY = ("BODY_TOO_LARGE", "UNSUPPORTED_MEDIA_TYPE", "INVALID")
+_WITH_BODY = ("UNSUPPORTED_MEDIA_TYPE", "INVALID")
 _ORDER_ID = {
     "name": "order_id",
     "in": "path",
@@ -41,27 +46,55 @@ _KEY = {
     "in": "header",
     "required": True,
     "description": "1 to 200 visible ASCII characters, a new one for each new order",
-    "schema": {"type": "string", "pattern": "^[!-~]{1,200}$"},
+    "schema": {"type": "string", "pattern": "^[!-~]{1,200}$", "examples": ["8d1c2e9a-5b7f"]},
 }
-_IF_MATCH = {
-    "name": "If-Match",
-    "in": "header",
-    "required": False,
-    "description": "ETag of the version to cancel",
-    "schema": {"type": "string"},
-}
+_CONDITIONS = (
+    {
+        "name": "If-Match",
+        "in": "header",
+        "required": False,
+        "description": "ETags of the only versions for which the request is meant, or *",
+        "schema": {"type": "string"},
+    },
+    {
+        "name": "If-None-Match",
+        "in": "header",
+        "required": False,
+        "description": "ETags of the versions for which the request is not meant, or *",
+        "schema": {"type": "string"},
+    },
+)
 _LAST_EVENT_ID = {
     "name": LAST_EVENT_ID,
     "in": "header",
     "required": False,
     "description": "id of the last event that was received; none: from the beginning",
-    "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+    "schema": {"type": "string", "pattern": "^[0-9]{1,18}$", "examples": ["1"]},
 }
 _FINAL = {204: "the order is final and every event of it was received: do not reconnect"}
 _HEADERS = {
     "Age": "seconds since this was true; absent: it is true now",
     "Location": "path of what was created",
     "ETag": "version of the order, quoted",
+    "Allow": "methods of this path",
+    "Retry-After": "seconds after which to try again",
+    "WWW-Authenticate": "always Bearer",
+    "Accept-Post": "present if the Content-Type is wrong: the accepted one",
+    "Accept-Encoding": "present if the body has a content coding: the accepted one",
+    "X-Accel-Buffering": "always no: asks proxies to pass each event on immediately",
+    "traceresponse": "W3C trace context; absent if the head of the request could not be read",
+    "Cache-Control": "always no-store",
+    "Content-Security-Policy": "forbids scripts",
+    "X-Content-Type-Options": "always nosniff",
+}
+_EVERY_RESPONSE = ("traceresponse", "Cache-Control", "Content-Security-Policy", "X-Content-Type-Options")
+_WITH_STATUS = {
+    401: ("WWW-Authenticate",),
+    405: ("Allow",),
+    415: ("Accept-Post", "Accept-Encoding"),
+    429: ("Retry-After",),
+    502: ("Retry-After",),
+    503: ("Retry-After",),
 }
 
 
@@ -91,12 +124,12 @@ OPERATIONS = (
     Operation("get", "/v1/users/me", "getMe", "Read the signed-in user with the available credit; as last read, with its Age, while the current state is unavailable.", serializers.User, headers=("Age",), token=True, problems=("STALE",)),
     Operation("post", "/v1/orders", "placeOrder", "Place an order; the same Idempotency-Key and body again return the same order.", serializers.Order, 201, Placement, parameters=(_KEY,), headers=("Location", "ETag"), token=True, problems=("IDEMPOTENCY_KEY_MISSING", "IDEMPOTENCY_KEY_REUSED", "STORAGE_FULL")),
     Operation("get", "/v1/orders", "listOrders", "List the orders of the signed-in user, newest first; a moment behind.", serializers.OrderPage, query=OrderQuery, token=True, problems=("INVALID",)),
-    Operation("get", "/v1/orders/{order_id}", "getOrder", "Read an order.", serializers.Order, parameters=(_ORDER_ID,), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER")),
-    Operation("post", "/v1/orders/{order_id}/cancel", "cancelOrder", "Cancel a pending or confirmed order.", serializers.Order, parameters=(_ORDER_ID, _IF_MATCH), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER", "ORDER_CLOSED", "CONFLICT", "VERSION_MISMATCH", "STORAGE_FULL")),
-    Operation("get", "/v1/orders/{order_id}/events", "listOrderEvents", "Read the history of an order, oldest event first.", serializers.OrderHistory, parameters=(_ORDER_ID,), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER")),
-    Operation("get", "/v1/orders/{order_id}/watch", "watchOrder", "Follow an order as Server-Sent Events: its history, then each event as it happens.", serializers.OrderChange, parameters=(_ORDER_ID, _LAST_EVENT_ID), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER", "INVALID"), media="text/event-stream", also=_FINAL),
+    Operation("get", "/v1/orders/{order_id}", "getOrder", "Read an order.", serializers.Order, parameters=(_ORDER_ID, *_CONDITIONS), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER")),
+    Operation("post", "/v1/orders/{order_id}/cancel", "cancelOrder", "Cancel a pending or confirmed order.", serializers.Order, parameters=(_ORDER_ID, *_CONDITIONS), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER", "ORDER_CLOSED", "CONFLICT", "STORAGE_FULL")),
+    Operation("get", "/v1/orders/{order_id}/events", "listOrderEvents", "Read the history of an order, oldest event first.", serializers.OrderHistory, parameters=(_ORDER_ID, *_CONDITIONS), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER")),
+    Operation("get", "/v1/orders/{order_id}/watch", "watchOrder", "Follow an order as Server-Sent Events: its history, then each event as it happens.", serializers.OrderChange, parameters=(_ORDER_ID, _LAST_EVENT_ID), headers=("X-Accel-Buffering",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER", "INVALID"), media="text/event-stream", also=_FINAL),
     Operation("get", "/livez", "livez", "Report that the process responds.", serializers.Liveness),
-    Operation("get", "/readyz", "readyz", "Report whether to send requests here (503: no), and the state of each dependency.", serializers.Readiness),
+    Operation("get", "/readyz", "readyz", "Report whether to send requests here (503: no), and the state of each dependency.", serializers.Readiness, also={503: "not ready"}),
     Operation("get", "/openapi.json", "getOpenapi", "Read this interface as an OpenAPI 3.1 document."),
     Operation("get", "/docs", "getDocs", "Read this interface as a page.", media="text/html"),
     Operation("get", "/problems/{name}", "getProblem", "Read the meaning of a type of problem.", media="text/html", parameters=({"name": "name", "in": "path", "required": True, "schema": {"enum": [kind.name for kind in KINDS.values()]}},), problems=("NOT_FOUND",)),
@@ -115,12 +148,13 @@ def document() -> dict[str, Any]:
             "title": "Waypost",
             "version": "1",
             "description": "Orders on credit. Money is in integer minor units, times are RFC 3339 in UTC, "
-            "errors are RFC 9457 problems, every answer carries a traceresponse header. Two exceptions are plain text: "
-            "a request that is no valid HTTP (400, 417, 431, 501, 505) and a 504 for an instance that hangs.",
+            "errors are RFC 9457 problems. HEAD is answered like GET, without a body. OPTIONS is answered on every path "
+            "with 204 and the header Allow, any other method with 405.",
         },
         "paths": paths,
         "components": {
             "schemas": _schemas(),
+            "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
@@ -140,28 +174,48 @@ def _operation(operation: Operation) -> dict[str, Any]:
 
 
 def _responses(operation: Operation) -> dict[str, Any]:
-    headers = {name: {"description": _HEADERS[name], "schema": {"type": "string"}} for name in operation.headers}
     notices = [KINDS[reason] for reason in operation.problems if KINDS[reason].status == 200]
     success = {
         "description": "; ".join(["success", *(_title(kind) for kind in notices)]),
-        "headers": headers,
+        "headers": _headers(operation.headers),
         "content": _content(operation.media, operation.response),
     }
     responses = {str(operation.status): success}
-    responses |= {str(status): {"description": text} for status, text in operation.also.items()}
+    if operation.verb == "get":
+        responses["304"] = {
+            "description": "not modified: If-None-Match matches",
+            "headers": _headers(operation.headers),
+        }
     reasons = [*operation.problems, *_ANY_OPERATION, *(_WITH_BODY if operation.body else ())]
     reasons += ["UNAUTHENTICATED"] if operation.token else []
+    reasons += ["TOO_MANY_REQUESTS"] if operation.path.startswith("/v1/") else []
     for status in sorted({KINDS[reason].status for reason in reasons} - {200}):
         responses[str(status)] = _problem_response(
-            [KINDS[reason] for reason in reasons if KINDS[reason].status == status]
+            status, [KINDS[reason] for reason in reasons if KINDS[reason].status == status]
         )
+    for status, text in operation.also.items():
+        _add(responses, operation, status, text)
     return responses
 
 
-def _problem_response(kinds: Sequence[Kind]) -> dict[str, Any]:
-    text = "; ".join(_title(kind) for kind in kinds)
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": text, "content": {"application/problem+json": {"schema": schema}}}
+def _add(responses: dict[str, Any], operation: Operation, status: int, text: str) -> None:
+    """Documents a further response of the operation's own; a status with content has the shape of its success."""
+    response = responses.setdefault(str(status), {"description": text, "headers": _headers(())})
+    if "content" in response:
+        response["description"] = f"{text}; {response['description']}"
+        response["content"] |= _content(operation.media, operation.response)
+
+
+def _problem_response(status: int, kinds: Sequence[Kind]) -> dict[str, Any]:
+    return {
+        "description": "; ".join(_title(kind) for kind in kinds),
+        "headers": _headers(_WITH_STATUS.get(status, ())),
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+
+
+def _headers(names: Sequence[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in (*names, *_EVERY_RESPONSE)}
 
 
 def _title(kind: Kind) -> str:
@@ -178,7 +232,7 @@ def _query(model: type[BaseModel] | None) -> list[dict[str, Any]]:
             "in": "query",
             "required": False,
             "description": schema.pop("description", ""),
-            "schema": schema,
+            "schema": {key: value for key, value in schema.items() if (key, value) != ("default", None)},
         }
         for name, schema in properties.items()
     ]

@@ -7,11 +7,11 @@ from sanic import Blueprint, HTTPResponse, Request
 from chassis.errors import RpcError
 from gateway.auth.authentication import signed_in
 from gateway.backend import backend_of
-from gateway.http import serializers
+from gateway.http import preconditions, serializers
 from gateway.http.problems import Problem
-from gateway.http.schemas import OrderQuery, Placement, body, idempotency_key, if_match, path_id, query
+from gateway.http.schemas import OrderQuery, Placement, body, idempotency_key, path_id, query
 from gateway.http.serializers import json_response
-from gateway.routes.request_deadlines import timed
+from gateway.routes.admission import admitted, limited_per_user
 from shop.order.v1 import order_pb2
 
 routes = Blueprint("orders")
@@ -19,12 +19,14 @@ routes = Blueprint("orders")
 _STATUS = {name: number for number, name in serializers.STATES.items()}
 
 
-@routes.post("/v1/orders")
-@timed("deadline_seconds")
+@routes.post("/v1/orders", stream=True)
 @signed_in
+@limited_per_user
+@admitted("deadline_seconds")
 async def place_order(request: Request, user_id: str) -> HTTPResponse:
     """Place an order; the same Idempotency-Key and body again return the same order."""
     key, placement = idempotency_key(request), body(request, Placement)
+    preconditions.require(request, exists=True)
     lines = [order_pb2.OrderLine(sku=x.sku, quantity=x.quantity, unit_price=x.unit_price) for x in placement.lines]
     call = order_pb2.PlaceOrderRequest(
         user_id=user_id,
@@ -38,14 +40,15 @@ async def place_order(request: Request, user_id: str) -> HTTPResponse:
 
 
 @routes.get("/v1/orders")
-@timed("deadline_seconds")
 @signed_in
+@limited_per_user
+@admitted("deadline_seconds")
 async def list_orders(request: Request, user_id: str) -> HTTPResponse:
     """List the orders of the signed-in user, newest first."""
     selection = query(request, OrderQuery)
     status = _STATUS[selection.status] if selection.status else order_pb2.ORDER_STATUS_UNSPECIFIED
     call = order_pb2.ListOrdersRequest(
-        user_id=user_id, status=status, page_size=selection.limit, page_token=selection.cursor
+        user_id=user_id, status=status, page_size=selection.limit, page_token=selection.cursor or ""
     )
     try:
         page = await backend_of(request).orders.ListOrders(call)
@@ -58,33 +61,41 @@ async def list_orders(request: Request, user_id: str) -> HTTPResponse:
 
 
 @routes.get("/v1/orders/<order_id:str>")
-@timed("deadline_seconds")
 @signed_in
+@limited_per_user
+@admitted("deadline_seconds")
 async def get_order(request: Request, user_id: str, order_id: str) -> HTTPResponse:
     """Read an order; its ETag is its version."""
     call = order_pb2.GetOrderRequest(user_id=user_id, order_id=_order_id(order_id))
     return _order_response((await backend_of(request).orders.GetOrder(call)).order)
 
 
-@routes.post("/v1/orders/<order_id:str>/cancel")
-@timed("deadline_seconds")
+@routes.post("/v1/orders/<order_id:str>/cancel", stream=True)
 @signed_in
+@limited_per_user
+@admitted("deadline_seconds", urgent=True)
 async def cancel_order(request: Request, user_id: str, order_id: str) -> HTTPResponse:
-    """Cancel a pending or confirmed order, if If-Match (optional) names its version."""
-    call = order_pb2.CancelOrderRequest(
-        user_id=user_id, order_id=_order_id(order_id), expected_versions=if_match(request)
-    )
-    return _order_response((await backend_of(request).orders.CancelOrder(call)).order)
+    """Cancel a pending or confirmed order, if If-Match and If-None-Match (both optional) allow it at its version."""
+    orders, order_id = backend_of(request).orders, _order_id(order_id)
+    versions = preconditions.expected_versions(request)
+    if preconditions.IF_NONE_MATCH in request.headers:
+        # The Order Service compares only versions that are allowed, so this one is read, evaluated and then required.
+        order = (await orders.GetOrder(order_pb2.GetOrderRequest(user_id=user_id, order_id=order_id))).order
+        versions = preconditions.versions_left(request, _etag(order.version), order.version)
+    call = order_pb2.CancelOrderRequest(user_id=user_id, order_id=order_id, expected_versions=versions)
+    return _order_response((await orders.CancelOrder(call)).order)
 
 
 @routes.get("/v1/orders/<order_id:str>/events")
-@timed("deadline_seconds")
 @signed_in
+@limited_per_user
+@admitted("deadline_seconds")
 async def list_order_events(request: Request, user_id: str, order_id: str) -> HTTPResponse:
     """Read the history of an order, oldest event first."""
     call = order_pb2.ListOrderEventsRequest(user_id=user_id, order_id=_order_id(order_id))
     history = await backend_of(request).orders.ListOrderEvents(call)
-    return json_response({"items": [serializers.event(event) for event in history.events]})
+    items = [serializers.event(event) for event in history.events]
+    return json_response({"items": items}, headers={"etag": _etag(items[-1]["version"])})
 
 
 def _order_id(text: str) -> str:
@@ -92,4 +103,8 @@ def _order_id(text: str) -> str:
 
 
 def _order_response(order: order_pb2.Order, status: int = 200, headers: dict[str, str] | None = None) -> HTTPResponse:
-    return json_response(serializers.order(order), status, {"etag": f'"{order.version}"', **(headers or {})})
+    return json_response(serializers.order(order), status, {"etag": _etag(order.version), **(headers or {})})
+
+
+def _etag(version: int) -> str:
+    return f'"{version}"'

@@ -22,10 +22,11 @@ from chassis.backoff import backoff
 from chassis.errors import RpcError
 from gateway.auth.authentication import signed_in
 from gateway.backend import Backend, backend_of
-from gateway.http import serializers
+from gateway.http import preconditions, serializers
 from gateway.http.problems import Problem
 from gateway.http.sanic_internals import stream_without_end
 from gateway.http.schemas import LAST_EVENT_ID, last_event_id, path_id
+from gateway.routes.admission import admitted
 from shop.order.v1.order_pb2 import ORDER_STATUS_CANCELLED, ORDER_STATUS_REJECTED, WatchOrderRequest, WatchOrderResponse
 
 log = structlog.get_logger(__name__)
@@ -43,15 +44,22 @@ Messages = AsyncGenerator[WatchOrderResponse, None]
 
 @routes.get("/v1/orders/<order_id:str>/watch")
 @signed_in
+@admitted(None)
 async def watch_order(request: Request, user_id: str, order_id: str) -> HTTPResponse | None:
     """Follow an order; a client whose stream has ended continues after Last-Event-ID."""
     order, after = path_id(order_id, "ORDER_UNKNOWN"), last_event_id(request)
     call = WatchOrderRequest(user_id=user_id, order_id=order, after_version=after)
+    limits = backend_of(request).limits
+    with limits.watch(user_id, request.ctx.client_address):
+        return await _follow(request, call)
+
+
+async def _follow(request: Request, call: WatchOrderRequest) -> HTTPResponse | None:
     async with aclosing(watched(backend_of(request), call)) as messages:
         first = await _first(messages)
         if first.status in _FINAL and not first.HasField("event"):
             return HTTPResponse(status=204)  # makes an EventSource stop reconnecting
-        if request.method == "HEAD":
+        if request.method == "HEAD" or preconditions.failed(request, None):
             return HTTPResponse(headers=_HEADERS, content_type=MEDIA_TYPE)
         await _stream(request, first, messages)
     return None
@@ -122,7 +130,7 @@ async def _stream(request: Request, first: WatchOrderResponse, messages: Message
     retry_milliseconds = round(backend.settings.value.watch_retry_seconds * 1000)
     try:
         await response.send(f"retry: {retry_milliseconds}\n\n{_server_sent_event(first)}")
-        async with aclosing(_with_heartbeats(messages, backend)) as paced:
+        async with aclosing(_with_heartbeats(messages, backend, request.ctx.token_expires_at)) as paced:
             async for message in paced:
                 await response.send(_server_sent_event(message) if message else _HEARTBEAT)
                 events += message is not None
@@ -133,13 +141,18 @@ async def _stream(request: Request, first: WatchOrderResponse, messages: Message
         span.set_attribute("watch.events", events + first.HasField("event"))
 
 
-async def _with_heartbeats(messages: Messages, backend: Backend) -> AsyncGenerator[WatchOrderResponse | None, None]:
-    """Yields each event, and None after `watch_heartbeat_seconds` without one; ends when the gateway drains."""
+async def _with_heartbeats(
+    messages: Messages, backend: Backend, expires_at: int
+) -> AsyncGenerator[WatchOrderResponse | None, None]:
+    """Yields each event, and None after `watch_heartbeat_seconds` without one.
+
+    Ends when the gateway drains or the access token expires, at `expires_at` (Unix time).
+    """
     draining = asyncio.ensure_future(backend.health.until_draining())
     arriving = asyncio.ensure_future(_next_event(messages))
     try:
-        while not draining.done():
-            silence = backend.settings.value.watch_heartbeat_seconds
+        while not draining.done() and (left := expires_at - time.time()) > 0:
+            silence = min(left, backend.settings.value.watch_heartbeat_seconds)
             await asyncio.wait({arriving, draining}, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
             if arriving.done():
                 message = arriving.result()
@@ -147,7 +160,7 @@ async def _with_heartbeats(messages: Messages, backend: Backend) -> AsyncGenerat
                     return
                 yield message
                 arriving = asyncio.ensure_future(_next_event(messages))
-            elif not draining.done():
+            elif not draining.done() and time.time() < expires_at:
                 yield None
     finally:
         for future in (arriving, draining):

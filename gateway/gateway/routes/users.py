@@ -10,11 +10,11 @@ from sanic import Blueprint, HTTPResponse, Request
 from chassis.errors import RpcError
 from gateway.auth.authentication import signed_in
 from gateway.backend import backend_of
-from gateway.http import serializers
+from gateway.http import preconditions, serializers
 from gateway.http.problems import KINDS, Problem
 from gateway.http.schemas import Credentials, Registration, body
 from gateway.http.serializers import json_response
-from gateway.routes.request_deadlines import timed
+from gateway.routes.admission import admitted, limited_per_user
 from shop.user.v1 import user_pb2
 
 routes = Blueprint("users")
@@ -23,30 +23,38 @@ routes = Blueprint("users")
 _UNAVAILABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
-@routes.post("/v1/users")
-@timed("password_deadline_seconds")
+@routes.post("/v1/users", stream=True)
+@admitted("password_deadline_seconds")
 async def register_user(request: Request) -> HTTPResponse:
     """Register a user."""
     registration = body(request, Registration)
+    preconditions.require(request, exists=False)
     call = user_pb2.RegisterUserRequest(
         email=registration.email, name=registration.name, password=registration.password
     )
-    user = (await backend_of(request).users.RegisterUser(call)).user
+    backend = backend_of(request)
+    with backend.limits.password(request.ctx.client_address):
+        user = (await backend.users.RegisterUser(call)).user
     return json_response(serializers.user(user), 201, {"location": "/v1/users/me"})
 
 
-@routes.post("/v1/sessions")
-@timed("password_deadline_seconds")
+@routes.post("/v1/sessions", stream=True)
+@admitted("password_deadline_seconds")
 async def create_session(request: Request) -> HTTPResponse:
     """Exchange email and password for an access token."""
     credentials = body(request, Credentials)
+    preconditions.require(request, exists=False)
     call = user_pb2.CreateSessionRequest(email=credentials.email, password=credentials.password)
-    return json_response(serializers.session(await backend_of(request).users.CreateSession(call)), 201)
+    backend, address = backend_of(request), request.ctx.client_address
+    with backend.limits.sign_in(address, credentials.email):
+        session = await backend.users.CreateSession(call)
+    return json_response(serializers.session(session), 201)
 
 
 @routes.get("/v1/users/me")
-@timed("deadline_seconds")
 @signed_in
+@limited_per_user
+@admitted("deadline_seconds")
 async def get_me(request: Request, user_id: str) -> HTTPResponse:
     """Read the signed-in user with the available credit; from the cache while the User Service is unavailable."""
     backend = backend_of(request)

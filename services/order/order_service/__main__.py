@@ -24,8 +24,8 @@ from order_service.storage.idempotency_keys import PostgresIdempotencyKeys
 from order_service.worker import composition
 from shop.order.v1.order_pb2_grpc import add_OrderServiceServicer_to_server
 
-# Never limited: a cancellation releases credit and so reduces the load.
-_EXEMPT = ("CancelOrder",)
+# A cancellation releases credit and so reduces the load.
+_URGENT = ("CancelOrder",)
 
 
 async def compose(process: Process[Settings]) -> None:
@@ -37,10 +37,9 @@ async def compose(process: Process[Settings]) -> None:
     def register(grpc_server: grpc.aio.Server) -> None:
         add_OrderServiceServicer_to_server(rpc, grpc_server)
 
-    exempt = [f"/{SERVICE}/{method}" for method in _EXEMPT]
-    await server.serve(
-        process, register, [SERVICE], limiter_settings=process.settings.section(lambda s: s.limiter), exempt=exempt
-    )
+    limits = process.settings.section(lambda settings: settings.limiter)
+    urgent = [f"/{SERVICE}/{method}" for method in _URGENT]
+    await server.serve(process, register, [SERVICE], limiter_settings=limits, urgent=urgent)
 
 
 def main() -> None:
