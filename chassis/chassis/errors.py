@@ -5,6 +5,7 @@ Invariant: the caller of a service catches the error that the service raised: sa
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,12 @@ def deadline_exceeded(message: str = "the deadline passed") -> RpcError:
 def unstorable_value() -> RpcError:
     """Makes the error for input that Postgres cannot store, such as text with a NUL character."""
     return RpcError(grpc.StatusCode.INVALID_ARGUMENT, "INVALID", "a value has a character that cannot be kept")
+
+
+def is_cancelled() -> bool:
+    """True if this task was asked to end; otherwise a CancelledError in it comes from something that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def to_status(error: RpcError) -> status_pb2.Status:

@@ -1,6 +1,7 @@
 """Client-side load balancing: power of two choices among the available instances, with outlier detection.
 
-Invariant: a removed instance gets no new call, and its connection closes when its last call has ended.
+Invariant: a removed instance gets no new call, and its connection closes when its last call has ended. Each instance
+has its own connection, so an instance that returns, or another one at its address, never loses calls by that.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from opentelemetry import trace
 
 from chassis.calls.client_settings import ClientSettings
 from chassis.calls.outlier_detection import EJECTION_RULES, Call, EjectionRules, Instance
-from chassis.calls.transport import FAULT_CODES, Method, NotProcessed, Transport
+from chassis.calls.transport import FAULT_CODES, Method, NotProcessed, OutOfTime, Transport
 from chassis.errors import RpcError, unavailable
 from chassis.platform.discovery import Endpoint, Endpoints
 from chassis.settings import Live
@@ -29,6 +30,8 @@ log = structlog.get_logger(__name__)
 # A call is unusually slow at this multiple of the typical time of its method.
 _SLOW_FACTOR = 3.0
 _SMOOTHING = 0.05
+# Less time than this says nothing about an instance if it is not known how long the method takes.
+_FAIR_SECONDS = 0.05
 _ejections = meter().create_counter("balancer.ejections", description="ejections of instances, by reason")
 
 
@@ -38,6 +41,8 @@ class Attempt:
 
     instance: Instance
     call: Call
+    is_fair: bool = True
+    """False if the end of the caller's time is no fault of the instance."""
     is_stream: bool = False
 
 
@@ -61,23 +66,29 @@ class Balancer:
         self._rules = rules
         self._clock = clock
         self._instances: dict[Endpoint, Instance] = {}
+        self._retired: dict[Endpoint, Instance] = {}
         self._typical_seconds: dict[str, float] = {}
+        self._answered: set[str] = set()
         self._closing: set[asyncio.Task[None]] = set()
         endpoints.on_change(self._update_instances)
         self._update_instances()
 
     @property
     def ejected(self) -> list[str]:
-        """Addresses of the instances that get no calls now."""
+        """Addresses of the instances that get no calls now; the exporter of metrics reads this in its own thread."""
         now = self._clock()
-        return [each.endpoint.address for each in self._instances.values() if not each.is_available(now)]
+        return [each.endpoint.address for each in list(self._instances.values()) if not each.is_available(now)]
 
     @contextmanager
-    def pick(self, tried: Set[Endpoint], method: Method) -> Iterator[Attempt]:
-        """Yields an attempt at an instance, if possible not in `tried`; raises RpcError(UNAVAILABLE) without any."""
+    def pick(self, tried: Set[Endpoint], method: Method, seconds: float) -> Iterator[Attempt]:
+        """Yields an attempt at an instance, if possible not in `tried`; raises RpcError(UNAVAILABLE) without any.
+
+        `seconds` is the time that the caller has for it.
+        """
         now = self._clock()
         typical = self._typical_seconds.get(method.path, self._rules.stall_seconds)
-        attempt = Attempt(self._choose(tried, now), Call(now, _SLOW_FACTOR * typical))
+        is_fair = seconds >= self._fair_seconds(method)
+        attempt = Attempt(self._choose(tried, now), Call(now, _SLOW_FACTOR * typical), is_fair)
         attempt.instance.start(attempt.call)
         try:
             yield attempt
@@ -87,13 +98,18 @@ class Balancer:
     def mark_as_stream(self, attempt: Attempt) -> None:
         """Stops counting the attempt as load of its instance: it is a stream that has begun to answer."""
         if not attempt.is_stream:
-            attempt.is_stream = True
+            attempt.is_stream, attempt.is_fair = True, False  # it lasts as long as its caller wants
             attempt.instance.end(attempt.call)
             attempt.instance.streams += 1
 
     def record(self, attempt: Attempt, method: Method, error: RpcError | None) -> None:
         """Counts the result of an attempt and ejects an instance that is unreachable, fails or is slow."""
         now, instance, began = self._clock(), attempt.instance, attempt.call.began
+        if isinstance(error, OutOfTime):
+            return
+        if isinstance(error, NotProcessed) and error.is_shed_load:
+            self._record_shed(instance, began, now)
+            return
         if error is not None and error.code in FAULT_CODES:
             if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 # A method that was never answered takes at least this long.
@@ -110,16 +126,19 @@ class Balancer:
         """Returns the seconds after which a call of the method is unusually slow; 0 if it has not been called yet."""
         return _SLOW_FACTOR * self._typical_seconds.get(method.path, 0.0)
 
-    def has_alternative(self, tried: Set[Endpoint]) -> bool:
-        """True if there is an available instance that was not tried."""
-        now = self._clock()
-        return any(at not in tried and each.is_available(now) for at, each in self._instances.items())
+    def has_alternative(self, tried: Set[Endpoint], *, with_capacity: bool = False) -> bool:
+        """True if there is an available instance that was not tried; `with_capacity`: and that shed no call lately."""
+        now, seconds = self._clock(), self._rules.shed_seconds
+        untried = (each for at, each in self._instances.items() if at not in tried)
+        return any(each.is_available(now) and not (with_capacity and each.sheds_load(now, seconds)) for each in untried)
 
     async def close(self) -> None:
         """Closes every connection."""
-        for endpoint in list(self._instances):
-            del self._instances[endpoint]
-            await self._transport.close(endpoint.address)
+        closing = [*self._instances.values(), *self._retired.values()]
+        self._instances.clear()
+        self._retired.clear()
+        for instance in closing:
+            await instance.connection.close()
 
     def _choose(self, tried: Set[Endpoint], now: float) -> Instance:
         instances = list(self._instances.values())
@@ -132,7 +151,20 @@ class Balancer:
         candidates = [each for each in available if each.endpoint not in tried] or available
         if not candidates:
             return min(instances, key=lambda each: (each.endpoint in tried, each.ejected_until))
-        return _less_busy([each for each in candidates if _drawn(each.share(now, self._rules))] or candidates)
+        drawn = [each for each in candidates if _drawn(each.share(now, self._rules))] or candidates
+        return min(_two_of(drawn), key=lambda each: each.load(now, self._rules.shed_seconds))
+
+    def _fair_seconds(self, method: Method) -> float:
+        """The time that an instance needs to prove itself; without it, a timeout is no fault of the instance."""
+        if method.path in self._answered:
+            return self._typical_seconds[method.path]
+        return min(_FAIR_SECONDS, self._settings.value.deadline_seconds / 2)
+
+    def _record_shed(self, instance: Instance, began: float, now: float) -> None:
+        instance.record_shed(now, self._rules.shed_seconds)
+        if instance.ejected and began >= instance.ejected_until:
+            # The probe was rejected: the instance has not proved that it is back.
+            self._eject(instance, now, "overloaded")
 
     def _record_failure(self, instance: Instance, now: float, unreachable: bool) -> None:
         instance.failures_in_a_row += 1
@@ -156,6 +188,7 @@ class Balancer:
 
     def _record_latency(self, instance: Instance, path: str, seconds: float) -> None:
         typical = self._typical_seconds.get(path, seconds)
+        self._answered.add(path)
         self._typical_seconds[path] = typical + _SMOOTHING * (seconds - typical)
         instance.record_latency(seconds, max(typical, 1e-6))
 
@@ -165,30 +198,35 @@ class Balancer:
             instance.streams -= 1
         else:
             instance.end(attempt.call)
-        if instance.removed and instance.idle:
+        if instance.idle and self._retired.get(instance.endpoint) is instance:
+            del self._retired[instance.endpoint]
             self._disconnect(instance)
 
     def _update_instances(self) -> None:
         listed = set(self._endpoints.current)
         for endpoint in self._instances.keys() - listed:
-            instance = self._instances.pop(endpoint)
-            instance.removed = True
-            if instance.idle:
-                self._disconnect(instance)
+            self._retire(self._instances.pop(endpoint))
         new = listed - self._instances.keys()
         # The first instances get full shares: no other instance could take calls while they warm up.
         joined_at = self._clock() if self._instances else float("-inf")
         for endpoint in new:
-            self._instances[endpoint] = Instance(endpoint, joined_at)
-            self._transport.open(endpoint.address)
+            # An instance that returns while it still has calls keeps its statistics.
+            returned = self._retired.pop(endpoint) if endpoint in self._retired else None
+            self._instances[endpoint] = returned or self._connect(endpoint, joined_at)
         if new:
             self._on_new_instance()
 
+    def _connect(self, endpoint: Endpoint, joined_at: float) -> Instance:
+        return Instance(endpoint, self._transport.connect(endpoint.address), joined_at)
+
+    def _retire(self, instance: Instance) -> None:
+        if instance.idle:
+            self._disconnect(instance)
+        else:
+            self._retired[instance.endpoint] = instance
+
     def _disconnect(self, instance: Instance) -> None:
-        address = instance.endpoint.address
-        if any(endpoint.address == address for endpoint in self._instances):
-            return
-        task = asyncio.create_task(self._transport.close(address))
+        task = asyncio.create_task(instance.connection.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -197,9 +235,5 @@ def _drawn(share: float) -> bool:
     return share >= 1 or random.random() < share  # noqa: S311
 
 
-def _less_busy(instances: list[Instance]) -> Instance:
-    if len(instances) == 1:
-        return instances[0]
-    first = random.randrange(len(instances))  # noqa: S311
-    second = (first + random.randrange(1, len(instances))) % len(instances)  # noqa: S311
-    return min(instances[first], instances[second], key=lambda each: each.outstanding)
+def _two_of(instances: list[Instance]) -> list[Instance]:
+    return random.sample(instances, min(2, len(instances)))

@@ -1,8 +1,8 @@
 """Circuit breaker for asyncio: a pybreaker circuit behind an adapter modelled on gobreaker v2.
 
 Invariant: calls are admitted under a lock and run outside of it. A half-open circuit never has more probes in progress
-than successes it needs to close. A cancelled call is not counted, nor a result that arrives after the state has
-changed.
+than successes it needs to close. A cancelled call is not counted, nor one whose caller ran out of time, nor a result
+that arrives after the state has changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from opentelemetry import trace
 
 from chassis.calls.client_settings import ClientSettings
 from chassis.calls.rolling_window import RollingWindow
-from chassis.calls.transport import FAULT_CODES
+from chassis.calls.transport import FAULT_CODES, OutOfTime
 from chassis.errors import RpcError
 from chassis.settings import Live
 from chassis.telemetry.metrics import LiveGauges, meter
@@ -190,6 +190,9 @@ class AsyncBreaker:
             for listener in self.circuit.listeners:
                 listener.before_call(self.circuit, func)
             result = await func()
+        except OutOfTime:
+            self.cancel(generation)
+            raise
         except Exception as error:
             self.record(generation, error, self._clock() - began)
             raise
@@ -212,6 +215,10 @@ class AsyncBreaker:
                 if wait > 0:
                     raise BreakerOpen(self.name, wait)
                 self.circuit.half_open()
+            if self.circuit.success_counter >= self.circuit.success_threshold:
+                # The threshold was lowered meanwhile to what has been reached.
+                self.circuit.close()
+                return self._storage.generation
             if self._storage.probes + self.circuit.success_counter >= self.circuit.success_threshold:
                 raise BreakerOpen(self.name, min(1.0, self.circuit.reset_timeout))
             self._storage.probes += 1

@@ -8,24 +8,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from chassis.calls.balancing import Balancer
+from chassis.calls.balancing import Attempt, Balancer
 from chassis.calls.breaker import BREAKER_RULES, AsyncBreaker, BreakerOpen, BreakerRules
 from chassis.calls.bulkhead import Bulkhead
 from chassis.calls.client_settings import ClientSettings
 from chassis.calls.outlier_detection import EJECTION_RULES, EjectionRules
-from chassis.calls.retry import RETRY_RULES, Retries, RetryBudget, RetryRules
-from chassis.calls.transport import GrpcTransport, Metadata, Method, Transport, is_idempotent
+from chassis.calls.retry import LEAST_SECONDS, RETRY_RULES, Retries, RetryBudget, RetryRules
+from chassis.calls.transport import GrpcTransport, Metadata, Method, NotProcessed, OutOfTime, Transport, is_idempotent
 from chassis.deadline import at_most, remaining
 from chassis.errors import RpcError, deadline_exceeded, unavailable
 from chassis.settings import Live
 from chassis.telemetry.metrics import LiveGauges, meter
-from chassis.telemetry.traces import traceparent, tracer
+from chassis.telemetry.traces import trace_headers, tracer
 
 if TYPE_CHECKING:
     from chassis.platform.discovery import Endpoints
@@ -69,7 +69,6 @@ class Channel:
         self.balancer = Balancer(endpoints, transport, self.breaker.allow_probe, settings, rules=ejection_rules)
         self._endpoints = endpoints
         self._settings = settings
-        self._transport = transport
         self._retry_rules = retry_rules
         _channels.add(self)
 
@@ -117,9 +116,9 @@ class Channel:
         seconds = at_most(self._settings.value.deadline_seconds if timeout is None else timeout)
         ends_at = time.monotonic() + seconds
         with self._span(method) as span:
-            if seconds <= 0:
-                raise deadline_exceeded()
-            sent = _with_traceparent(metadata, span)
+            if seconds < LEAST_SECONDS:
+                raise OutOfTime
+            sent = (*metadata, *trace_headers(span))
             return await self._protected(lambda: self._attempts(method, request, ends_at, sent, span), seconds, span)
 
     async def _attempts(self, method: Method, request: Any, ends_at: float, metadata: Metadata, span: Span) -> Any:
@@ -130,7 +129,8 @@ class Channel:
             try:
                 return await self._attempt(method, request, retries, ends_at=ends_at, metadata=metadata, span=span)
             except RpcError as error:
-                has_alternative = self.balancer.has_alternative(retries.tried)
+                is_shed = isinstance(error, NotProcessed) and error.is_shed_load
+                has_alternative = self.balancer.has_alternative(retries.tried, with_capacity=is_shed)
                 backoff = retries.backoff(error, ends_at - time.monotonic(), has_alternative)
                 if backoff is None:
                     raise
@@ -141,18 +141,15 @@ class Channel:
     async def _attempt(
         self, method: Method, request: Any, retries: Retries, *, ends_at: float, metadata: Metadata, span: Span
     ) -> Any:
-        with self.balancer.pick(retries.tried, method) as attempt:
-            address = attempt.instance.endpoint.address
+        left = ends_at - time.monotonic()
+        with self.balancer.pick(retries.tried, method, left) as attempt, self._failures_recorded(attempt, method):
+            if left < LEAST_SECONDS:
+                raise OutOfTime
             retries.tried.add(attempt.instance.endpoint)
-            span.set_attribute("server.address", address)
-            left = max(0.001, ends_at - time.monotonic())
+            span.set_attribute("server.address", attempt.instance.endpoint.address)
             has_alternative = self.balancer.has_alternative(retries.tried)
-            try:
-                async with retries.attempt_timeout(left, has_alternative, self.balancer.slow_after(method)):
-                    response = await self._transport.unary(address, method, request, left, metadata)
-            except RpcError as error:
-                self.balancer.record(attempt, method, error)
-                raise
+            async with retries.attempt_timeout(left, has_alternative, self.balancer.slow_after(method)):
+                response = await attempt.instance.connection.unary(method, request, left, metadata)
             self.balancer.record(attempt, method, None)
             return response
 
@@ -165,9 +162,11 @@ class Channel:
     ) -> AsyncIterator[Any]:
         seconds = remaining() if timeout is None else at_most(timeout)
         with self._span(method) as span:
-            responses = self._responses(method, request, seconds, _with_traceparent(metadata, span), span)
+            if seconds is not None and seconds < LEAST_SECONDS:
+                raise OutOfTime
+            responses = self._responses(method, request, seconds, (*metadata, *trace_headers(span)), span)
             try:
-                first = await self._protected(lambda: self._first(responses), seconds, span)
+                first = await self._protected(lambda: anext(responses, _END_OF_STREAM), seconds, span)
                 if first is not _END_OF_STREAM:
                     yield first
                     async for response in responses:
@@ -175,29 +174,38 @@ class Channel:
             finally:
                 await responses.aclose()
 
-    async def _first(self, responses: AsyncGenerator[Any, None]) -> Any:
-        try:
-            async with asyncio.timeout(at_most(self._settings.value.deadline_seconds)):
-                return await anext(responses, _END_OF_STREAM)
-        except TimeoutError:
-            raise deadline_exceeded("the first message did not arrive in time") from None
-
     async def _responses(
         self, method: Method, request: Any, seconds: float | None, metadata: Metadata, span: Span
     ) -> AsyncGenerator[Any, None]:
-        await self._wait_for_discovery(_DISCOVERY_SECONDS)
-        with self.balancer.pick(frozenset(), method) as attempt:
-            address = attempt.instance.endpoint.address
-            span.set_attribute("server.address", address)
-            try:
-                async for response in self._transport.stream(address, method, request, seconds, metadata):
-                    if not attempt.is_stream:
-                        self.balancer.record(attempt, method, None)
-                        self.balancer.mark_as_stream(attempt)
+        longest = self._settings.value.deadline_seconds
+        first_seconds = longest if seconds is None else min(longest, seconds)
+        ends_at = asyncio.get_running_loop().time() + first_seconds
+        await self._wait_for_discovery(first_seconds)
+        with (
+            self.balancer.pick(frozenset(), method, first_seconds) as attempt,
+            self._failures_recorded(attempt, method),
+        ):
+            span.set_attribute("server.address", attempt.instance.endpoint.address)
+            async with aclosing(attempt.instance.connection.stream(method, request, seconds, metadata)) as responses:
+                first = await _first(responses, ends_at)
+                self.balancer.record(attempt, method, None)
+                self.balancer.mark_as_stream(attempt)
+                if first is _END_OF_STREAM:
+                    return
+                yield first
+                async for response in responses:
                     yield response
-            except RpcError as error:
-                self.balancer.record(attempt, method, error)
-                raise
+
+    @contextmanager
+    def _failures_recorded(self, attempt: Attempt, method: Method) -> Iterator[None]:
+        """Charges a failure to the instance of the attempt, but raises OutOfTime if the caller's time was too short."""
+        try:
+            yield
+        except RpcError as error:
+            if error.code is grpc.StatusCode.DEADLINE_EXCEEDED and not attempt.is_fair:
+                raise OutOfTime from None
+            self.balancer.record(attempt, method, error)
+            raise
 
     async def _protected(self, work: Callable[[], Awaitable[T]], left: float | None, span: Span) -> T:
         """Runs `work` with a permit of the bulkhead and through the breaker; raises RpcError if either rejects it."""
@@ -246,9 +254,12 @@ class Channel:
             _duration.record(milliseconds, {**method.attributes, "rpc.grpc.status_code": code})
 
 
-def _with_traceparent(metadata: Metadata, span: Span) -> Metadata:
-    header = traceparent(span)
-    return (*metadata, ("traceparent", header)) if header else tuple(metadata)
+async def _first(responses: AsyncGenerator[Any, None], ends_at: float) -> Any:
+    try:
+        async with asyncio.timeout_at(ends_at):
+            return await anext(responses, _END_OF_STREAM)
+    except TimeoutError:
+        raise deadline_exceeded("the first message did not arrive in time") from None
 
 
 _channels: LiveGauges[Channel] = LiveGauges("rpc.service", lambda channel: channel.service)

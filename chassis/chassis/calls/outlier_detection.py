@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from chassis.calls.transport import Connection
 from chassis.platform.discovery import Endpoint
 
 _SMOOTHING = 0.1
@@ -26,7 +27,8 @@ class EjectionRules:
     while others answer, well before the deadline of that call. It is slow at `slow_factor` times the latency of the
     others, but never below `slow_seconds`, where noise is larger than that factor. At most `max_share` of the
     instances is ejected, so that outlier detection alone cannot take a service down. An instance that joins or
-    returns reaches its full share of calls step by step, because its caches and connections are cold.
+    returns reaches its full share of calls step by step, because its caches and connections are cold. A call that an
+    instance sheds counts as its load for about `shed_seconds`, because a quick rejection does not make it less busy.
     """
 
     failures_in_a_row: int = 2
@@ -36,6 +38,7 @@ class EjectionRules:
     max_share: float = 0.5
     return_seconds: float = 5.0
     warmup_seconds: float = 5.0
+    shed_seconds: float = 1.0
 
 
 EJECTION_RULES = EjectionRules()
@@ -56,6 +59,7 @@ class Instance:
     """
 
     endpoint: Endpoint
+    connection: Connection
     joined_at: float = float("-inf")
     outstanding: int = 0
     streams: int = 0
@@ -69,7 +73,8 @@ class Instance:
     samples: int = 0
     answered_at: float = float("-inf")
     calls: deque[Call] = field(default_factory=deque)
-    removed: bool = False
+    shed: float = 0.0
+    shed_at: float = float("-inf")
 
     @property
     def idle(self) -> bool:
@@ -93,6 +98,18 @@ class Instance:
             self.ejected, self.ejected_until, self.returned_at = False, 0.0, now
             self.relative_latency, self.samples = 1.0, 0
 
+    def record_shed(self, now: float, seconds: float) -> None:
+        """Notes that it rejected a call because it has too many: neither an answer nor a fault."""
+        self.shed, self.shed_at = self._recently_shed(now, seconds) + 1, now
+
+    def load(self, now: float, shed_seconds: float) -> float:
+        """Its calls under way, and those that it shed lately, which count less as time passes without another one."""
+        return self.outstanding + self._recently_shed(now, shed_seconds)
+
+    def sheds_load(self, now: float, seconds: float) -> bool:
+        """True if it shed a call within the last `seconds`."""
+        return now - self.shed_at < seconds
+
     def record_latency(self, seconds: float, typical: float) -> None:
         """Adds a sample: a call of a method that typically takes `typical` seconds took `seconds` here."""
         weight = max(_SMOOTHING, 1 / (self.samples + 1))
@@ -110,7 +127,8 @@ class Instance:
 
     def is_available(self, now: float) -> bool:
         """True if it may receive calls: not ejected, and no probe outstanding."""
-        probe_outstanding = any(call.began >= self.ejected_until for call in self.calls)
+        # A copy, because the exporter of metrics reads this in a thread of its own.
+        probe_outstanding = any(call.began >= self.ejected_until for call in tuple(self.calls))
         return not self.ejected or (now >= self.ejected_until and not probe_outstanding)
 
     def share(self, now: float, rules: EjectionRules) -> float:
@@ -133,6 +151,9 @@ class Instance:
             return False
         others = [each.relative_latency for each in instances if each is not self and each.samples >= _MIN_SAMPLES]
         return bool(others) and self.relative_latency > rules.slow_factor * sum(others) / len(others)
+
+    def _recently_shed(self, now: float, seconds: float) -> float:
+        return self.shed * (1 - (now - self.shed_at) / seconds) if self.sheds_load(now, seconds) else 0.0
 
 
 def _ramp(age: float, seconds: float, low: float) -> float:

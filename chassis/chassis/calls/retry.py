@@ -2,7 +2,8 @@
 
 Invariant: a call that may have had an effect is repeated only if the contract marks its method as idempotent. Retries
 are at most the budgeted share of the calls over time. A retry of a call that no server has processed is free, because
-it adds no load.
+it adds no load: one that could not be sent goes to any other instance, one that was shed only to an instance with
+capacity, even if the server forbids a retry, which it can only do for itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import grpc
 
 from chassis.calls.client_settings import ClientSettings
-from chassis.calls.transport import Method, NotProcessed
+from chassis.calls.transport import Method, NotProcessed, OutOfTime
 from chassis.errors import RpcError, deadline_exceeded
 from chassis.platform.discovery import Endpoint
 from chassis.settings import Live
@@ -37,6 +38,8 @@ class RetryRules:
 
 
 RETRY_RULES = RetryRules()
+# With less time left, an attempt is not made: the answer could not arrive in time.
+LEAST_SECONDS = 0.005
 
 
 class RetryBudget:
@@ -105,24 +108,25 @@ class Retries:
 
     def backoff(self, error: RpcError, left: float, has_alternative: bool) -> float | None:
         """Returns the seconds until the next attempt, or None if there is none in the time that is `left`."""
-        if not self.tried or self._made >= self._settings.attempts or not self._is_retryable(error, left):
+        if not self.tried or self._made >= self._settings.attempts:
             return None
-        unprocessed = isinstance(error, NotProcessed) and error.code is grpc.StatusCode.UNAVAILABLE
-        transparent = unprocessed and has_alternative
+        transparent = isinstance(error, NotProcessed) and has_alternative
+        if not transparent and not self._is_retryable(error):
+            return None
         seconds = 0.0 if transparent else self._jittered(error)
-        if seconds >= left or not (transparent or self._token_taken or self._budget.withdraw()):
+        if seconds + LEAST_SECONDS > left or not (transparent or self._token_taken or self._budget.withdraw()):
             return None
         self._token_taken = False
         self._made += 1
         return seconds
 
-    def _is_retryable(self, error: RpcError, left: float) -> bool:
-        if error.pushback is not None and error.pushback < 0:
+    def _is_retryable(self, error: RpcError) -> bool:
+        if isinstance(error, OutOfTime) or (error.pushback is not None and error.pushback < 0):
             return False
         if isinstance(error, NotProcessed):
             return True
         connection_lost = error.code is grpc.StatusCode.UNAVAILABLE and error.reason == "UNAVAILABLE"
-        attempt_timed_out = error.code is grpc.StatusCode.DEADLINE_EXCEEDED and left > 0
+        attempt_timed_out = error.code is grpc.StatusCode.DEADLINE_EXCEEDED
         return self._method.idempotent and (connection_lost or attempt_timed_out)
 
     def _jittered(self, error: RpcError) -> float:

@@ -1,11 +1,14 @@
 """Transport of calls to one instance: a small interface, which a faster client can implement, and grpc.aio behind it.
 
 Invariant: every failure is an RpcError; it is NotProcessed only if no handler can have begun to work on the call.
+CancelledError is raised only in a task that was cancelled itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -15,7 +18,7 @@ import grpc.aio
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import MethodOptions
 
-from chassis.errors import RpcError, from_grpc
+from chassis.errors import RpcError, from_grpc, is_cancelled
 
 Metadata = Sequence[tuple[str, str]]
 
@@ -36,12 +39,27 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 3_000),
 )
 _OVERLOADED = "OVERLOADED"
+_UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
 # grpc has no status for a connection that was never established, only these texts. fragile: grpc-error-text
 _NOT_CONNECTED = ("failed to connect", "connection refused", "no connection established", "dns resolution")
 
 
 class NotProcessed(RpcError):  # noqa: N818 - says how far the call got
     """The call did not reach a handler, so it may be repeated even if its method is not idempotent."""
+
+    @property
+    def is_shed_load(self) -> bool:
+        """True if the instance works and rejected the call because it has too many."""
+        return self.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class OutOfTime(RpcError):  # noqa: N818 - says whose time it was
+    """The caller had too little time left for the call, which says nothing about the called service."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the time left was too short for the call"
+        )
 
 
 @dataclass(frozen=True)
@@ -65,22 +83,26 @@ class Method:
         return {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
 
 
-class Transport(Protocol):
-    """Calls instances by address (host:port); every failure is an RpcError."""
+class Connection(Protocol):
+    """Calls one instance; every failure is an RpcError."""
 
-    def open(self, address: str) -> None:
-        """Starts to connect, before the first call needs the connection."""
-
-    async def unary(self, address: str, method: Method, request: Any, timeout: float, metadata: Metadata) -> Any:  # noqa: ASYNC109
+    async def unary(self, method: Method, request: Any, timeout: float, metadata: Metadata) -> Any:  # noqa: ASYNC109
         """Sends one request and returns its response, within `timeout` seconds."""
 
     def stream(
-        self, address: str, method: Method, request: Any, timeout: float | None, metadata: Metadata
-    ) -> AsyncIterator[Any]:
+        self, method: Method, request: Any, timeout: float | None, metadata: Metadata
+    ) -> AsyncGenerator[Any, None]:
         """Sends one request and yields its responses; `timeout` bounds the whole stream."""
 
-    async def close(self, address: str) -> None:
-        """Closes the connection, on which there is no call any more."""
+    async def close(self) -> None:
+        """Closes the connection; a call that is still under way fails with UNAVAILABLE."""
+
+
+class Transport(Protocol):
+    """Makes connections to instances."""
+
+    def connect(self, address: str) -> Connection:
+        """Starts to connect to `address` (host:port). Each connection is closed on its own, also at one address."""
 
 
 def is_idempotent(path: str) -> bool:
@@ -93,60 +115,64 @@ def is_idempotent(path: str) -> bool:
 
 
 class GrpcTransport:
-    """One grpc.aio channel per address."""
+    """Makes connections of grpc.aio."""
 
-    def __init__(self) -> None:
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._calls: dict[tuple[str, str], Any] = {}
-
-    def open(self, address: str) -> None:
+    def connect(self, address: str) -> Connection:
         """See Transport."""
-        self._channel(address).get_state(try_to_connect=True)
+        return GrpcConnection(address)
 
-    async def unary(self, address: str, method: Method, request: Any, timeout: float, metadata: Metadata) -> Any:  # noqa: ASYNC109
-        """See Transport."""
-        call = self._call(address, method, "unary_unary")
-        try:
-            return await call(request, timeout=timeout, metadata=metadata)
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error) from error
+
+class GrpcConnection:
+    """One grpc.aio channel. Channels to the same address share their socket inside of grpc."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._channel.get_state(try_to_connect=True)
+        self._calls: dict[str, Any] = {}
+
+    async def unary(self, method: Method, request: Any, timeout: float, metadata: Metadata) -> Any:  # noqa: ASYNC109
+        """See Connection."""
+        with _as_rpc_errors():
+            return await self._call(method, "unary_unary")(request, timeout=timeout, metadata=metadata)
 
     async def stream(
         self,
-        address: str,
         method: Method,
         request: Any,
         timeout: float | None,  # noqa: ASYNC109
         metadata: Metadata,
-    ) -> AsyncIterator[Any]:
-        """See Transport."""
-        responses = self._call(address, method, "unary_stream")(request, timeout=timeout, metadata=metadata)
+    ) -> AsyncGenerator[Any, None]:
+        """See Connection."""
+        responses = self._call(method, "unary_stream")(request, timeout=timeout, metadata=metadata)
         try:
-            async for response in responses:
-                yield response
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error) from error
+            with _as_rpc_errors():
+                async for response in responses:
+                    yield response
         finally:
             responses.cancel()
 
-    async def close(self, address: str) -> None:
-        """See Transport."""
-        self._calls = {key: call for key, call in self._calls.items() if key[0] != address}
-        channel = self._channels.pop(address, None)
-        if channel is not None:
-            await channel.close(None)
+    async def close(self) -> None:
+        """See Connection."""
+        await self._channel.close(None)
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        return self._channels[address]
+    def _call(self, method: Method, kind: str) -> Any:
+        if method.path not in self._calls:
+            make = getattr(self._channel, kind)
+            self._calls[method.path] = make(method.path, method.serialize, method.deserialize)
+        return self._calls[method.path]
 
-    def _call(self, address: str, method: Method, kind: str) -> Any:
-        key = (address, method.path)
-        if key not in self._calls:
-            make = getattr(self._channel(address), kind)
-            self._calls[key] = make(method.path, method.serialize, method.deserialize)
-        return self._calls[key]
+
+@contextmanager
+def _as_rpc_errors() -> Iterator[None]:
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise _translated(error) from error
+    except asyncio.CancelledError:
+        if is_cancelled():
+            raise
+        # grpc.aio ends the calls of a channel that is closed as if their caller had cancelled them.
+        raise _connection_lost("the connection was closed") from None
 
 
 def _translated(error: grpc.aio.AioRpcError) -> RpcError:
@@ -155,9 +181,18 @@ def _translated(error: grpc.aio.AioRpcError) -> RpcError:
         return NotProcessed(code, found.reason, found.message, None, found.retry_after, pushback=found.pushback)
     if found.reason != code.name:
         return found
-    # A server that stops ends calls it has not accepted as CANCELLED (grpc#41785), running ones as UNAVAILABLE.
-    not_accepted = code is grpc.StatusCode.CANCELLED  # fragile: grpc-cancelled
-    not_connected = code is grpc.StatusCode.UNAVAILABLE and any(text in details.lower() for text in _NOT_CONNECTED)
-    if not_accepted or not_connected:
-        return NotProcessed(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", details or "cancelled")
+    if code is grpc.StatusCode.CANCELLED:
+        return NotProcessed(*_UNAVAILABLE, details) if _was_not_accepted(error) else _connection_lost(details)
+    if code is grpc.StatusCode.UNAVAILABLE and any(text in details.lower() for text in _NOT_CONNECTED):
+        return NotProcessed(*_UNAVAILABLE, details)
     return found
+
+
+def _was_not_accepted(error: grpc.aio.AioRpcError) -> bool:
+    """True if a stopping server ended the call before a handler began: without metadata or a text of its own."""
+    metadata: Any = (*(error.initial_metadata() or ()), *(error.trailing_metadata() or ()))
+    return not metadata and error.details() == "CANCELLED"  # fragile: grpc-cancelled
+
+
+def _connection_lost(message: str) -> RpcError:
+    return RpcError(*_UNAVAILABLE, message)

@@ -21,7 +21,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from chassis.deadline import remaining, shorten
-from chassis.errors import PUSHBACK, RpcError, deadline_exceeded, to_status
+from chassis.errors import PUSHBACK, RpcError, deadline_exceeded, is_cancelled, to_status, unavailable
 from chassis.serving.limiter import Limiter, Outcome
 from chassis.telemetry.metrics import meter
 from chassis.telemetry.traces import caller_context, tracer
@@ -37,6 +37,7 @@ _NEARLY_OVER = 0.1
 _tracer = tracer()
 _duration = meter().create_histogram("rpc.server.duration", "ms", "time from accepting a call to its end")
 _INTERNAL = RpcError(grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
+_INTERRUPTED = unavailable("UNAVAILABLE", "a part of the service has stopped", 1.0)
 _SERVER_FAULTS = {"UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"}
 
 
@@ -92,15 +93,22 @@ async def _errors(path: str, context: Context) -> AsyncIterator[Responded]:
         await _abort(context, error)
     except grpc.aio.AbortError:
         raise
+    except asyncio.CancelledError:
+        if is_cancelled():
+            raise
+        # Something that the handler waited for was cancelled. grpc.aio would send no status, and the caller would wait.
+        log.exception("a gRPC call was ended from within", method=path)
+        await _abort(context, _INTERRUPTED)
     except Exception:
         log.exception("unexpected error in a gRPC call", method=path)
         await _abort(context, _INTERNAL)
 
 
 async def _abort(context: Context, error: RpcError) -> None:
-    if error.pushback is not None:
-        context.set_trailing_metadata(((PUSHBACK, str(round(error.pushback * 1000))),))
-    await context.abort_with_status(rpc_status.to_status(to_status(error)))
+    status: Any = rpc_status.to_status(to_status(error))
+    # Together with the details: metadata that was set before would be replaced by them.
+    pushback = () if error.pushback is None else ((PUSHBACK, str(round(error.pushback * 1000))),)
+    await context.abort(status.code, status.details, (*status.trailing_metadata, *pushback))
 
 
 @asynccontextmanager

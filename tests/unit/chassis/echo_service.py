@@ -40,6 +40,8 @@ class Echo:
     seen: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
     address: str = ""
+    first_messages: int = 0
+    """Messages of each stream besides those that were asked for."""
     server: grpc.aio.Server | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -68,7 +70,7 @@ class Echo:
 
     async def _count(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
         self.seen.append(request.value)
-        for number in range(int(request.value)):
+        for number in range(self.first_messages + int(request.value)):
             yield StringValue(value=str(number))
         await self.behave(request.value, context)
 

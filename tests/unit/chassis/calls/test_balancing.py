@@ -24,17 +24,29 @@ RULES = EjectionRules(
     failures_in_a_row=3, stall_seconds=0.6, slow_factor=4.0, slow_seconds=0.05, max_share=0.5, return_seconds=4.0,
     warmup_seconds=4.0,
 )  # fmt: skip
+LONG = 60.0
 INTERNAL = RpcError(grpc.StatusCode.INTERNAL, "INTERNAL")
 TIMEOUT = RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
 UNREACHABLE = NotProcessed(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
 
 
 class NoTransport:
-    def open(self, address: str) -> None:
-        """Does nothing."""
+    """Counts the connections that are open to each address."""
 
-    async def close(self, address: str) -> None:
-        """Does nothing."""
+    def __init__(self) -> None:
+        self.open: Counter[str] = Counter()
+
+    def connect(self, address: str) -> Any:
+        self.open[address] += 1
+        return NoConnection(self, address)
+
+
+class NoConnection:
+    def __init__(self, transport: NoTransport, address: str) -> None:
+        self._transport, self._address = transport, address
+
+    async def close(self) -> None:
+        self._transport.open[self._address] -= 1
 
 
 class Calls:
@@ -46,8 +58,9 @@ class Calls:
         self.settings = Live(SETTINGS)
         self.endpoints = Endpoints("echo")
         self.announce(names)
+        self.transport = NoTransport()
         self.balancer = Balancer(
-            self.endpoints, cast(Transport, NoTransport()), lambda: None, self.settings,
+            self.endpoints, cast(Transport, self.transport), lambda: None, self.settings,
             rules=replace(RULES, **rules), clock=lambda: self.now,
         )  # fmt: skip
 
@@ -60,7 +73,7 @@ class Calls:
 
     def one(self, seconds: float = 0.001, error: RpcError | None = None, only: str = "") -> str:
         """Makes one call and returns its instance; an instance that is not in `only` answers at once."""
-        with self.balancer.pick(frozenset(), READ) as attempt:
+        with self.balancer.pick(frozenset(), READ, LONG) as attempt:
             name = attempt.instance.endpoint.id
             affected = not only or name in only
             self.now += seconds if affected else 0.001
@@ -73,7 +86,7 @@ class Calls:
     def hold(self, name: str) -> Attempt:
         """Starts a call at an instance that does not end."""
         while True:
-            held = self.balancer.pick(frozenset(), READ)
+            held = self.balancer.pick(frozenset(), READ, LONG)
             attempt = held.__enter__()
             if attempt.instance.endpoint.id == name:
                 self.held.append(held)
@@ -139,7 +152,7 @@ def test_a_call_of_a_method_that_typically_takes_long_is_not_stalled(typical: fl
     calls.many(10, seconds=typical)
     calls.hold("b")
     for _ in range(20):
-        with calls.balancer.pick(frozenset(), QUICK) as attempt:
+        with calls.balancer.pick(frozenset(), QUICK, LONG) as attempt:
             calls.now += 0.05
             calls.balancer.record(attempt, QUICK, None)
     assert calls.balancer.ejected == ([] if typical > 0.5 else ["b"])
@@ -150,7 +163,7 @@ def test_no_instance_is_ejected_when_all_are_stalled() -> None:
     calls.hold("a")
     calls.hold("b")
     calls.now += 30
-    with calls.balancer.pick(frozenset(), READ):
+    with calls.balancer.pick(frozenset(), READ, LONG):
         assert calls.balancer.ejected == []
 
 

@@ -67,6 +67,41 @@ async def test_no_call_is_made_after_the_deadline(backends: Backends) -> None:
     assert server.seen == []
 
 
+@pytest.mark.parametrize("seconds", [0.001, 0.004])
+async def test_a_call_with_hardly_any_time_left_is_not_sent_and_charged_to_nobody(
+    backends: Backends, seconds: float
+) -> None:
+    (server,) = await backends.start(echo)
+    for _ in range(5):
+        with deadline(seconds):
+            for call in (backends.stub.say("x"), backends.stub.read("x"), backends.stub.count(1)):
+                assert (await error_of(call)).code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (server.seen, backends.state(), backends.channel.balancer.ejected) == ([], "closed", [])
+
+
+@pytest.mark.parametrize(("seconds", "charged"), [(0.03, False), (1.0, True)])
+async def test_a_timeout_is_charged_only_if_the_call_had_the_time_that_its_method_takes(
+    backends: Backends, seconds: float, charged: bool
+) -> None:
+    """The second case is the control: as much time as usual, and no answer."""
+    pause = 0.15
+
+    async def slow(text: str, _context: Any) -> str:
+        await asyncio.sleep(pause)
+        return text
+
+    await backends.start(slow, slow)
+    for _ in range(4):
+        await backends.stub.say("usual")
+    pause = 5.0
+    for _ in range(6):
+        assert (await error_of(backends.stub.say("x", timeout=seconds))).code is grpc.StatusCode.DEADLINE_EXCEEDED
+        if charged and backends.state() == "open":
+            break
+    assert bool(backends.channel.balancer.ejected) == charged
+    assert backends.state() == ("open" if charged else "closed")
+
+
 async def test_the_deadline_is_passed_on_to_the_called_service(backends: Backends) -> None:
     async def left(_text: str, _context: Any) -> str:
         return str(remaining())

@@ -53,6 +53,33 @@ async def test_streams_without_a_first_message_in_time_fail_and_open_the_breaker
     assert backends.state() == "open"
 
 
+async def test_an_instance_that_sends_no_first_message_is_ejected(backends: Backends) -> None:
+    """The control is the other instance, which sends one and then nothing more."""
+    backends.change(deadline_seconds=0.1, failure_ratio=1.0, ejection_seconds=60.0)
+    silent, good = await backends.start(never, never)
+    good.first_messages = 1
+    ended, streams = 0, []
+    while not silent.seen:
+        stream = backends.stub.Count(StringValue(value="0"))
+        try:
+            await anext(stream)
+            streams.append(stream)
+        except RpcError as error:
+            assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            ended += 1
+    assert (ended, backends.channel.balancer.ejected) == (1, [silent.address])
+    for stream in streams:
+        await stream.aclose()
+
+
+async def test_a_stream_that_lasts_until_its_timeout_is_no_fault_of_its_instance(backends: Backends) -> None:
+    await backends.start(never, never)
+    for _ in range(6):
+        error = await error_of(backends.stub.count(1, timeout=0.1))
+        assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert backends.channel.balancer.ejected == []
+
+
 async def test_a_stream_that_has_begun_may_pause_for_longer_than_the_deadline_of_a_call(backends: Backends) -> None:
     async def later(_text: str, _context: Any) -> str:
         await asyncio.sleep(SETTINGS.deadline_seconds + 0.5)

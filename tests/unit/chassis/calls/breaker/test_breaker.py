@@ -10,6 +10,7 @@ import pybreaker
 import pytest
 
 from chassis.calls.breaker import GAUGE, AsyncBreaker, BreakerOpen, _breakers
+from chassis.calls.transport import OutOfTime
 from chassis.errors import RpcError
 from chassis.settings import Live
 
@@ -121,6 +122,36 @@ async def test_closing_takes_as_many_successes_as_probes_are_allowed() -> None:
     assert state_of(breaker) == "half-open"
     await breaker.call(succeed)
     assert state_of(breaker) == "closed"
+
+
+@pytest.mark.parametrize("lowered", [1, 2])
+async def test_it_closes_if_the_number_of_successes_is_lowered_to_those_that_it_has(lowered: int) -> None:
+    breaker, clock = make_breaker(half_open_max=3)
+    await fail(breaker, 3)
+    clock.now += 6
+    await breaker.call(succeed)
+    await breaker.call(succeed)
+    breaker.circuit.success_threshold = lowered
+    assert await breaker.call(succeed) == "ok"
+    assert state_of(breaker) == "closed"
+
+
+async def test_a_call_whose_caller_ran_out_of_time_is_not_counted() -> None:
+    async def out_of_time() -> str:
+        raise OutOfTime
+
+    breaker, clock = make_breaker()
+    await fail(breaker, 2)
+    for _ in range(10):
+        with pytest.raises(OutOfTime):
+            await breaker.call(out_of_time)
+    assert state_of(breaker) == "closed"
+    await fail(breaker, 1)
+    assert state_of(breaker) == "open"
+    clock.now += 6
+    with pytest.raises(OutOfTime):
+        await breaker.call(out_of_time)
+    assert await breaker.call(succeed) == "ok"
 
 
 async def test_a_cancelled_call_is_not_counted() -> None:

@@ -1,0 +1,154 @@
+"""Connections, against real gRPC servers in this process: no call ends because another one's instance has left.
+
+Also what a cancelled call is: the caller's own cancellation, or a failure of the call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+from support.waiting import until
+
+from chassis.errors import RpcError
+from chassis.platform.discovery import Endpoint
+
+from ..backends import Backends, error_of
+from ..echo_service import Echo, echo, never
+
+
+class Gate:
+    """The behaviour of an instance whose calls wait until `open` is set."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+
+    async def __call__(self, text: str, _context: Any) -> str:
+        await self.open.wait()
+        return text
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+async def test_an_instance_that_leaves_and_returns_repeatedly_finishes_its_calls(
+    backends: Backends, times: int
+) -> None:
+    gate = Gate()
+    (flapping,) = await backends.start(gate)
+    other = await Echo(gate).start()
+    backends.servers.append(other)
+    calls = [asyncio.create_task(backends.stub.say("first"))]
+    stream = backends.stub.Count(StringValue(value="1"))
+    assert (await anext(stream)).value == "0"
+    for number in range(times):
+        await until("each call has arrived", lambda want=2 + number: len(flapping.seen) == want)  # type: ignore[misc]
+        backends.announce(other)
+        await asyncio.sleep(0.02)
+        backends.announce(flapping)
+        calls.append(asyncio.create_task(backends.stub.say("later")))
+        await asyncio.sleep(0.02)
+    backends.announce(other)
+    await asyncio.sleep(0.05)
+    gate.open.set()
+    assert await asyncio.gather(*calls) == ["first", *["later"] * times]
+    assert [message async for message in stream] == []
+    assert other.seen == []
+
+
+async def test_an_instance_that_replaces_another_at_its_address_loses_no_call(backends: Backends) -> None:
+    """As when Nomad gives the port of an ended allocation to the next one: both changes come in one list."""
+    (server,) = await backends.start(echo)
+    for number in range(20):
+        backends.endpoints.replace((Endpoint(f"allocation-{number}", server.address),))
+        calls = [asyncio.create_task(backends.stub.say(str(number))) for _ in range(5)]
+        assert await asyncio.gather(*calls) == [str(number)] * 5
+
+
+async def test_a_returned_instance_counts_the_calls_that_it_still_has(backends: Backends) -> None:
+    gate = Gate()
+    (busy,) = await backends.start(gate)
+    calls = [asyncio.create_task(backends.stub.say("held")) for _ in range(10)]
+    await until("each call has arrived", lambda: len(busy.seen) == 10)
+    free = await Echo(echo).start()
+    backends.servers.append(free)
+    backends.announce(free)
+    backends.announce(busy, free)
+    for _ in range(20):
+        await backends.stub.say("new")
+    assert (busy.seen.count("new"), free.seen.count("new")) == (0, 20)
+    gate.open.set()
+    await asyncio.gather(*calls)
+
+
+async def test_a_call_whose_connection_is_closed_fails_as_unavailable(backends: Backends) -> None:
+    (server,) = await backends.start(never)
+    call = asyncio.create_task(backends.stub.say("x"))
+    stream = backends.stub.Count(StringValue(value="1"))
+    assert (await anext(stream)).value == "0"
+    await until("both calls have arrived", lambda: len(server.seen) == 2)
+    await backends.channel.close()
+    for lost in (call, anext(stream)):
+        error = await error_of(lost)
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
+
+
+async def test_a_caller_that_is_cancelled_gets_its_cancellation(backends: Backends) -> None:
+    """The control of the test above."""
+    (server,) = await backends.start(never)
+    call = asyncio.create_task(backends.stub.say("x"))
+    await until("the call has arrived", lambda: len(server.seen) == 1)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await backends.stub.say("y")
+
+
+def cancels(details: str) -> Any:
+    async def cancel(_text: str, context: Any) -> str:
+        await context.abort(grpc.StatusCode.CANCELLED, details)
+        return ""
+
+    return cancel
+
+
+def rejects(reason: str) -> Any:
+    async def reject(_text: str, _context: Any) -> str:
+        raise RpcError(grpc.StatusCode.CANCELLED, reason)
+
+    return reject
+
+
+CANCELS = [cancels(""), cancels("a part of the server has stopped"), rejects("CANCELLED")]
+
+
+@pytest.mark.parametrize("behaviour", CANCELS, ids=["no text", "text", "status"])
+async def test_a_call_that_a_handler_cancelled_is_not_repeated(backends: Backends, behaviour: Any) -> None:
+    """Calls that no handler has begun are repeated: see the test that replaces instances one by one."""
+    servers = await backends.start(behaviour, behaviour)
+    assert (await error_of(backends.stub.say("once"))).code is grpc.StatusCode.UNAVAILABLE
+    assert sum(len(server.seen) for server in servers) == 1
+
+
+@pytest.mark.parametrize("behaviour", CANCELS, ids=["no text", "text", "status"])
+async def test_an_idempotent_call_that_a_handler_cancelled_is_retried(backends: Backends, behaviour: Any) -> None:
+    await backends.start(behaviour, echo)
+    for number in range(10):
+        assert await backends.stub.read(str(number)) == str(number)
+
+
+async def cancel_what_it_waits_for(_text: str, _context: Any) -> str:
+    waiting = asyncio.create_task(asyncio.sleep(60))
+    asyncio.get_running_loop().call_soon(waiting.cancel)
+    await waiting
+    return ""
+
+
+async def test_a_handler_that_is_ended_from_within_answers_at_once(backends: Backends) -> None:
+    """grpc.aio sends no status for it, so the caller would wait until its deadline."""
+    await backends.start(cancel_what_it_waits_for)
+    error = await error_of(backends.stub.say("x"))
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
