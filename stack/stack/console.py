@@ -52,11 +52,14 @@ class Step:
     def start(self) -> None:
         self._ticker.start()
 
+    def note(self, text: str) -> None:
+        """Prints a line below the step while it runs."""
+        say(f"{_clear()}    {text}")
+
     def finish(self, result: str) -> None:
         self._stop.set()
         self._ticker.join()
-        clear = "\r\x1b[K" if sys.stdout.isatty() else ""
-        say(f"{clear}  {self.title:<34} {result}  ({self._seconds():.1f} s)")
+        say(f"{_clear()}  {self.title:<34} {result}  ({self._seconds():.1f} s)")
 
     def _seconds(self) -> float:
         return time.monotonic() - self._began
@@ -73,3 +76,8 @@ class Step:
                 sys.stdout.flush()
             else:
                 say(self._line())
+
+
+def _clear() -> str:
+    """Returns the codes that empty the line of a terminal."""
+    return "\r\x1b[K" if sys.stdout.isatty() else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from nomad.api.exceptions import BadRequestNomadException, BaseNomadException, U
 from stack.build.tools import Tools
 from stack.build.zipapps import Artifact
 from stack.cluster.clients import Clients
+from stack.cluster.job_health.job_state import JobState
+from stack.cluster.job_health.problem import Problem
+from stack.cluster.job_health.repair import replacements, retry_failed
 from stack.cluster.planned_changes import Change
 from stack.cluster.rollout import Rollout
 from stack.config import ROOT, Stack
@@ -166,9 +169,22 @@ class Nomad:
         artifacts = [artifact for group in groups for task in group["Tasks"] for artifact in task["Artifacts"] or []]
         return {artifact["GetterSource"].rpartition("/")[2] for artifact in artifacts}
 
-    def wait_healthy(self, name: str, seconds: float = 180) -> None:
-        """Returns once the registered version runs alone and passes its checks; raises StackError with its logs."""
-        Rollout(self._clients, name, self._registered.get(name)).wait(seconds)
+    def replacements(self, name: str) -> Iterator[Change]:
+        """Yields a change for each running allocation that Nomad must replace, because Consul forgot its token."""
+        return replacements(self.stack, self._clients, name)
+
+    def retry_failed(self, name: str) -> None:
+        """Starts the failed instances of a job again, if this deploy did not register it."""
+        if name not in self._registered:
+            retry_failed(self.stack, self._clients, name)
+
+    def problems(self, name: str) -> list[Problem]:
+        """Returns why a registered job does not run completely."""
+        return JobState(self.stack, self._clients, name).current_problems() if name in self.api.job else []
+
+    def wait_healthy(self, name: str, seconds: float = 180, report: Callable[[str], None] = lambda _: None) -> None:
+        """Returns once the registered version runs alone and passes its checks; raises StackError with the causes."""
+        Rollout(self.stack, self._clients, name, self._registered.get(name), report=report).wait(seconds)
 
 
 def stop(clients: Clients, name: str, seconds: float = 60) -> None:

@@ -24,7 +24,7 @@ from stack.cluster.planned_changes import Change, apply_all
 from stack.cluster.vault import Vault
 from stack.commands import chaos
 from stack.config import Stack
-from stack.console import StackError, say, step
+from stack.console import StackError, Step, say, step
 from stack.machine.lock import WAITING, exclusive
 from stack.waiting import poll, retry, wait_until
 
@@ -173,11 +173,30 @@ def _run_jobs(server: Nomad, names: list[str]) -> int:
     for name in names:
         server.require_ports(name)
     changed = [name for name in names if apply_all(server.change(name))]
+    replaced = 0
     for name in names:
         with step(f"job {name}", "10 s") as now:
-            server.wait_healthy(name)
+            again = 0 if name in changed else _repair(server, name, now)
+            server.wait_healthy(name, report=partial(_report, now))
             now.result = "healthy, new version" if name in changed else "healthy"
-    return len(changed)
+            replaced += again
+    return len(changed) + replaced
+
+
+def _report(now: Step, cause: str) -> None:
+    now.note(f"not healthy yet: {cause}")
+
+
+def _repair(server: Nomad, name: str, now: Step) -> int:
+    """Replaces the instances of an unchanged job that cannot become healthy by themselves; returns their number."""
+    server.retry_failed(name)
+    count = 0
+    for change in server.replacements(name):
+        for note in change.notes:
+            now.note(f"{note}; it is replaced")
+        change.apply()
+        count += 1
+    return count
 
 
 def _smoke_test(stack: Stack, changed: int) -> None:

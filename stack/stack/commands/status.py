@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from stack import telemetry_viewer
 from stack.build import tools
 from stack.cluster import agents, nomad
 from stack.cluster.clients import Clients
+from stack.cluster.job_health.job_state import JobState
 from stack.config import Stack
 from stack.console import say
 from stack.machine import processes
@@ -38,6 +40,7 @@ def _body(stack: Stack, clients: Clients) -> Row:
     mebibytes, count = processes.memory(stack.state)
     return {
         "jobs": list(_jobs(clients)),
+        "problems": list(_problems(stack, clients)),
         "instances": list(_instances(clients)),
         "gateways": list(_gateways(clients)),
         **_worker_metrics(stack),
@@ -66,6 +69,14 @@ def _jobs(clients: Clients) -> Iterator[Row]:
                 "running": running,
                 "wanted": wanted,
             }
+
+
+def _problems(stack: Stack, clients: Clients) -> Iterator[Row]:
+    """Yields why jobs do not run completely."""
+    for name in nomad.names():
+        if name in clients.nomad.job:
+            found = JobState(stack, clients, name).current_problems()
+            yield from ({"job": name, **asdict(problem)} for problem in found)
 
 
 def _instances(clients: Clients) -> Iterator[Row]:
@@ -121,6 +132,9 @@ def _body_lines(body: Row) -> Iterator[str]:
     yield f"\n{'job':<16} {'status':<10} {'version':<8} running"
     for row in body["jobs"]:
         yield f"{row['name']:<16} {row['status']:<10} {row['version']:<8} {row['running']}/{row['wanted']}"
+    for row in body["problems"]:
+        yield f"! {row['text']}"
+        yield f"    next: {row['remedy']}"
     yield f"\n{'service':<22} {'address':<18} {'checks':<10} version"
     for row in body["instances"]:
         checks = "passing" if row["passing"] else "failing"

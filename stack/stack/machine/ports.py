@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Set
 from typing import Any
 
 import psutil
@@ -20,7 +21,7 @@ def require_free(port: int, name: str) -> None:
         except OSError:
             raise StackError(
                 f"port {port} ({name}) is taken",
-                f"{_listener(port)} listens on it",
+                f"{listener(port) or 'a process of another user'} listens on it",
                 "stop that program, or deploy a second stack: WAYPOST_STACK=second WAYPOST_SLOT=2 ./justw deploy",
             ) from None
 
@@ -30,11 +31,16 @@ def listening() -> set[int]:
     return {found.laddr.port for found in _listening()}
 
 
-def _listener(port: int) -> str:
-    for found in _listening():
-        if found.laddr.port == port and found.pid:
-            return f"process {found.pid} ({command_line(found.pid)[:60]})"
-    return "a process of another user"
+def listener(port: int, except_for: Set[int] = frozenset()) -> str | None:
+    """Returns the process that listens on a port, or None if nothing but the processes `except_for` does.
+
+    Without root, a process of another user is visible only by its port.
+    """
+    found = {connection.pid for connection in _listening() if connection.laddr.port == port} - except_for
+    known = min((pid for pid in found if pid), default=None)
+    if known:
+        return f"process {known} ({command_line(known)[:60]})"
+    return "a process of another user" if found else None
 
 
 def _listening() -> list[Any]:
