@@ -3,7 +3,8 @@
 set positional-arguments
 set quiet
 
-stack := "uv run --no-sync --quiet python -m stack"
+run := quote(justfile_directory() / "justw") + " --run"
+stack := run + " python -m stack"
 
 # List the recipes
 [private]
@@ -80,7 +81,7 @@ test *tiers:
 [group('work')]
 [no-exit-message]
 bench name="":
-    uv run --no-sync --quiet python tests/bench {{ quote(name) }}
+    {{ run }} python tests/bench {{ quote(name) }}
 
 # Cause a fault for a limited time: `chaos list` shows all faults, `chaos off` ends them
 [group('work')]
@@ -104,18 +105,18 @@ protos *options:
 [group('work')]
 [no-exit-message]
 lint: protos
-    uv run --no-sync --quiet ruff check .
-    uv run --no-sync --quiet ruff format --check .
-    uv run --no-sync --quiet mypy chassis/chassis gateway/gateway services/user/user_service services/order/order_service stack/stack nomad/edge
-    PYTHONPATH=tests uv run --no-sync --quiet lint-imports --no-cache
-    uv run --no-sync --quiet buf lint protos
-    for folder in chassis gateway protos services/order services/user stack; do (cd $folder && uv run --no-sync --quiet deptry --no-ansi . 2>&1) || exit 1; done
-    uv run --no-sync --quiet python -m stack.build.dependency_audit
+    {{ run }} ruff check .
+    {{ run }} ruff format --check .
+    {{ run }} mypy chassis/chassis gateway/gateway services/user/user_service services/order/order_service stack/stack nomad/edge
+    cd tests && {{ run }} lint-imports --config ../pyproject.toml --no-cache
+    {{ run }} buf lint protos
+    for folder in chassis gateway protos services/order services/user stack; do (cd $folder && {{ run }} deptry --no-ansi . 2>&1) || exit 1; done
+    {{ run }} python -m stack.build.dependency_audit
 
 # Format the code
 [group('work')]
 [no-exit-message]
 fmt:
-    uv run --no-sync --quiet ruff check --fix --quiet .
-    uv run --no-sync --quiet ruff format .
-    uv run --no-sync --quiet buf format --write protos
+    {{ run }} ruff check --fix --quiet .
+    {{ run }} ruff format .
+    {{ run }} buf format --write protos

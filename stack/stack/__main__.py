@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import httpx
@@ -14,7 +13,7 @@ from nomad.api.exceptions import BaseNomadException
 
 from stack.command_line import COMMANDS, app
 from stack.console import StackError
-from stack.machine import os_errors
+from stack.machine import environment, os_errors
 
 UNKNOWN_COMMAND = 64
 INTERRUPTED = 130
@@ -24,7 +23,7 @@ _CLIENT_ERRORS = (httpx.HTTPError, requests.RequestException, ConsulException, V
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    _forget_other_clusters()
+    environment.isolate()
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments else ""
     if not command:
@@ -53,15 +52,6 @@ def _misused(command: str, why: str) -> int:
         return UNKNOWN_COMMAND
     StackError(f"{command} cannot be called like this", why, f"./justw {command} --help").show()
     return 1
-
-
-def _forget_other_clusters() -> None:
-    """The client libraries prefer a shell's addresses and tokens to their arguments; this stack has its own."""
-    for name in list(os.environ):
-        if name.startswith(("NOMAD_", "CONSUL_", "VAULT_", "BAO_")):
-            del os.environ[name]
-    kept = [os.environ[name] for name in ("NO_PROXY", "no_proxy") if os.environ.get(name)]
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join([*kept, "127.0.0.1", "localhost"])
 
 
 def _first_line(error: Exception) -> str:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stack.build.go_toolchain import run_uv
+from stack.build.go_toolchain import locked_requirements
 from stack.console import say
 
-_LOCKED = ("export", "--frozen", "--no-emit-workspace", "--no-default-groups", "--no-header", "--no-annotate")
+_DEPLOYED = ("--no-emit-workspace", "--no-default-groups", "--no-header", "--no-annotate")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def parse(output: str) -> Report | None:
 
 def main() -> int:
     """Prints the result; returns 1 if a locked package has a known vulnerability."""
-    report = audit(run_uv(*_LOCKED))
+    report = audit(locked_requirements(*_DEPLOYED))
     if report is None or not report.checked:
         say("dependency audit: the source of vulnerabilities cannot be reached, nothing was checked")
         return 0

@@ -23,6 +23,7 @@ from stack.build import go_toolchain
 from stack.build.go_build_errors import explain
 from stack.config import ROOT, cache
 from stack.console import StackError, Step, say, step
+from stack.machine.environment import for_downloads
 from stack.machine.lock import exclusive
 
 MODULES = ROOT / "stack" / "tools"
@@ -120,7 +121,7 @@ def _require_space(tools: Sequence[GoTool]) -> None:
 
 def environment(go: Path, cc: str, base: Mapping[str, str]) -> dict[str, str]:
     """Returns the user's environment without variables that change the result; proxy and checksum settings stay."""
-    inherited = {key: value for key, value in base.items() if key not in _REMOVED}
+    inherited = {key: value for key, value in for_downloads(base).items() if key not in _REMOVED}
     folders = {key: _scratch() / key.lower() for key in ("GOMODCACHE", "GOCACHE", "GOTMPDIR", "GOPATH")}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from stack.config import ROOT, cache
 from stack.console import StackError, step
+from stack.machine.environment import for_downloads
 
+_INDEX_SETTINGS = ("UV_INDEX", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
 _TRIVIAL = "int main(void) { return 0; }\n"
 Version = tuple[int, ...]
 
@@ -62,14 +64,34 @@ def uv() -> str:
     raise StackError("uv was not found", "it is neither on PATH nor in the cache", "use ./justw, which installs it")
 
 
-def run_uv(*words: str) -> str:
-    """Runs uv for this checkout and returns its output; raises StackError with the error of uv."""
-    done = subprocess.run([uv(), "--quiet", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+def locked_requirements(*options: str) -> str:
+    """Returns pinned and hashed requirements from uv.lock; settings for another index have no effect."""
+    return _run_uv("--no-config", "export", "--frozen", *options)
+
+
+def install(requirements: Path, target: Path, *options: str) -> None:
+    """Installs pinned and hashed requirements into a folder: from the index in the user's settings, else the default.
+
+    Raises StackError. The hash of each package is checked, so the index does not matter.
+    """
+    hashed = ("pip", "install", "--no-deps", "--require-hashes", "--requirement", str(requirements))
+    words = (*hashed, "--python", sys.executable, "--target", str(target), *options)
+    # A setting for the age of packages would hide the newest ones.
+    try:
+        _run_uv(*words, "--exclude-newer", "2100-01-01")
+    except StackError:
+        _run_uv("--no-config", *words, default_index=True)
+
+
+def _run_uv(*words: str, default_index: bool = False) -> str:
+    ignored = _INDEX_SETTINGS if default_index else ()
+    env = {name: value for name, value in for_downloads(os.environ).items() if name not in ignored}
+    done = subprocess.run([uv(), "--quiet", *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StackError(
             "Python packages could not be installed",
             done.stderr.strip()[-1000:] or f"uv {words[0]} failed",
-            "check the network, HTTPS_PROXY and UV_INDEX_URL; after a change of pyproject.toml run uv lock",
+            "check the network, HTTPS_PROXY and UV_DEFAULT_INDEX; after a change of pyproject.toml run uv lock",
         )
     return done.stdout
 
@@ -110,9 +132,8 @@ def _install(home: Path) -> str:
     home.parent.mkdir(parents=True, exist_ok=True)
     wanted = home.with_name(f"{home.name}.txt")
     try:
-        wanted.write_text(run_uv("export", "--locked", "--only-group", "toolchain", "--no-emit-project"))
-        hashed = ("--no-cache", "--no-deps", "--require-hashes", "--requirement", str(wanted))
-        run_uv("pip", "install", *hashed, "--python", sys.executable, "--target", str(partial))
+        wanted.write_text(locked_requirements("--only-group", "toolchain", "--no-emit-project"))
+        install(wanted, partial, "--no-cache")  # it is used once
     except StackError as error:
         return error.why
     partial.rename(home)

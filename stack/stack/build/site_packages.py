@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from stack.build.go_toolchain import run_uv
+from stack.build.go_toolchain import install, locked_requirements
 from stack.config import cache
 from stack.machine.lock import exclusive
 
@@ -39,7 +39,7 @@ def platform_tag() -> str:
 def site(package: str) -> Path:
     """Returns the folder with all third-party packages that `package` needs; installs them on first use."""
     third_party = ("--no-default-groups", "--no-emit-workspace", "--no-header", "--no-annotate")
-    requirements = run_uv("export", "--locked", "--package", package, *third_party)
+    requirements = locked_requirements("--package", package, *third_party)
     digest = hashlib.sha256(f"{requirements}{platform_tag()}".encode() + Path(__file__).read_bytes())
     folder = cache() / "sites" / f"{package}-{digest.hexdigest()[:12]}"
     with exclusive(cache() / "sites" / f"{package}.lock", f"waiting for another build of {package}"):
@@ -55,8 +55,7 @@ def _install(requirements: str, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     file = folder.with_suffix(".txt")
     file.write_text(requirements)
-    hashed = ("--no-deps", "--require-hashes", "--requirement", str(file))
-    run_uv("pip", "install", *hashed, "--python", sys.executable, "--target", str(partial))
+    install(file, partial)
     file.unlink()
     _strip(partial)
     partial.rename(folder)

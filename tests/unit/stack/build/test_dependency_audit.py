@@ -39,7 +39,7 @@ def test_a_vulnerability_names_package_version_and_fix() -> None:
 def test_only_a_known_vulnerability_fails(
     output: str, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(dependency_audit, "run_uv", lambda *_: "")
+    monkeypatch.setattr(dependency_audit, "locked_requirements", lambda *_: "")
     monkeypatch.setattr(dependency_audit, "audit", lambda _: parse(output))
     assert dependency_audit.main() == code
     assert line in capsys.readouterr().out
