@@ -1,14 +1,16 @@
 """Consul client for asyncio: reads and watches KV keys and services, logged in with the Nomad workload identity.
 
 Invariant: a watch never ends. It yields nothing while Consul is unavailable or an ACL policy hides the result, so its
-reader keeps the last value: a denied read does not mean that the key does not exist.
+reader keeps the last value: a denied read does not mean that the key does not exist, nor that the token has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +19,11 @@ import structlog
 from consul import ACLPermissionDenied, ConsulException
 
 from chassis.backoff import backoff
+from chassis.errors import ConfigurationError
 from chassis.platform.consul_http import ConsulApi, HttpTransport
 from chassis.platform.identity import read_identity
+from chassis.platform.single_flight import SingleFlight
+from chassis.platform.validity import Validity
 
 log = structlog.get_logger(__name__)
 
@@ -39,12 +44,15 @@ class ConsulClient:
         self._http = HttpTransport(address)
         self._api = ConsulApi(self._http)
         self._identity = identity
-        self._login_lock = asyncio.Lock()
+        self._validity = Validity.from_now(math.inf)
+        self._shared_login = SingleFlight(self.login, *_BACKOFF_SECONDS)
 
     async def login(self) -> None:
         """Exchanges the workload identity for an ACL token. Raises ConfigurationError if the file cannot be read."""
         if self._identity is not None:
-            self._api.token = await self._http.login(read_identity(self._identity))
+            began = Validity.from_now(math.inf)
+            self._api.token, seconds = await self._http.login(read_identity(self._identity))
+            self._validity = replace(began, seconds=seconds)
 
     async def connect(self) -> None:
         """Logs in, and retries until Consul answers."""
@@ -95,19 +103,31 @@ class ConsulClient:
         await self._http.close()
 
     def _with_login(self, query: Query[T]) -> Query[T]:
-        """Wraps a query so that it logs in again, once for all concurrent queries, when its token is rejected."""
+        """Wraps a query so that it logs in again, once for all concurrent queries, when its token ends."""
 
         async def retried(index: int | None) -> tuple[int, T]:
+            await self._renew()
             used = self._api.token
             try:
                 return await query(index)
             except ACLPermissionDenied:
-                async with self._login_lock:
-                    if self._api.token == used:
-                        await self.login()
+                # Consul answers 403 both to an unknown token and to a request that a policy denies.
+                if self._api.token == used:
+                    if used is not None and await self._http.is_known(used):
+                        raise
+                    await self._shared_login()
                 return await query(index)
 
         return retried
+
+    async def _renew(self) -> None:
+        """Logs in again when half of the token's time is over, so that it outlasts an outage of Nomad or Consul."""
+        if self._validity.left() >= self._validity.seconds / 2:
+            return
+        try:
+            await self._shared_login()
+        except (ConfigurationError, *_FAILURES) as error:
+            log.info("consul token not renewed", error=_describe(error))
 
 
 async def watch(name: str, query: Query[T], on_outage: Callable[[], None] | None = None) -> AsyncIterator[T]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import httpx
@@ -45,10 +47,15 @@ class HttpTransport(HTTPClient):  # type: ignore[misc]
     def delete(self, callback: Any, path: str, params: Any = None, headers: Any = None, **_: Any) -> Any:
         return self._send("DELETE", callback, path, params=params, headers=headers)
 
-    async def login(self, identity: str) -> str:
-        """Exchanges a workload identity for an ACL token."""
+    async def login(self, identity: str) -> tuple[str, float]:
+        """Exchanges a workload identity for an ACL token; returns it and the seconds until it ends."""
         body = json.dumps({"AuthMethod": AUTH_METHOD, "BearerToken": identity})
-        return str(json.loads(await self.post(_body, "/v1/acl/login", data=body))["SecretID"])
+        token = json.loads(await self.post(_body, "/v1/acl/login", data=body))
+        return str(token["SecretID"]), _duration(token)
+
+    async def is_known(self, token: str) -> bool:
+        """Returns whether Consul knows an ACL token: one that has ended, or was deleted, is unknown."""
+        return bool(await self.get(_is_success, "/v1/acl/token/self", headers={"X-Consul-Token": token}))
 
     async def logout(self, token: str) -> None:
         """Revokes an ACL token."""
@@ -83,6 +90,20 @@ def _body(response: Response) -> str:
     if response.code >= 400:
         raise ConsulException(f"{response.code} {response.body[:200]}")
     return response.body
+
+
+def _is_success(response: Response) -> bool:
+    if response.code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+        return False
+    return bool(_body(response))
+
+
+def _duration(token: dict[str, Any]) -> float:
+    """Returns the seconds from creation to expiration; infinite for a token that never ends."""
+    if not token.get("ExpirationTime"):
+        return math.inf
+    ends, begins = (datetime.fromisoformat(token[name]) for name in ("ExpirationTime", "CreateTime"))
+    return (ends - begins).total_seconds()
 
 
 def _timeout(wait: str | None) -> httpx.Timeout:

@@ -1,5 +1,6 @@
 """Database credentials that never expire: the Vault lease is renewed, and replaced when Vault stops renewing it.
 
+Migrations use another login, which owns the schema and is revoked when they are applied.
 Invariant: new credentials are in use while the old ones still work, so open connections can finish. Credentials that
 were revoked early are replaced as soon as Postgres rejects them.
 """
@@ -8,17 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Protocol
 
 import structlog
 
-from chassis.platform.vault import RENEWED_RATIO, Lease, retry
+from chassis.platform.validity import CHECK_SECONDS
+from chassis.platform.vault import RENEWED_RATIO, Lease, Vault, retry
 
 log = structlog.get_logger(__name__)
 
 # If Postgres rejects every login, each rejection must not request yet another one from Vault.
 _MIN_AGE_SECONDS = 5.0
+_MIN_WAIT_SECONDS = 0.1
+
+OwnerLogin = Callable[[], AbstractAsyncContextManager[Lease]]
+"""Issues a login that owns the schema, for the length of a block."""
 
 
 class CredentialsSource(Protocol):
@@ -74,12 +81,12 @@ class DatabaseCredentials:
 
     async def _wait(self) -> None:
         """Waits until half of the lease is over, Postgres rejected it, or a new Vault token will end it early."""
-        if self._lease is None:
-            return
-        try:
-            await asyncio.wait_for(self._replace_now.wait(), max(self._lease.left() / 2, 0.1))
-        except TimeoutError:
-            return
+        while self._lease is not None and not self._replace_now.is_set():
+            due = self._lease.left() - self._lease.duration / 2
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._replace_now.wait(), min(max(due, _MIN_WAIT_SECONDS), CHECK_SECONDS))
+            if self._lease.left() <= self._lease.duration / 2:
+                return
 
     async def _renewed(self, lease: Lease) -> bool:
         try:
@@ -92,9 +99,13 @@ class DatabaseCredentials:
         self._lease = granted
         return True
 
-    async def _replace(self) -> None:
+    async def _issued(self) -> Lease:
+        # Before each attempt: one that fails may last longer than the token, whose successor sets it again.
         self._replace_now.clear()
-        self._lease = await retry("database login", lambda: self._vault.database_login(self._database_role))
+        return await self._vault.database_login(self._database_role)
+
+    async def _replace(self) -> None:
+        self._lease = await retry("database login", self._issued)
         self._full_duration = self._lease.duration
         log.info(
             "database login issued",
@@ -106,3 +117,12 @@ class DatabaseCredentials:
             for callback in self._callbacks:
                 callback()
         self._first.set()
+
+
+@asynccontextmanager
+async def owner_login(vault: Vault, database_role: str) -> AsyncIterator[Lease]:
+    """Issues a login of a database role and revokes it at the end of the block, together with the token of `vault`."""
+    try:
+        yield await retry("database login of the owner", lambda: vault.database_login(database_role))
+    finally:
+        await vault.close()

@@ -19,6 +19,7 @@ from stack.build.tools import Tools
 from stack.cluster.credentials import Credentials
 from stack.config import ROOT, Stack
 from stack.console import StackError
+from stack.machine import secret_folders
 from stack.machine.daemons import Daemon
 from stack.machine.ports import require_free
 
@@ -36,6 +37,8 @@ class Agent:
     command: tuple[str, ...]
     config: dict[str, Any]
     ready: Callable[[], bool]
+    prepare: Callable[[], object] = lambda: None
+    """Called before it starts."""
 
 
 def agents(stack: Stack, tools: Tools) -> list[Agent]:
@@ -82,6 +85,7 @@ def start(stack: Stack, agent: Agent) -> bool:
     # Nomad leaves a socket for each task in the temporary folder; `destroy` removes this one.
     temporary = stack.state / "tmp"
     temporary.mkdir(exist_ok=True)
+    agent.prepare()
     env["TMPDIR"] = str(temporary)
     process.start([*agent.command, *_config_flags(stack, agent)], home, env)
     return True
@@ -210,4 +214,5 @@ def _nomad(stack: Stack, tools: Tools) -> Agent:
         (str(tools.nomad), "agent"),
         config,
         lambda: _has_leader(stack.url("nomad")),
+        lambda: secret_folders.mount_again(stack.state / "nomad" / "data" / "alloc"),
     )

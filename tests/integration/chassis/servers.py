@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -45,6 +47,26 @@ class Server:
         if self.process is not None:
             self.process.kill()
             self.process.wait(10)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """SIGSTOP for a while: the kernel accepts connections, and nothing answers."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def sealed(self) -> Iterator[None]:
+        """Seals an OpenBao for a while: it answers, and rejects every request."""
+        keys = re.findall(r"^Unseal Key: (\S+)", self.log.read_text(), re.MULTILINE)
+        self.call("POST", "/v1/sys/seal")
+        try:
+            yield
+        finally:
+            self.call("POST", "/v1/sys/unseal", {"key": keys[-1]})
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | str | None = None) -> Any:
         content = body if isinstance(body, str) or body is None else json.dumps(body)

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.waiting import until
@@ -95,10 +96,29 @@ def register(agent: Server, *ports: int) -> None:
         agent.call("PUT", "/v1/agent/service/register", service)
 
 
+def _tokens(agent: Server) -> list[dict[str, Any]]:
+    """The tokens of the workloads."""
+    return [token for token in agent.call("GET", "/v1/acl/tokens") if token.get("AuthMethod") == "nomad-workloads"]
+
+
 async def test_a_key_that_the_consul_role_may_not_read_is_not_returned(client: ConsulClient) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1):
             await client.read_key("config/order-service")
+
+
+async def test_a_denied_read_keeps_the_token_and_a_deleted_token_is_replaced(
+    agent: Server, client: ConsulClient
+) -> None:
+    before = client._api.token
+    denied = asyncio.ensure_future(client.read_key("config/order-service"))
+    await asyncio.sleep(2)
+    assert client._api.token == before
+    assert len(_tokens(agent)) == 1
+    agent.call("DELETE", f"/v1/acl/token/{_tokens(agent)[0]['AccessorID']}")
+    assert await client.read_key(KEY) is not None
+    assert client._api.token != before
+    denied.cancel()
 
 
 async def test_a_changed_setting_is_applied_within_two_seconds(agent: Server, live: Live[ProcessSettings]) -> None:
@@ -143,8 +163,7 @@ async def test_values_stay_while_consul_is_dead_and_changes_arrive_after_its_res
 
 
 async def test_a_watch_continues_after_its_token_was_deleted(agent: Server, live: Live[ProcessSettings]) -> None:
-    for token in agent.call("GET", "/v1/acl/tokens"):
-        if token.get("AuthMethod") == "nomad-workloads":
-            agent.call("DELETE", f"/v1/acl/token/{token['AccessorID']}")
+    for token in _tokens(agent):
+        agent.call("DELETE", f"/v1/acl/token/{token['AccessorID']}")
     agent.call("PUT", f"/v1/kv/{KEY}", json.dumps(GOOD | {"drain_seconds": 8.0}))
     await until("a change is applied", lambda: live.value.drain_seconds == 8.0, 5)

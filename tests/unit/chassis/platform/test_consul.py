@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -84,15 +85,23 @@ class Agent:
         self.logins: list[dict[str, str]] = []
         self.requests: list[httpx.Request] = []
         self.hides = False
+        self.denies = False
+        self.asked: list[httpx.Request] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/v1/acl/login":
             self.logins.append(json.loads(request.content))
             token = f"token-{len(self.logins)}"
             self.tokens.add(token)
-            return httpx.Response(200, json={"SecretID": token})
+            times = {"CreateTime": "2026-01-01T00:00:00.123456789Z", "ExpirationTime": "2026-01-01T01:00:00.123456789Z"}
+            return httpx.Response(200, json={"SecretID": token} | times)
         if request.headers.get("x-consul-token") not in self.tokens:
             return httpx.Response(403, text="ACL not found")
+        if request.url.path == "/v1/acl/token/self":
+            self.asked.append(request)
+            return httpx.Response(200, json={})
+        if self.denies:
+            return httpx.Response(403, text="Permission denied: token lacks permission 'key:read' on \"k\"")
         self.requests.append(request)
         if self.hides:
             filtered = {} if "index" in request.url.params else {"X-Consul-Results-Filtered-By-ACLs": "true"}
@@ -138,6 +147,44 @@ async def test_an_expired_token_is_replaced_once_for_all_concurrent_reads(agent:
     identity.write_text("jwt-2")
     assert await asyncio.gather(*(client.read_key("k") for _ in range(5))) == [b"v"] * 5
     assert [login["BearerToken"] for login in agent.logins] == ["jwt-1", "jwt-2"]
+    await client.close()
+
+
+async def test_a_denial_by_policy_makes_no_new_token_and_is_retried_with_backoff(agent: Agent, identity: Path) -> None:
+    client = ConsulClient("http://127.0.0.1:1", identity)
+    await client.login()
+    agent.denies = True
+    reads = [asyncio.ensure_future(client.read_key("k")) for _ in range(3)]
+    await until("each read was denied again", lambda: len(agent.asked) >= 9)
+    assert len(agent.logins) == 1
+    agent.denies = False
+    assert await asyncio.wait_for(asyncio.gather(*reads), 5) == [b"v"] * 3
+    assert len(agent.logins) == 1
+    await client.close()
+
+
+async def test_a_token_is_replaced_when_half_of_its_time_is_over_by_the_wall_clock(
+    agent: Agent, identity: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, now = ConsulClient("http://127.0.0.1:1", identity), time.time()
+    await client.login()
+    for hours, logins in ((0.4, 1), (0.6, 2), (2.6, 3), (2.6, 3)):
+        monkeypatch.setattr(time, "time", lambda jump=hours: now + jump * 3600)
+        assert await client.read_key("k") == b"v"
+        assert len(agent.logins) == logins
+    assert agent.requests[-1].headers["x-consul-token"] == "token-3"
+    await client.close()
+
+
+async def test_a_token_stays_in_use_while_it_cannot_be_replaced(
+    agent: Agent, identity: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, now = ConsulClient("http://127.0.0.1:1", identity), time.time()
+    await client.login()
+    monkeypatch.setattr(time, "time", lambda: now + 0.6 * 3600)
+    identity.unlink()
+    assert await client.read_key("k") == b"v"
+    assert len(agent.logins) == 1
     await client.close()
 
 

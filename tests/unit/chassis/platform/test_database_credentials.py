@@ -41,6 +41,9 @@ class FakeVault:
         left = min(self.seconds, first.acquired + self.most - time.monotonic())
         return Lease(lease.username, lease.password, lease.lease_id, left, time.monotonic())
 
+    async def refuse(self, lease: Lease) -> Lease:
+        raise ValueError(f"lease {lease.lease_id} not found")
+
     def on_login(self, callback: Callable[[], None]) -> None:
         self.new_token = callback
 
@@ -118,6 +121,32 @@ async def test_a_new_vault_token_leads_to_new_credentials(start: Start) -> None:
     await credentials.ready()
     source.new_token()
     await until("the next credentials", lambda: len(source.issued) == 2, 1)
+
+
+async def test_credentials_that_ended_while_the_machine_slept_are_replaced(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FakeVault(seconds=3600, most=3600)
+    credentials = start(source)
+    await credentials.ready()
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 7200)
+    monkeypatch.setattr(source, "renew", source.refuse)
+    await until("the next credentials", lambda: len(source.issued) == 2, 15)
+
+
+async def test_a_new_token_while_a_login_is_requested_leads_to_one_login(start: Start) -> None:
+    source = FakeVault(60, 60)
+    credentials = start(source)
+    await credentials.ready()
+    source.is_unavailable = True
+    source.new_token()
+    await asyncio.sleep(0.05)
+    source.new_token()
+    source.is_unavailable = False
+    await until("the next credentials", lambda: len(source.issued) >= 2, 1)
+    await asyncio.sleep(0.05)
+    assert len(source.issued) == 2
 
 
 def test_the_representation_of_a_lease_has_no_password() -> None:
