@@ -1,5 +1,6 @@
-# Postgres for all services: each has a database, an owner and a schema. Its files survive the job.
-# Only the database engine of Vault has a password; it creates short-lived logins for the services.
+# Postgres for all services: each has a database, a schema, and two database roles. The owner changes the schema, the
+# runtime role reads and writes rows. Its files survive the job.
+# Only the database engine of Vault has a password, which a deploy gives it; it creates short-lived logins for the services.
 
 variable "postgres_bin" { type = string }
 variable "postgres_dir" { type = string }
@@ -12,7 +13,7 @@ job "postgres" {
 
   update {
     min_healthy_time = "1s"
-    healthy_deadline = "60s"
+    healthy_deadline = "120s"
   }
 
   group "postgres" {
@@ -124,11 +125,6 @@ job "postgres" {
         hook = "poststart"
       }
 
-      vault {
-        role = "postgres"
-        env  = false
-      }
-
       config {
         command = "/bin/sh"
         args    = ["local/databases.sh"]
@@ -147,15 +143,6 @@ job "postgres" {
       }
 
       template {
-        destination = "secrets/admin.sql"
-        perms       = "0600"
-        change_mode = "noop"
-        data        = <<-SQL
-          {{ with secret "secret/data/postgres" }}ALTER ROLE vault PASSWORD '{{ .Data.data.password }}';{{ end }}
-        SQL
-      }
-
-      template {
         destination = "local/databases.sh"
         data        = <<-SH
           set -eu
@@ -163,14 +150,23 @@ job "postgres" {
           for _ in $(seq 100); do "$PG_BIN/pg_isready" -q -U postgres -h "$PG_DIR/run" -p "$PG_PORT" && break; sleep 0.1; done
           once() { [ "$(run -d postgres -Atc "$1")" = 1 ] || run -d "$3" -c "$2"; }
           once "SELECT 1 FROM pg_roles WHERE rolname = 'vault'" "CREATE ROLE vault LOGIN CREATEROLE" postgres
-          run -d postgres -c "GRANT pg_signal_backend TO vault" -f "$NOMAD_SECRETS_DIR/admin.sql"
+          run -d postgres -c "GRANT pg_signal_backend TO vault"
           for name in $DATABASES; do
-            once "SELECT 1 FROM pg_roles WHERE rolname = '$name'" "CREATE ROLE $name NOLOGIN" postgres
+            runtime="$${name}_runtime"
+            for role in "$name" "$runtime"; do
+              once "SELECT 1 FROM pg_roles WHERE rolname = '$role'" "CREATE ROLE $role NOLOGIN" postgres
+              run -d postgres -c "GRANT $role TO vault WITH ADMIN OPTION, INHERIT FALSE, SET FALSE"
+            done
             once "SELECT 1 FROM pg_database WHERE datname = '$name'" "CREATE DATABASE $name OWNER $name" postgres
-            run -d postgres -c "GRANT $name TO vault WITH ADMIN OPTION, INHERIT FALSE, SET FALSE" \
-              -c "REVOKE ALL ON DATABASE $name FROM PUBLIC"
+            run -d postgres -c "REVOKE ALL ON DATABASE $name FROM PUBLIC" \
+              -c "GRANT CONNECT, TEMPORARY ON DATABASE $name TO $runtime"
             run -d "$name" -c "SET client_min_messages = warning" \
-              -c "CREATE SCHEMA IF NOT EXISTS $name AUTHORIZATION $name" -c "REVOKE ALL ON SCHEMA public FROM PUBLIC"
+              -c "CREATE SCHEMA IF NOT EXISTS $name AUTHORIZATION $name" -c "REVOKE ALL ON SCHEMA public FROM PUBLIC" \
+              -c "GRANT USAGE ON SCHEMA $name TO $runtime"
+            # For tables of later migrations; migrations restrict single tables.
+            later="ALTER DEFAULT PRIVILEGES FOR ROLE $name IN SCHEMA $name GRANT"
+            run -d "$name" -c "$later SELECT, INSERT, UPDATE, DELETE ON TABLES TO $runtime" \
+              -c "$later USAGE ON SEQUENCES TO $runtime"
           done
         SH
       }

@@ -24,6 +24,8 @@ PLACES = (
 SIGNING = {"user-service": {"transit/sign/tokens": {"update"}}}
 FOLDERS = [ROOT / folder for folder in SERVICES.values()]
 WITH_DATABASE = [service for service in SERVICES if (ROOT / SERVICES[service] / "migrations").is_dir()]
+# The roles in Vault with which a service applies its migrations.
+OWNERS = {f"{service}-owner" for service in WITH_DATABASE}
 
 
 def stems(folder: str, suffix: str) -> set[str]:
@@ -71,28 +73,43 @@ def test_a_job_and_its_service_in_consul_have_the_name_of_the_file(job: str) -> 
     ],
 )
 def test_no_file_belongs_to_a_job_that_does_not_exist(folder: str, suffix: str) -> None:
-    assert stems(folder, suffix) - {"nomad-agent"} <= set(nomad.names())
+    owners = OWNERS if folder.startswith("vault/") else set()
+    assert stems(folder, suffix) - {"nomad-agent"} - owners <= set(nomad.names())
 
 
-@pytest.mark.parametrize("job", sorted(stems("vault/auth/jwt-nomad/role", ".json")))
-def test_a_role_in_vault_admits_its_own_job_and_gives_its_own_policy(job: str) -> None:
-    role = vault_file(f"auth/jwt-nomad/role/{job}")
+@pytest.mark.parametrize("name", sorted(stems("vault/auth/jwt-nomad/role", ".json")))
+def test_a_role_in_vault_admits_its_own_job_and_gives_its_own_policy(name: str) -> None:
+    role = vault_file(f"auth/jwt-nomad/role/{name}")
+    job = name.removesuffix("-owner") if name in OWNERS else name
     assert role["bound_claims"] == {"nomad_namespace": "default", "nomad_job_id": job}
     assert role["bound_audiences"] == ["vault.io"]
-    assert role["token_policies"] == [job]
+    assert role["token_policies"] == [name]
 
 
 @pytest.mark.parametrize("service", WITH_DATABASE)
-def test_a_database_login_belongs_to_the_owner_of_its_schema(service: str) -> None:
-    role = vault_file(f"engines/database/roles/{service}")
-    created = " ".join(role["creation_statements"])
-    assert set(re.findall(r"\w+_service", created)) == {package(service)}
-    assert service in vault_file("engines/database/config/postgres")["allowed_roles"]
+@pytest.mark.parametrize(("suffix", "database_role"), [("", "{}_runtime"), ("-owner", "{}")], ids=["runtime", "owner"])
+def test_a_database_login_is_a_member_of_the_database_role_of_its_purpose(
+    service: str, suffix: str, database_role: str
+) -> None:
+    role = vault_file(f"engines/database/roles/{service}{suffix}")
+    create, switch, search = role["creation_statements"]
+    wanted = database_role.format(package(service))
+    assert create.endswith(f" IN ROLE {wanted};")
+    assert switch.endswith(f" SET role = '{wanted}';")
+    assert search.endswith(f" SET search_path = '{package(service)}';")
 
 
 def test_only_services_with_a_database_get_logins_to_one() -> None:
-    assert stems("vault/engines/database/roles", ".json") == set(WITH_DATABASE)
-    assert set(vault_file("engines/database/config/postgres")["allowed_roles"]) == set(WITH_DATABASE)
+    assert stems("vault/engines/database/roles", ".json") == {*WITH_DATABASE, *OWNERS}
+    assert set(vault_file("engines/database/config/postgres")["allowed_roles"]) == {*WITH_DATABASE, *OWNERS}
+
+
+@pytest.mark.parametrize("owner", sorted(f"{service}-owner" for service in WITH_DATABASE))
+def test_the_login_of_an_owner_ends_with_its_token_within_an_hour(owner: str) -> None:
+    token, login = vault_file(f"auth/jwt-nomad/role/{owner}"), vault_file(f"engines/database/roles/{owner}")
+    assert "token_period" not in token, "a periodic token can be renewed without end"
+    assert max(token["token_max_ttl"], login["max_ttl"]) <= 3600
+    assert set(paths(owner)) == {f"database/creds/{owner}"}
 
 
 def rules(service: str) -> set[tuple[str, str, str]]:

@@ -14,8 +14,9 @@ LONGEST_SECONDS = 8 * 3600  # the login of the operator
 FORBIDDEN = [
     ("order-service", "GET", "secret/data/user-service"),
     ("gateway", "GET", "secret/data/user-service"),
-    ("gateway", "GET", "secret/data/postgres"),
-    ("user-service", "GET", "secret/data/postgres"),
+    ("user-service", "GET", "database/creds/user-service-owner"),
+    ("order-service", "GET", "database/creds/order-service-owner"),
+    ("order-service", "GET", "database/creds/user-service-owner"),
     ("user-service", "GET", "database/creds/order-service"),
     ("order-service", "GET", "database/creds/user-service"),
     ("gateway", "GET", "database/creds/user-service"),
@@ -91,14 +92,14 @@ def test_a_workload_reads_its_own_secret(deployed: DeployedStack) -> None:
     assert reply.json()["data"]["data"]["password_pepper"]
 
 
-@pytest.mark.parametrize("role", ["user-service", "order-service", "postgres"])
+@pytest.mark.parametrize("role", ["user-service", "user-service-owner", "order-service", "order-service-owner"])
 def test_a_workload_cannot_take_the_role_of_another(deployed: DeployedStack, role: str) -> None:
     (login,) = deployed.vault_as("gateway", role)
     assert login.status in {400, 403}  # OpenBao answers 400 to a claim that does not match
     assert "claim" in login.text
 
 
-@pytest.mark.parametrize("service", ["user-service", "order-service"])
+@pytest.mark.parametrize("service", ["user-service", "user-service-owner", "order-service", "order-service-owner"])
 def test_a_database_login_ends_within_a_day(deployed: DeployedStack, service: str) -> None:
     (role,) = deployed.vault(f"database/roles/{service}")
     assert 0 < role["default_ttl"] <= 3600

@@ -1,4 +1,4 @@
-# Create the own database login.
+# Create the own database login, which cannot change the schema or a recorded event.
 path "database/creds/order-service" {
   capabilities = ["read"]
 }

@@ -1,4 +1,4 @@
-# Create the own database login; sign with the token key; read the own secret.
+# Create the own database login, which cannot change the schema; sign with the token key; read the own secret.
 path "database/creds/user-service" {
   capabilities = ["read"]
 }

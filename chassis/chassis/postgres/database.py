@@ -7,8 +7,8 @@ transaction and are closed. While the database is unavailable, callers get RpcEr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,10 +22,11 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from chassis.backoff import backoff
 from chassis.deadline import at_most, remaining
 from chassis.errors import RpcError, deadline_exceeded, unavailable, unstorable_value
-from chassis.platform.database_credentials import DatabaseCredentials
+from chassis.platform.database_credentials import DatabaseCredentials, OwnerLogin, owner_login
+from chassis.platform.vault import Lease, Vault
 from chassis.postgres.connectivity import Connectivity
 from chassis.postgres.cursors import TracedAsyncCursor, check_connection, reset_timeout
-from chassis.postgres.migrate import migrate
+from chassis.postgres.migrate import MigrationBlocked, is_migrated, migrate
 
 if TYPE_CHECKING:
     from chassis.platform.discovery import Endpoint, Endpoints
@@ -38,6 +39,8 @@ Supervise = Callable[[str, Callable[[], Awaitable[None]]], object]
 ACQUIRE_SECONDS = 3.0
 RECONNECT_SECONDS = 2.0
 UNAVAILABLE_BACKOFF_SECONDS = (0.2, 2.0)
+# While a migration waits for a lock, all later statements on the table wait too; between attempts they catch up.
+_BLOCKED_BACKOFF_SECONDS = (1.0, 5.0)
 _STATEMENT_SECONDS = 10
 # A stopped (SIGSTOP) process keeps its connections, and with them every lock of an open transaction.
 IDLE_IN_TRANSACTION_SECONDS = 3
@@ -77,15 +80,26 @@ class Login:
 
 
 class Database:
-    """A database and its schema, both called `name`. Created by `open`, closed with the process."""
+    """A database and its schema, both called `name`. Created by `open`, closed with the process.
+
+    Connections use the runtime role, which reads and writes rows; `migrate` uses the owner of the schema.
+    """
 
     def __init__(
-        self, name: str, credentials: DatabaseCredentials, servers: Endpoints, supervise: Supervise, max_size: int
+        self,
+        name: str,
+        credentials: DatabaseCredentials,
+        owner: OwnerLogin,
+        servers: Endpoints,
+        *,
+        supervise: Supervise,
+        max_size: int,
     ) -> None:
         self.name = name
         self.supervise = supervise
         self.connectivity = Connectivity(credentials.login_rejected)
         self._credentials = credentials
+        self._owner = owner
         self._servers = servers
         self._server: Endpoint | None = None
         self._closers: list[Callable[[], Awaitable[None]]] = []
@@ -105,10 +119,20 @@ class Database:
 
     @classmethod
     async def open(cls, process: Process[Any], *, name: str, max_size: int = 5) -> Database:
-        """Connects to database `name` with the Vault database role named like the process; waits for credentials."""
+        """Connects to database `name` with the Vault database role named like the process; waits for credentials.
+
+        The Vault database role of the owner, and the Vault role that may request it, are named <process>-owner.
+        """
         credentials = DatabaseCredentials(process.vault, process.name)
         servers = process.discovery.endpoints("postgres")
-        database = cls(name, credentials, servers, process.supervise, max_size)
+        owner, environment = f"{process.name}-owner", process.environment
+
+        def login_as_owner() -> AbstractAsyncContextManager[Lease]:
+            # Its token lasts an hour and is not renewed.
+            vault = Vault(environment.vault_addr, owner, environment.identity_dir, lambda *_: None)
+            return owner_login(vault, owner)
+
+        database = cls(name, credentials, login_as_owner, servers, supervise=process.supervise, max_size=max_size)
         process.supervise("database credentials", credentials.maintain)
         await asyncio.gather(credentials.ready(), servers.ready(None))
         await database._pool.open()
@@ -118,7 +142,9 @@ class Database:
 
     def login(self) -> Login:
         """Returns what to connect with now. Raises psycopg.OperationalError if there is no server or no credentials."""
-        lease = self._credentials.lease
+        return self._login_with(self._credentials.lease)
+
+    def _login_with(self, lease: Lease | None) -> Login:
         # Without a healthy server the last one is used: there is only one, and it may answer again before its check.
         self._server = next(iter(self._servers.current), self._server)
         if lease is None or self._server is None:
@@ -170,19 +196,34 @@ class Database:
         async with self.connection() as connection:
             return await work(connection)
 
-    async def migrate(self, package: str) -> None:
-        """Applies the SQL files in `<package>/migrations/`; retries until the database is available.
+    async def migrate(self, *packages: str) -> None:
+        """Applies the SQL files in `<package>/migrations/`; repeats until the database and all locks are available.
 
         Raises ConfigurationError with the name of a migration that was edited after it had been applied.
         """
-        for delay in backoff(*UNAVAILABLE_BACKOFF_SECONDS):
+        delays, blocked_delays = backoff(*UNAVAILABLE_BACKOFF_SECONDS), backoff(*_BLOCKED_BACKOFF_SECONDS)
+        while True:
             try:
-                async with self.connection() as connection:
-                    await migrate(connection, package)
-                break
+                return await self._migrate(packages)
+            except MigrationBlocked as error:
+                log.warning("migrations wait for a lock, trying again", packages=packages, reason=str(error))
+                await asyncio.sleep(next(blocked_delays))
             except RpcError as error:
-                log.warning("database unavailable, retrying the migrations", package=package, error=str(error))
-            await asyncio.sleep(delay)
+                log.warning("database unavailable, retrying the migrations", packages=packages, error=str(error))
+                await asyncio.sleep(next(delays))
+
+    async def _migrate(self, packages: Sequence[str]) -> None:
+        async with self.connection() as connection:
+            if await is_migrated(connection, packages):
+                return
+        async with self._owner() as lease:
+            try:
+                async with await AsyncConnection.connect(**self._login_with(lease).keywords()) as connection:
+                    for package in packages:
+                        async with connection.transaction():
+                            await migrate(connection, package)
+            except _CONNECTION_LOST as error:
+                raise to_rpc_error(error) from error
 
     async def check(self) -> None:
         """Raises unless the database answers."""

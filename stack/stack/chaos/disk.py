@@ -6,11 +6,9 @@ does so and compares the errors.
 
 from __future__ import annotations
 
-import subprocess
-
 from stack.build import tools
 from stack.config import Stack
-from stack.console import StackError
+from stack.machine import postgres_socket
 
 _DATABASES = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate AND datname <> 'postgres'"
 FILL = """
@@ -50,12 +48,4 @@ def clear(stack: Stack) -> None:
 
 
 def _sql(stack: Stack, database: str, statements: str) -> str:
-    """Runs statements as superuser, through the socket that only the owner of the stack can open."""
-    psql = tools.ensure().postgres_bin / "psql"
-    where = ["-h", str(stack.state / "postgres" / "run"), "-p", str(stack.port("postgres")), "-U", "postgres"]
-    command = [str(psql), "-XqAt1", "-v", "ON_ERROR_STOP=1", *where, "-d", database, "-f", "-"]
-    done = subprocess.run(command, input=statements, capture_output=True, text=True, timeout=30, check=False)
-    if done.returncode:
-        what = f"Postgres rejected the statement in database {database}"
-        raise StackError(what, done.stderr.strip()[:300], "./justw logs postgres")
-    return done.stdout
+    return postgres_socket.execute(stack, tools.ensure().postgres_bin, database, statements)

@@ -2,6 +2,8 @@
 
 `engines/transit.json` is the mount `transit`, `engines/transit/keys/tokens.json` is `transit/keys/tokens`,
 `auth/jwt-nomad/role/gateway.json` is `auth/jwt-nomad/role/gateway`. A file with `${random}` is written only once.
+OpenBao alone knows the password of its Postgres login: a deploy sets one only if OpenBao cannot log in, and has OpenBao
+replace it at once.
 """
 
 from __future__ import annotations
@@ -14,16 +16,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hvac.exceptions import InvalidRequest
+from hvac.exceptions import InvalidRequest, VaultError
 
+from stack.build import tools
 from stack.cluster.clients import Clients
 from stack.cluster.planned_changes import Change, render, shown
 from stack.config import ROOT, Stack
+from stack.console import StackError
+from stack.machine import postgres_socket
 from stack.waiting import retry
 
 FILES = ROOT / "vault"
 # Two are part of OpenBao; server.hcl makes the one of the operator.
 BUILT_IN = frozenset({"default", "root", "operator"})
+CONNECTION = "database/config/postgres"
+# Earlier versions kept a copy of the password of OpenBao's Postgres login there.
+_FORMER = "secret/metadata/postgres"
+_ROLE_SECONDS = 30
 
 
 class Vault:
@@ -48,6 +57,9 @@ class Vault:
     def database_changes(self) -> Iterator[Change]:
         """Yields changes to the database engine, which needs a running Postgres."""
         yield from self._below(FILES / "engines", FILES / "engines" / "database")
+        if found := self._read(_FORMER):
+            before = shown({"versions": sorted(found["versions"])})
+            yield Change("vault secret/postgres", before, "", self._remove_old_secret)
         yield from self._remove_without_file("database/roles", FILES / "engines" / "database" / "roles")
 
     def _remove_without_file(self, path: str, folder: Path, kept: Set[str] = frozenset()) -> Iterator[Change]:
@@ -83,17 +95,46 @@ class Vault:
         found = _flat(self._read(path))
         if found is not None and "${random}" in file.read_text():
             return
-        known = self._known() if "${postgres_password}" in file.read_text() else {}
-        text = render(file, self.stack, random=secrets.token_urlsafe(24), **known)
+        text = render(file, self.stack, random=secrets.token_urlsafe(24))
         wanted = json.loads(text)
-        if found is None or not _covers(found, wanted) or self._digest(path) != _hash(text):
-            before = shown({key: found.get(key) for key in wanted if key != "password"}) if found else ""
-            after = shown({key: value for key, value in wanted.items() if key not in {"password", "data"}})
-            yield Change(f"vault {path}", before, after, lambda: self._put(path, wanted, text))
+        locked_out = path == CONNECTION and self._is_locked_out()
+        if found is None or not _covers(found, wanted) or self._digest(path) != _hash(text) or locked_out:
+            before = shown({key: found.get(key) for key in wanted}) if found else ""
+            after = shown({key: value for key, value in wanted.items() if key != "data"})
+            notes = ("OpenBao cannot log in to Postgres: it gets a new password",) if found and locked_out else ()
+            write = self._connect if locked_out else self._put
+            yield Change(f"vault {path}", before, after, partial(write, path, wanted, text), notes)
 
-    def _known(self) -> dict[str, str]:
-        found = self._read("secret/data/postgres")
-        return {"postgres_password": found["data"]["password"]} if found else {}
+    def _is_locked_out(self) -> bool:
+        """Returns whether OpenBao fails to log in to a Postgres that answers the superuser."""
+        try:
+            self._write("database/reset/postgres", {})
+        except VaultError:
+            return self._postgres_answers()
+        return False
+
+    def _postgres_answers(self) -> bool:
+        try:
+            self._sql("SELECT 1")
+        except StackError:
+            return False
+        return True
+
+    def _connect(self, path: str, wanted: dict[str, Any], text: str) -> None:
+        """Writes the connection with a new password, which OpenBao then replaces by one that only it knows."""
+        password = secrets.token_urlsafe(24)
+        # A task of job `postgres` creates the role, shortly after Postgres accepts connections.
+        set_password = partial(self._sql, f"ALTER ROLE vault PASSWORD '{password}'")
+        retry(set_password, _ROLE_SECONDS, lambda error: isinstance(error, StackError))
+        self._put(path, wanted | {"password": password}, text)
+        self._write("database/rotate-root/postgres", {})
+
+    def _remove_old_secret(self) -> None:
+        self._write("database/rotate-root/postgres", {})
+        self.api.delete(_FORMER)
+
+    def _sql(self, statement: str) -> str:
+        return postgres_socket.execute(self.stack, tools.installed().postgres_bin, "postgres", statement)
 
     def _put(self, path: str, wanted: dict[str, Any], text: str) -> None:
         self._write(path, wanted)

@@ -7,14 +7,17 @@ for a moment, so a finding counts only if every snapshot has it.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from stack.config import Stack
 from stack.console import StackError, say
 from stack.operations import nomad_actions
+from stack.operations.service_reports import Reports
 from stack.waiting import retry
 
 SNAPSHOTS = 3
@@ -35,68 +38,45 @@ class Finding:
     next: str = field(compare=False)
 
 
-@dataclass
-class Snapshot:
-    """The rows that both services reported."""
-
-    orders: dict[str, dict[str, Any]] = field(default_factory=dict)
-    reservations: dict[str, dict[str, Any]] = field(default_factory=dict)
-    users: set[str] = field(default_factory=set)
-    counts: dict[str, int] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-
-
 def check(stack: Stack) -> int:
     """Prints each finding and the counts; returns 0 without findings, 1 otherwise."""
-    snapshot = take(stack)
-    found = {*findings(snapshot)}
+    found, counts = _round(stack)
     for _ in range(SNAPSHOTS - 1):
         if not found:
             break
         time.sleep(PAUSE_SECONDS)
-        snapshot = take(stack)
-        found &= {*findings(snapshot)}
+        again, counts = _round(stack)
+        found &= again
     for finding in sorted(found, key=lambda finding: (finding.order, finding.rule)):
         say(f"{finding.order or 'no order'}: {finding.rule}\n  is         {finding.found}")
         say(f"  should be  {finding.wanted}\n  next       {finding.next}")
-    say(_summary(snapshot, len(found)))
+    say(_summary(counts, len(found)))
     return 1 if found else 0
 
 
-def take(stack: Stack) -> Snapshot:
+def _round(stack: Stack) -> tuple[set[Finding], dict[str, int]]:
+    with closing(take(stack)) as reports:
+        return {*findings(reports)}, reports.counts()
+
+
+def take(stack: Stack) -> Reports:
     """Takes a snapshot, orders first: a reservation in it then belongs to an order that was there before."""
-    snapshot = Snapshot()
-    for row in _rows(stack, "order-service", "worker"):
-        add(snapshot, row)
-    for row in _rows(stack, "user-service", "api"):
-        add(snapshot, row)
-    return snapshot
+    reports = Reports()
+    for job, group in (("order-service", "worker"), ("user-service", "api")):
+        with _report(stack, job, group) as file:
+            reports.add(_lines(file))
+    return reports
 
 
-def add(snapshot: Snapshot, row: dict[str, Any]) -> None:
-    """Adds one line of a service's report to the snapshot."""
-    for kind, entry in row.items():
-        match kind:
-            case "order":
-                snapshot.orders[entry["id"]] = entry
-            case "reservation":
-                snapshot.reservations[entry["order_id"]] = entry
-            case "user":
-                snapshot.users.add(entry["id"])
-            case "counts":
-                snapshot.counts |= entry
-            case "finding":
-                snapshot.findings.append(Finding(**entry))
-
-
-def findings(snapshot: Snapshot) -> Iterator[Finding]:
+def findings(reports: Reports) -> Iterator[Finding]:
     """Yields the findings of each service, and every order whose credit does not match its status."""
-    yield from snapshot.findings
-    for order_id, order in snapshot.orders.items():
-        yield from _credit(order, snapshot.reservations.get(order_id), order["user_id"] in snapshot.users)
-    for order_id, reservation in snapshot.reservations.items():
-        if order_id not in snapshot.orders and reservation["state"] == "held":
-            yield Finding(order_id, "credit", _words(reservation), "nothing: there is no such order", _RELEASE)
+    for found in reports.findings:
+        yield Finding(**found)
+    for order, reservation, known_user in reports.orders():
+        yield from _credit(order, reservation, known_user)
+    for reservation in reports.held_without_order():
+        nothing = "nothing: there is no such order"
+        yield Finding(reservation["order_id"], "credit", _words(reservation), nothing, _RELEASE)
 
 
 def _credit(order: dict[str, Any], reservation: dict[str, Any] | None, known_user: bool) -> Iterator[Finding]:
@@ -120,25 +100,37 @@ def _words(reservation: dict[str, Any] | None) -> str:
     return f"{reservation['amount']} {reservation['state']} by user {reservation['user_id']}"
 
 
-def _summary(snapshot: Snapshot, found: int) -> str:
-    in_progress = sum(order["status"] == "pending" or bool(order["pending"]) for order in snapshot.orders.values())
-    counts = snapshot.counts
+def _summary(counts: dict[str, int], found: int) -> str:
     return (
-        f"{len(snapshot.orders)} orders ({in_progress} in progress), {counts['events']} events, {counts['keys']} keys, "
-        f"{len(snapshot.reservations)} reservations of {len(snapshot.users)} users: {found or 'no'} findings"
+        f"{counts['orders']} orders ({counts['in_progress']} in progress), {counts['events']} events, "
+        f"{counts['keys']} keys, {counts['reservations']} reservations of {counts['users']} users: "
+        f"{found or 'no'} findings"
     )
 
 
-def _rows(stack: Stack, job: str, group: str) -> list[dict[str, Any]]:
-    """Returns the JSON lines of a service's report; runs it again if its instance ended meanwhile."""
+def _report(stack: Stack, job: str, group: str) -> IO[str]:
+    """Returns a file with the report of a service; runs it again if its instance ended meanwhile."""
     return retry(
-        lambda: _report(stack, job, group), _RETRY_SECONDS, lambda error: isinstance(error, StackError), PAUSE_SECONDS
+        lambda: _run(stack, job, group), _RETRY_SECONDS, lambda error: isinstance(error, StackError), PAUSE_SECONDS
     )
 
 
-def _report(stack: Stack, job: str, group: str) -> list[dict[str, Any]]:
-    done = nomad_actions.run(stack, job, group, "audit")
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{") and line.endswith("}")]
-    if done.returncode or not any("counts" in row for row in rows):
+def _run(stack: Stack, job: str, group: str) -> IO[str]:
+    file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - the caller closes it
+    done = nomad_actions.run(stack, job, group, "audit", file)
+    # The last line of a report has its counts; without it, the report was cut.
+    if done.returncode or not any("counts" in line for line in _lines(file)):
+        file.close()
         raise StackError(f"{job} could not be checked", nomad_actions.log_tail(done), "./justw status")
-    return [row for row in rows if "event" not in row]
+    return file
+
+
+def _lines(file: IO[str]) -> Iterator[dict[str, Any]]:
+    """Yields the lines of a report; the same output has the log lines of the process."""
+    file.seek(0)
+    for text in file:
+        line = text.strip()
+        if line.startswith("{") and line.endswith("}"):
+            found = json.loads(line)
+            if "event" not in found:
+                yield found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from typing import IO
 
 from stack.build import tools
 from stack.cluster.agents import require_running
@@ -16,8 +17,13 @@ from stack.config import Stack
 from stack.console import StackError
 
 
-def run(stack: Stack, job: str, group: str, action: str) -> subprocess.CompletedProcess[str]:
-    """Runs an action of a job in one of its running instances; returns its output and exit code."""
+def run(
+    stack: Stack, job: str, group: str, action: str, output: IO[str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs an action of a job in one of its running instances; returns its output and exit code.
+
+    With `output`, standard output is written to this file and not returned.
+    """
     require_running(stack)
     clients = Clients(stack)
     program = tools.find("nomad")
@@ -27,12 +33,20 @@ def run(stack: Stack, job: str, group: str, action: str) -> subprocess.Completed
     command = [str(program), "action", *where, "-t=false", "-i=false", action]
     token = clients.credentials.token("nomad-management")
     env = os.environ | {"NOMAD_ADDR": stack.url("nomad"), "NOMAD_TOKEN": token}
-    return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=output or subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
 
 
 def log_tail(done: subprocess.CompletedProcess[str]) -> str:
     """Returns the last lines that a failed action printed."""
-    return "\n".join((done.stderr or done.stdout).strip().splitlines()[-3:]) or "it printed nothing"
+    return "\n".join((done.stderr or done.stdout or "").strip().splitlines()[-3:]) or "it printed nothing"
 
 
 def _instance(clients: Clients, job: str, group: str) -> str:

@@ -11,5 +11,6 @@ from support.postgres.private_postgres import Postgres
 
 @pytest.fixture
 async def under_test(postgres: Postgres, schema: str) -> AsyncIterator[DatabaseUnderTest]:
-    async with database_under_test(postgres, schema) as made:
+    # Its tests create tables of their own.
+    async with database_under_test(postgres, schema, role=schema) as made:
         yield made

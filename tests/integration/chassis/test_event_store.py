@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -24,8 +25,9 @@ def insert_key(cursor: Any, events: Sequence[RecordedEvent], extra: Mapping[str,
 
 async def create_tables(under_test: DatabaseUnderTest) -> None:
     await under_test.database.migrate("chassis")
-    async with under_test.database.connection() as connection:
-        await connection.execute(KEYS)
+    schema = under_test.database.name
+    as_owner = (f"SET search_path = {schema}", f"SET ROLE {schema}")
+    await asyncio.to_thread(under_test.vault.postgres.execute, *as_owner, KEYS, dbname=schema)
 
 
 @pytest.fixture

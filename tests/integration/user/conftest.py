@@ -35,6 +35,5 @@ def tables(postgres: Postgres) -> str:
 @pytest.fixture
 async def service(postgres: Postgres, tables: str) -> AsyncIterator[Service]:
     async with database_under_test(postgres, tables) as world:
-        async with world.database.connection() as connection:
-            await connection.execute("TRUNCATE users, reservations")
+        postgres.execute(f"TRUNCATE {tables}.users, {tables}.reservations", dbname=tables)
         yield Service(Live(shipped()), users=PostgresUserRepository(world.database))

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 from support.postgres.private_postgres import Postgres
 
-from chassis.platform.database_credentials import DatabaseCredentials
+from chassis.platform.database_credentials import DatabaseCredentials, OwnerLogin
 from chassis.platform.discovery import Endpoint, Endpoints
 from chassis.platform.vault import Lease
 from chassis.postgres.database import Database
@@ -35,6 +35,19 @@ class FakeVault:
         self.issued.append(lease)
         return lease
 
+    def owner_login(self, database_role: str) -> OwnerLogin:
+        """Issues logins that own the schema, and deletes each as OpenBao does when it is given back."""
+
+        @asynccontextmanager
+        async def login() -> AsyncIterator[Lease]:
+            lease = await self.database_login(database_role)
+            try:
+                yield lease
+            finally:
+                await asyncio.to_thread(self.postgres.execute, f"DROP ROLE {lease.username}")
+
+        return login
+
     async def renew(self, lease: Lease) -> Lease:
         left = self.seconds if self.renewable else lease.left()
         return Lease(lease.username, lease.password, lease.lease_id, left, time.monotonic())
@@ -44,15 +57,27 @@ class FakeVault:
 
 
 class DatabaseUnderTest:
-    """The Database with all it is made of: the fake Vault, the credentials, the server's address."""
+    """The Database with all it is made of: the fake Vault, the credentials, the server's address.
 
-    def __init__(self, postgres: Postgres, name: str, seconds: float = 3600, connections: int = 5) -> None:
+    `role` is the database role of its logins, by default the runtime role of the schema.
+    """
+
+    def __init__(
+        self, postgres: Postgres, name: str, seconds: float = 3600, connections: int = 5, role: str = ""
+    ) -> None:
         self.vault = FakeVault(postgres, seconds)
         self.servers = Endpoints("postgres")
         self.servers.replace((Endpoint("postgres", f"127.0.0.1:{postgres.port}"),))
-        self.credentials = DatabaseCredentials(self.vault, name)
+        self.credentials = DatabaseCredentials(self.vault, role or f"{name}_runtime")
         self.tasks: list[asyncio.Task[None]] = []
-        self.database = Database(name, self.credentials, self.servers, self.supervise, max_size=connections)
+        self.database = Database(
+            name,
+            self.credentials,
+            self.vault.owner_login(name),
+            self.servers,
+            supervise=self.supervise,
+            max_size=connections,
+        )
 
     def supervise(self, _name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         async def run() -> None:
@@ -76,10 +101,10 @@ class DatabaseUnderTest:
 
 @asynccontextmanager
 async def database_under_test(
-    postgres: Postgres, name: str, seconds: float = 3600, connections: int = 5
+    postgres: Postgres, name: str, seconds: float = 3600, connections: int = 5, role: str = ""
 ) -> AsyncIterator[DatabaseUnderTest]:
     """Run one until the block ends. Its leases last `seconds`, its pool has at most `connections`."""
-    made = DatabaseUnderTest(postgres, name, seconds, connections)
+    made = DatabaseUnderTest(postgres, name, seconds, connections, role)
     await made.start()
     try:
         yield made

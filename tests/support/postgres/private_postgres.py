@@ -86,9 +86,18 @@ class Postgres:
                 connection.execute(statement)
 
     def make_schema(self, name: str) -> str:
-        """Create a database, its owner (a Postgres role) and its schema, all with this name, as the stack does."""
-        self.execute(f"CREATE ROLE {name} NOLOGIN", f"CREATE DATABASE {name}")
-        self.execute(f"CREATE SCHEMA {name} AUTHORIZATION {name}", dbname=name)
+        """Create a database and a schema of this name, its owner and its runtime role, as job `postgres` does."""
+        runtime, later = f"{name}_runtime", f"ALTER DEFAULT PRIVILEGES FOR ROLE {name} IN SCHEMA {name} GRANT"
+        self.execute(f"CREATE ROLE {name} NOLOGIN", f"CREATE ROLE {runtime} NOLOGIN", f"CREATE DATABASE {name}")
+        self.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC", f"ALTER DATABASE {name} OWNER TO {name}",
+                     f"GRANT CONNECT, TEMPORARY ON DATABASE {name} TO {runtime}")  # fmt: skip
+        self.execute(
+            f"CREATE SCHEMA {name} AUTHORIZATION {name}",
+            f"GRANT USAGE ON SCHEMA {name} TO {runtime}",
+            f"{later} SELECT, INSERT, UPDATE, DELETE ON TABLES TO {runtime}",
+            f"{later} USAGE ON SEQUENCES TO {runtime}",
+            dbname=name,
+        )
         return name
 
     def rows(self, query: str, **changes: str) -> list[tuple[Any, ...]]:

@@ -1,13 +1,14 @@
 """`audit`: checks the store of this service, and prints each order so that it can be compared with reserved credit.
 
 Reads one snapshot and changes nothing. Prints JSON lines: each `finding`, then each `order`, and `counts` at the end.
-`stack.operations.consistency_check` compares them with the credit at the User Service.
+The tables are read side by side in the order of the orders' ids, so the memory in use does not grow with their number.
+`stack.operations.consistency_check` compares the lines with the credit at the User Service.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, LiteralString
@@ -18,7 +19,7 @@ from chassis.postgres.database import Database
 from chassis.process import Process
 from order_service.domain import TRANSITIONS, Order, Status
 from order_service.operations import projection_check
-from order_service.operations.projection_check import Connection
+from order_service.operations.projection_check import Connection, Recorded
 from order_service.settings import Settings
 from order_service.storage import event_codec
 from order_service.storage.upcasts import UnknownEvent
@@ -34,6 +35,8 @@ _MARGIN = timedelta(seconds=30)
 
 Finding = tuple[UUID, str, str, str, str]
 """Order, rule, actual value, expected value, next step."""
+Positions = Mapping[str, int]
+"""How far each projection has come, by its name."""
 
 
 @dataclass
@@ -49,46 +52,74 @@ class OrderHistory:
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """The content of the tables beside the events."""
+class StoredOrder:
+    """All that the tables contain about one order: its history, its row, outbox positions, and keys with their user."""
 
-    positions: Mapping[str, int]
-    rows: Mapping[UUID, str]
-    outbox: Mapping[int, UUID]
-    keys: list[tuple[UUID, str, UUID]]
+    id: UUID
+    history: OrderHistory | None = None
+    row: str = ""
+    outbox: Collection[int] = ()
+    keys: Sequence[tuple[UUID, str]] = ()
 
 
 async def compose(process: Process[Settings]) -> int:
     """Prints the findings and all orders; returns 0 with and without findings, because the caller decides."""
     database = await Database.open(process, name="order_service")
-    histories, snapshot, events = await load(database)
     ttl = timedelta(seconds=process.settings.value.idempotency_ttl_seconds)
-    for order_id, rule, found, wanted, next_step in (*findings(histories, snapshot), *duplicates(histories, ttl)):
-        _print_line("finding", order=str(order_id), rule=rule, found=found, wanted=wanted, next=next_step)
-    for order_id, history in histories.items():
-        if history.order:
-            pending = [kind for position, kind in history.entries.items() if _is_pending(position, snapshot)]
-            user_id, status, total = str(history.order.user_id), history.order.status, history.order.total
-            _print_line("order", id=str(order_id), user_id=user_id, status=status, total=total, pending=pending)
-    counts = {"orders": len(histories), "events": events, "keys": len(snapshot.keys), "outbox": len(snapshot.outbox)}
+    counts = {"orders": 0, "events": 0, "keys": 0, "outbox": 0}
+    async with database.connection() as connection:
+        await projection_check.begin_snapshot(connection)
+        positions = await _positions(connection)
+        async for stored, events in read_orders(connection, positions):
+            _print_findings(findings(stored, positions))
+            _print_order(stored, positions)
+            counts["orders"] += stored.history is not None
+            counts["events"] += events
+            counts["keys"] += len(stored.keys)
+            counts["outbox"] += len(stored.outbox)
+        async for finding in read_duplicates(connection, ttl):
+            _print_findings([finding])
     _print_line("counts", **counts)
     return 0
 
 
-async def load(database: Database) -> tuple[dict[UUID, OrderHistory], Snapshot, int]:
-    """Reads all orders, the tables beside the events and the number of events, all of one moment."""
-    histories: dict[UUID, OrderHistory] = {}
-    count = 0
-    async with database.connection() as connection:
-        await projection_check.begin_snapshot(connection)
-        snapshot = await _read_tables(connection)
-        async for position, event in projection_check.read_events(connection, 2**62):
-            count += 1
-            history = histories.setdefault(event.stream, OrderHistory())
-            advance(history, position, event)
-            if position <= snapshot.positions[ORDERS.name] and history.order:
-                history.row = projection_check.expected_row(history.order)
-    return histories, snapshot, count
+async def read_orders(connection: Connection, positions: Positions) -> AsyncIterator[tuple[StoredOrder, int]]:
+    """Yields each order of any table with the number of its events; call `begin_snapshot` before."""
+    sources = (
+        projection_check.read_histories(connection, 2**62),
+        projection_check.read_rows(connection),
+        projection_check.grouped(projection_check.select(connection, _OUTBOX)),
+        projection_check.grouped(projection_check.select(connection, _KEYS)),
+    )
+    async for order_id, (events, row, outbox, keys) in projection_check.joined(*sources):
+        history = fold(events, positions) if events else None
+        entries = {entry["position"] for entry in outbox or ()}
+        owners = [(key["user_id"], key["key"]) for key in keys or ()]
+        yield StoredOrder(order_id, history, row or "", entries, owners), len(events or ())
+
+
+async def read_duplicates(connection: Connection, ttl: timedelta) -> AsyncIterator[Finding]:
+    """Yields orders that a repeat of a key placed although the key had not expired."""
+    before: tuple[str, Order] | None = None
+    async for row in projection_check.select(connection, _SAME_COMMAND):
+        history = fold([projection_check.recorded(row)], {})
+        # Events of early versions have no command, so their orders cannot be compared.
+        if history.order is None:
+            continue
+        if before and before[0] == history.placing_command and (found := duplicate(before[1], history.order, ttl)):
+            yield found
+        before = history.placing_command, history.order
+
+
+def fold(events: Sequence[Recorded], positions: Positions) -> OrderHistory:
+    """Returns the history of one order, with the row that the projection has to have at its position."""
+    history, projected = OrderHistory(), None
+    for position, event in events:
+        advance(history, position, event)
+        if position <= positions.get(ORDERS.name, 0):
+            projected = history.order
+    history.row = projection_check.expected_row(projected) if projected else ""
+    return history
 
 
 def advance(history: OrderHistory, position: int, event: RecordedEvent) -> None:
@@ -119,76 +150,84 @@ def _apply(history: OrderHistory, event: RecordedEvent) -> tuple[str, str] | Non
     return None
 
 
-def findings(histories: Mapping[UUID, OrderHistory], snapshot: Snapshot) -> Iterator[Finding]:
-    """Yields broken histories, wrong rows, missing outbox entries and wrong keys."""
-    for order_id, history in histories.items():
-        if history.broken:
-            yield order_id, "history", *history.broken, _RESTORE
-        elif history.row != snapshot.rows.get(order_id, ""):
-            found, wanted = snapshot.rows.get(order_id, "no row"), history.row or "no row"
-            yield order_id, "read table", found, wanted, _REBUILD
-        yield from _missing_entries(order_id, history, snapshot)
-    for order_id in snapshot.rows.keys() - histories.keys():
-        yield order_id, "read table", snapshot.rows[order_id], "no row", _REBUILD
-    yield from _wrong_keys(histories, snapshot)
+def findings(stored: StoredOrder, positions: Positions) -> Iterator[Finding]:
+    """Yields a broken history, a wrong row, missing outbox entries and wrong keys of an order."""
+    history = stored.history or OrderHistory()
+    if history.broken:
+        yield stored.id, "history", *history.broken, _RESTORE
+    elif history.row != stored.row:
+        yield stored.id, "read table", stored.row or "no row", history.row or "no row", _REBUILD
+    yield from _missing_entries(stored, history, positions)
+    yield from _wrong_keys(stored)
 
 
-def duplicates(histories: Mapping[UUID, OrderHistory], ttl: timedelta) -> Iterator[Finding]:
-    """Yields orders that a repeat of a key placed although the key had not expired."""
-    first: dict[str, Order] = {}
-    for order_id, history in histories.items():
-        # Events of early versions have no command, so their orders cannot be compared.
-        if not history.order or not history.placing_command:
-            continue
-        before = first.get(history.placing_command)
-        if before and history.order.placed_at - before.placed_at < ttl - _MARGIN:
-            later = history.order.placed_at - before.placed_at
-            found = f"placed by the same key as order {before.id}, {later} later"
-            yield order_id, "doubled", found, "one order of a key", _DUPLICATE
-        first[history.placing_command] = history.order
+def duplicate(first: Order, second: Order, ttl: timedelta) -> Finding | None:
+    """Returns a finding if two orders of the same command were placed before the key expired."""
+    later = second.placed_at - first.placed_at
+    if later >= ttl - _MARGIN:
+        return None
+    return (
+        second.id,
+        "doubled",
+        f"placed by the same key as order {first.id}, {later} later",
+        "one order of a key",
+        (_DUPLICATE),
+    )
 
 
-def _missing_entries(order_id: UUID, history: OrderHistory, snapshot: Snapshot) -> Iterator[Finding]:
+def _missing_entries(stored: StoredOrder, history: OrderHistory, positions: Positions) -> Iterator[Finding]:
     if history.order and history.order.status is Status.PENDING:
         for position, kind in history.entries.items():
-            if not _is_pending(position, snapshot):
+            if not _is_pending(position, stored, positions):
                 add = f"insert it into table outbox: position {position}, this order, kind {kind}, traceparent ''"
-                yield order_id, "outbox", "pending without an outbox entry", f"an outbox entry to {kind}", add
+                yield stored.id, "outbox", "pending without an outbox entry", f"an outbox entry to {kind}", add
 
 
-def _wrong_keys(histories: Mapping[UUID, OrderHistory], snapshot: Snapshot) -> Iterator[Finding]:
-    first: dict[UUID, str] = {}
-    for user_id, key, order_id in snapshot.keys:
-        history = histories.get(order_id)
-        if history is None:
+def _wrong_keys(stored: StoredOrder) -> Iterator[Finding]:
+    order, first = stored.history.order if stored.history else None, ""
+    for user_id, key in stored.keys:
+        if stored.history is None:
             found = f"key {key} stands for an order without events"
-            yield order_id, "key", found, "an order with a history", _RESTORE
-        elif history.order and history.order.user_id != user_id:
-            owner = history.order.user_id
-            yield order_id, "key", f"key {key} of user {user_id}", f"a key of user {owner}", _KEY_OWNER
-        if order_id in first:
-            yield order_id, "key", f"two keys, {first[order_id]} and {key}", "one key at most", _KEY_OWNER
-        first[order_id] = key
+            yield stored.id, "key", found, "an order with a history", _RESTORE
+        elif order and order.user_id != user_id:
+            yield stored.id, "key", f"key {key} of user {user_id}", f"a key of user {order.user_id}", _KEY_OWNER
+        if first:
+            yield stored.id, "key", f"two keys, {first} and {key}", "one key at most", _KEY_OWNER
+        first = key
 
 
-def _is_pending(position: int, snapshot: Snapshot) -> bool:
-    return position in snapshot.outbox or position > snapshot.positions[OUTBOX.name]
+def _is_pending(position: int, stored: StoredOrder, positions: Positions) -> bool:
+    return position in stored.outbox or position > positions.get(OUTBOX.name, 0)
 
 
-async def _read_tables(connection: Connection) -> Snapshot:
-    async def select(statement: LiteralString) -> list[dict[str, Any]]:
-        return list(await (await connection.execute(statement)).fetchall())
+async def _positions(connection: Connection) -> dict[str, int]:
+    rows = await (await connection.execute("SELECT name, position FROM projections")).fetchall()
+    return {row["name"]: row["position"] for row in rows}
 
-    positions = {row["name"]: row["position"] for row in await select("SELECT name, position FROM projections")}
-    outbox = {row["position"]: row["order_id"] for row in await select("SELECT position, order_id FROM outbox")}
-    keys = await select("SELECT user_id, key, order_id FROM idempotency_keys ORDER BY user_id, key")
-    return Snapshot(
-        {ORDERS.name: 0, OUTBOX.name: 0} | positions,
-        await projection_check.read_rows(connection),
-        outbox,
-        [(row["user_id"], row["key"], row["order_id"]) for row in keys],
-    )
+
+def _print_findings(found: Iterable[Finding]) -> None:
+    for order_id, rule, actual, wanted, next_step in found:
+        _print_line("finding", order=str(order_id), rule=rule, found=actual, wanted=wanted, next=next_step)
+
+
+def _print_order(stored: StoredOrder, positions: Positions) -> None:
+    if stored.history and stored.history.order:
+        order, entries = stored.history.order, stored.history.entries
+        pending = [kind for position, kind in entries.items() if _is_pending(position, stored, positions)]
+        user_id, status = str(order.user_id), order.status
+        _print_line("order", id=str(order.id), user_id=user_id, status=status, total=order.total, pending=pending)
 
 
 def _print_line(kind: str, **fields: Any) -> None:
     print(json.dumps({kind: fields}))  # noqa: T201 - an operator's command
+
+
+_OUTBOX: LiteralString = "SELECT order_id AS id, position FROM outbox ORDER BY order_id"
+_KEYS: LiteralString = "SELECT order_id AS id, user_id, key FROM idempotency_keys ORDER BY order_id, user_id, key"
+_SAME_COMMAND: LiteralString = """
+    WITH placed AS (
+        SELECT notification_id, convert_from(state, 'UTF8')::json #>> '{meta,command_id}' AS command
+        FROM events WHERE topic = 'OrderPlaced'
+    ), repeated AS (SELECT command FROM placed WHERE command <> '' GROUP BY command HAVING count(*) > 1)
+    SELECT notification_id, originator_id AS id, originator_version, topic, state
+    FROM repeated JOIN placed USING (command) JOIN events USING (notification_id) ORDER BY command, notification_id"""

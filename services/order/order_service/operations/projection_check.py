@@ -1,13 +1,14 @@
-"""Compares the read table with a fold of all events, byte for byte, and returns the orders that differ.
+"""Compares the read table with a fold of all events, byte for byte, order by order.
 
-Invariant: both sides are read in one transaction, at the position that the table has reached.
+Invariant: both sides are read in one transaction, at the position that the table has reached. They are read side by
+side in the order of their ids, so the memory in use does not grow with the number of orders.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, LiteralString
@@ -21,30 +22,17 @@ from order_service.domain import Order
 from order_service.storage import event_codec
 
 Connection = AsyncConnection[DictRow]
-_FETCH_SIZE = 2000
+_FETCH_SIZE = 500
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Actual and expected rows by order, at a position."""
+    """The number of rows at a position, the SHA-256 of all actual and of all expected rows, and how many differ."""
 
     position: int
-    rows: Mapping[UUID, str]
-    expected: Mapping[UUID, str]
-
-    @property
-    def digests(self) -> tuple[str, str]:
-        """The SHA-256 of all actual and of all expected rows; equal only if every byte is."""
-        return _digest(self.rows), _digest(self.expected)
-
-    def differences(self) -> dict[UUID, tuple[str, str]]:
-        """Returns the actual and the expected row of each order in which they differ."""
-        missing = "no row"
-        pairs = {
-            order_id: (self.rows.get(order_id, missing), self.expected.get(order_id, missing))
-            for order_id in sorted({*self.rows, *self.expected})
-        }
-        return {order_id: (row, expected) for order_id, (row, expected) in pairs.items() if row != expected}
+    rows: int
+    digests: tuple[str, str]
+    differences: int
 
 
 async def begin_snapshot(connection: Connection) -> None:
@@ -56,32 +44,65 @@ async def begin_snapshot(connection: Connection) -> None:
 
 async def compare(connection: Connection, position: int) -> Comparison:
     """Compares table `orders` of the search path with the events up to a position."""
-    orders: dict[UUID, Order] = {}
-    async for _, event in read_events(connection, position):
-        orders[event.stream] = event_codec.advance(orders.get(event.stream), event)
-    expected = {order_id: expected_row(order) for order_id, order in orders.items()}
-    return Comparison(position, await read_rows(connection), expected)
+    actual, expected = hashlib.sha256(), hashlib.sha256()
+    rows = differences = 0
+    async for _, (events, row) in joined(read_histories(connection, position), read_rows(connection)):
+        order = event_codec.fold(event for _, event in events or ())
+        wanted = expected_row(order) if order else None
+        differences += row != wanted
+        if row is not None:
+            rows += 1
+            actual.update(f"{row}\n".encode())
+        if wanted is not None:
+            expected.update(f"{wanted}\n".encode())
+    return Comparison(position, rows, (actual.hexdigest(), expected.hexdigest()), differences)
 
 
-async def read_events(connection: Connection, upto: int) -> AsyncIterator[tuple[int, RecordedEvent]]:
-    """Yields every event with a position of at most `upto`, in order."""
-    async with connection.cursor(name="every_event") as cursor:
+async def read_histories(connection: Connection, upto: int) -> AsyncIterator[tuple[UUID, list[Recorded]]]:
+    """Yields each order in the order of ids, with its events up to a position, oldest first."""
+    async for order_id, rows in grouped(select(connection, _EVENTS, (upto,))):
+        yield order_id, [recorded(row) for row in rows]
+
+
+async def read_rows(connection: Connection) -> AsyncIterator[tuple[UUID, str]]:
+    """Yields the rows of the read table in the form of `expected_row`, even if their values are damaged."""
+    async for row in select(connection, _ROWS):
+        yield row["id"], _text({**row, "placed_at": row["placed_at"].astimezone(UTC)})
+
+
+async def select(
+    connection: Connection, statement: LiteralString, values: Sequence[object] = ()
+) -> AsyncIterator[DictRow]:
+    """Yields the rows of a query, of which only a few are in memory at a time."""
+    name = hashlib.sha256(statement.encode()).hexdigest()[:16]
+    async with connection.cursor(name=name) as cursor:
         cursor.itersize = _FETCH_SIZE
-        await cursor.execute(_EVENTS, (upto,))
+        await cursor.execute(statement, values)
         async for row in cursor:
-            stream, version = row["originator_id"], row["originator_version"]
-            yield row["notification_id"], from_state(stream, version, row["topic"], row["state"])
+            yield row
 
 
-async def read_rows(connection: Connection) -> dict[UUID, str]:
-    """Returns the rows of the read table in the form of `expected_row`, even if their values are damaged."""
-    found: dict[UUID, str] = {}
-    async with connection.cursor(name="every_row") as cursor:
-        cursor.itersize = _FETCH_SIZE
-        await cursor.execute(_ROWS)
-        async for row in cursor:
-            found[row["id"]] = _text({**row, "placed_at": row["placed_at"].astimezone(UTC)})
-    return found
+async def grouped(rows: AsyncIterator[DictRow]) -> AsyncIterator[tuple[UUID, list[DictRow]]]:
+    """Yields each id with all its rows; they must be sorted by their column `id`."""
+    group: list[DictRow] = []
+    async for row in rows:
+        if group and group[0]["id"] != row["id"]:
+            yield group[0]["id"], group
+            group = []
+        group.append(row)
+    if group:
+        yield group[0]["id"], group
+
+
+async def joined(*sources: AsyncIterator[tuple[UUID, Any]]) -> AsyncIterator[tuple[UUID, tuple[Any, ...]]]:
+    """Yields each id that a source has, with the value of each source or None; all must be sorted by id."""
+    heads = [await anext(source, None) for source in sources]
+    while found := [head for head in heads if head]:
+        least = min(head[0] for head in found)
+        yield least, tuple(head[1] if head and head[0] == least else None for head in heads)
+        for number, head in enumerate(heads):
+            if head and head[0] == least:
+                heads[number] = await anext(sources[number], None)
 
 
 def expected_row(order: Order) -> str:
@@ -90,19 +111,21 @@ def expected_row(order: Order) -> str:
     return _text({**row, "lines": event_codec.lines_to_json(order.lines)})
 
 
+Recorded = tuple[int, RecordedEvent]
+"""An event with its position."""
+
+
+def recorded(row: DictRow) -> Recorded:
+    """Returns a row of table `events`."""
+    return row["notification_id"], from_state(row["id"], row["originator_version"], row["topic"], row["state"])
+
+
 _COLUMNS = ("id", "user_id", "status", "currency", "lines", "total", "version", "placed_at")
 _EVENTS: LiteralString = """
-    SELECT notification_id, originator_id, originator_version, topic, state FROM events
-    WHERE notification_id <= %s ORDER BY notification_id"""
-_ROWS: LiteralString = "SELECT id, user_id, status, currency, lines, total, version, placed_at FROM orders"
+    SELECT notification_id, originator_id AS id, originator_version, topic, state FROM events
+    WHERE notification_id <= %s ORDER BY originator_id, originator_version"""
+_ROWS: LiteralString = "SELECT id, user_id, status, currency, lines, total, version, placed_at FROM orders ORDER BY id"
 
 
 def _text(row: Mapping[str, Any]) -> str:
     return json.dumps({name: row[name] for name in _COLUMNS}, sort_keys=True, default=str)
-
-
-def _digest(rows_by_id: Mapping[UUID, str]) -> str:
-    digest = hashlib.sha256()
-    for order_id in sorted(rows_by_id):
-        digest.update(f"{rows_by_id[order_id]}\n".encode())
-    return digest.hexdigest()

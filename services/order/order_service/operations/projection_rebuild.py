@@ -1,24 +1,24 @@
-"""`rebuild NAME`: builds a projection from all events in a shadow table, which then replaces the live table.
+"""`rebuild NAME`: builds a projection from all events in a shadow table, then makes the live table equal to it.
 
-Invariant: the live table changes only in the transaction that switches over. A rebuild may be killed at any moment; the
-next one starts from the beginning.
+Invariant: the live table changes only in the transaction that switches over. The shadow is a temporary table of the
+session that also holds the lock of rebuilds: if the rebuild is killed at any moment, both are gone, and the next one
+starts from the beginning. No step waits for the end of the events: each projects up to a position that is known when it
+starts, so a rebuild ends while orders are placed.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import LiteralString
 
-import structlog
 from psycopg import AsyncConnection, OperationalError
+from psycopg.errors import LockNotAvailable
 
-from chassis import backoff
 from chassis.errors import RpcError
 from chassis.events.port import EventLog
-from chassis.postgres.database import Database
+from chassis.postgres.database import IDLE_IN_TRANSACTION, Database
 from chassis.process import Process
 from chassis.settings import Live
 from order_service.operations import projection_check
@@ -28,10 +28,8 @@ from order_service.storage.databases import open_storage
 from order_service.storage.upcasts import UnknownEvent
 from order_service.worker.projections import ADVANCE, ORDERS
 
-log = structlog.get_logger(__name__)
-
-_SWITCHES = 60
-_PAUSE_SECONDS = 0.4
+# Each round projects the events that arrived during the one before, so little is left for the time under the lock.
+_ROUNDS = 3
 
 
 class RebuildRejected(Exception):  # noqa: N818 - an answer, not a defect
@@ -48,8 +46,8 @@ async def compose(process: Process[Settings], name: str) -> int:
     try:
         _require_rebuildable(name)
         database, store = await open_storage(process)
-        async with _exclusive(database) as check_exclusive:
-            await Rebuild(database, store, process.settings, check_exclusive).run()
+        async with exclusive_session(database) as session:
+            await Rebuild(session, database.name, store, process.settings).run()
     except (RebuildRejected, UnknownEvent) as error:
         print_line(f"rejected: {error}")
         return 1
@@ -61,149 +59,114 @@ def _require_rebuildable(name: str) -> None:
         raise RebuildRejected(f"there is no projection {name!r} with a read table; one of: {ORDERS.name}")
 
 
-class Rebuild:
-    """Rebuilds table `orders`; `check_exclusive` raises RebuildRejected if another rebuild may have started."""
+@asynccontextmanager
+async def exclusive_session(database: Database) -> AsyncIterator[Connection]:
+    """Opens a session with the lock of rebuilds; raises RebuildRejected if another one has it, or if it is lost."""
+    try:
+        async with await AsyncConnection.connect(**database.login().keywords(), autocommit=True) as session:
+            taken = await (await session.execute(_REBUILD_LOCK)).fetchone()
+            if not taken or not taken["taken"]:
+                raise RebuildRejected("another rebuild is under way")
+            yield session
+    except LockNotAvailable:
+        raise RebuildRejected("the projection has held its lock for a minute; try again") from None
+    except (OperationalError, *IDLE_IN_TRANSACTION) as error:
+        raise RebuildRejected("the connection with the lock of rebuilds is lost; try again") from error
+    except RpcError as error:
+        raise RebuildRejected(f"the events cannot be read, try again: {error}") from error
 
-    def __init__(
-        self,
-        database: Database,
-        store: EventLog,
-        settings: Live[Settings],
-        check_exclusive: Callable[[], Awaitable[None]],
-    ) -> None:
-        self._check_exclusive = check_exclusive
-        self._database = database
+
+class Rebuild:
+    """Rebuilds table `orders` of a schema in an exclusive session."""
+
+    def __init__(self, session: Connection, schema: str, store: EventLog, settings: Live[Settings]) -> None:
+        self._session = session
+        self._schema = schema
         self._store = store
         self._settings = settings
 
     async def run(self) -> None:
         """Builds, checks and switches over; raises RebuildRejected."""
         started_at = time.monotonic()
-        async with self._database.connection() as connection:
-            await _make_shadow(connection)
+        await self._session.execute(_SHADOW)
         position = await self._fill_shadow()
-        await self._check(_IN_SHADOW, position, "the shadow table")
+        await self._check(f"pg_temp, {self._schema}", position, "the shadow table")
         print_line(f"shadow table at position {position} equals a fold of all events")
+        for _ in range(_ROUNDS):
+            position = await self._catch_up(position, await self._store.head())
         position = await self._switch(position)
         print_line(f"switched over at position {position}")
-        await self._check(_LIVE, None, "the new table")
+        await self._check(self._live, None, "the new table")
         print_line(f"done in {time.monotonic() - started_at:.1f} s")
 
+    @property
+    def _live(self) -> str:
+        # Without pg_temp in the list, temporary tables would be found first.
+        return f"{self._schema}, pg_temp"
+
     async def _fill_shadow(self) -> int:
-        """Projects onto the shadow table until it has nearly caught up; returns its position."""
-        position, last = 0, -1
-        while position != last:
-            last = position
-            async with self._database.connection() as connection:
-                await connection.execute(_ONLY_SHADOW)
-                position = await self._project(connection, position)
-        async with self._database.connection() as connection:
-            await connection.execute(_ANALYZE)
+        """Projects all events of this moment onto the shadow table; returns its position."""
+        position = await self._catch_up(0, await self._store.head())
+        await self._session.execute("ANALYZE pg_temp.orders")
         return position
 
-    async def _project(self, connection: Connection, position: int) -> int:
-        batch = await self._store.since(position, self._settings.value.projection_batch_size)
-        async with connection.pipeline():
-            for at, event in batch:
-                await ORDERS.apply(connection, at, event)
-        return batch[-1][0] if batch else position
+    async def _catch_up(self, position: int, target: int) -> int:
+        """Projects the events after a position onto the shadow, at least up to `target`; returns its new position."""
+        while position < target:
+            batch = await self._store.since(position, self._settings.value.projection_batch_size)
+            async with self._session.transaction():
+                # Only the shadow is in the search path of writes, so they can change no live table.
+                await self._session.execute(_SEARCH, ("pg_temp",))
+                async with self._session.pipeline():
+                    for at, event in batch:
+                        await ORDERS.apply(self._session, at, event)
+            position = batch[-1][0] if batch else target
+        return position
 
-    async def _check(self, search_path: LiteralString, position: int | None, table: str) -> None:
-        async with self._database.connection() as connection:
-            await projection_check.begin_snapshot(connection)
-            await connection.execute(search_path)
-            found = await projection_check.compare(
-                connection, await _live_position(connection) if position is None else position
-            )
+    async def _check(self, search_path: str, position: int | None, table: str) -> None:
+        async with self._session.transaction():
+            await projection_check.begin_snapshot(self._session)
+            await self._session.execute(_SEARCH, (search_path,))
+            at = await self._live_position() if position is None else position
+            found = await projection_check.compare(self._session, at)
         actual, expected = found.digests
-        print_line(f"{table}: {len(found.rows)} rows, sha256 {actual[:16]}; fold of the events: {expected[:16]}")
+        print_line(f"{table}: {found.rows} rows, sha256 {actual[:16]}; fold of the events: {expected[:16]}")
         if actual != expected:
-            raise RebuildRejected(f"{table} differs from the events in {len(found.differences())} orders")
+            raise RebuildRejected(f"{table} differs from the events in {found.differences} orders")
 
     async def _switch(self, position: int) -> int:
-        """Replaces the live table by the shadow, between two batches of the projection; returns the position."""
-        for attempt in range(1, _SWITCHES + 1):
-            try:
-                async with self._database.connection() as connection:
-                    return await self._exchange(connection, position)
-            except RpcError as error:
-                print_line(f"not switched over, attempt {attempt} of {_SWITCHES}: {error.__cause__ or error}")
-            await asyncio.sleep(backoff.delay(1, _PAUSE_SECONDS, _PAUSE_SECONDS))
-        raise RebuildRejected("the live table could not be locked; nothing has changed, try again")
+        """Makes the live table equal to the shadow, between two batches of the projection; returns the position.
 
-    async def _exchange(self, connection: Connection, position: int) -> int:
-        await self._check_exclusive()
-        await connection.execute(_PROJECTION_WAIT)
-        await connection.execute(_HOLD_PROJECTION, (self._database.name, ORDERS.name))
-        await connection.execute(_ONLY_SHADOW)
-        last = -1
-        while position != last:
-            last, position = position, await self._project(connection, position)
-        await connection.execute(_LIVE)
-        await connection.execute(_SHORT_WAIT)
-        for statement in _EXCHANGE:
-            await connection.execute(statement)
-        await connection.execute(ADVANCE, (ORDERS.name, position))
+        Readers are not blocked. The live position does not move while the lock is held, so the shadow reaches it.
+        """
+        async with self._session.transaction():
+            await self._session.execute(_PROJECTION_WAIT)
+            await self._session.execute(_HOLD_PROJECTION, (self._schema, ORDERS.name))
+            position = await self._catch_up(position, await self._live_position())
+            await self._session.execute(_SEARCH, (self._live,))
+            for statement in _EXCHANGE:
+                await self._session.execute(statement)
+            await self._session.execute(ADVANCE, (ORDERS.name, position))
         return position
 
-
-@asynccontextmanager
-async def _exclusive(database: Database) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Holds the lock of rebuilds and yields a check that it is still held; it ends with the connection."""
-    parameters = database.login().keywords()
-    async with await AsyncConnection.connect(**parameters, autocommit=True) as connection:
-        taken = await (await connection.execute(_REBUILD_LOCK)).fetchone()
-        if not taken or not taken["taken"]:
-            raise RebuildRejected("another rebuild is under way")
-
-        async def check_exclusive() -> None:
-            try:
-                await connection.execute("SELECT 1")
-            except OperationalError:
-                raise RebuildRejected("the connection with the lock of rebuilds is lost; try again") from None
-
-        yield check_exclusive
-
-
-async def _make_shadow(connection: Connection) -> None:
-    """Creates an empty table with all columns, constraints and indexes of the live one, under the same names."""
-    await connection.execute(_EMPTY_SHADOW)
-    await connection.execute(_SHADOW_TABLE)
-    for row in await (await connection.execute(_KEYS_AND_INDEXES)).fetchall():
-        await connection.execute(row["statement"].encode())
-
-
-async def _live_position(connection: Connection) -> int:
-    row = await (await connection.execute(_POSITION, (ORDERS.name,))).fetchone()
-    return 0 if row is None else int(row["position"])
+    async def _live_position(self) -> int:
+        row = await (await self._session.execute(_POSITION, (ORDERS.name,))).fetchone()
+        return 0 if row is None else int(row["position"])
 
 
 _REBUILD_LOCK: LiteralString = """
     SELECT pg_try_advisory_lock(hashtext(current_schema()), hashtext('rebuild orders')) AS taken"""
-_EMPTY_SHADOW: LiteralString = "DROP SCHEMA IF EXISTS rebuild_orders CASCADE"
-_SHADOW_TABLE: LiteralString = """
-    CREATE SCHEMA rebuild_orders
-        CREATE TABLE rebuild_orders.orders (LIKE order_service.orders INCLUDING ALL EXCLUDING INDEXES)"""
-_KEYS_AND_INDEXES: LiteralString = """
-    SELECT format('ALTER TABLE rebuild_orders.orders ADD CONSTRAINT %I %s', conname, pg_get_constraintdef(oid))
-        AS statement
-    FROM pg_constraint WHERE conrelid = 'order_service.orders'::regclass AND contype IN ('p', 'u')
-    UNION ALL
-    SELECT replace(indexdef, ' ON order_service.orders ', ' ON rebuild_orders.orders ') FROM pg_indexes
-    WHERE schemaname = 'order_service' AND tablename = 'orders' AND indexname NOT IN (
-        SELECT conname FROM pg_constraint WHERE conrelid = 'order_service.orders'::regclass)"""
-_ANALYZE: LiteralString = "ANALYZE rebuild_orders.orders"
-# Only the shadow is in the search path of writes, so a rebuild without its shadow fails and changes no live table.
-_ONLY_SHADOW: LiteralString = "SET LOCAL search_path = rebuild_orders"
-_IN_SHADOW: LiteralString = "SET LOCAL search_path = rebuild_orders, order_service"
-_LIVE: LiteralString = "SET LOCAL search_path = order_service"
-_PROJECTION_WAIT: LiteralString = "SET LOCAL lock_timeout = '2s'"
-# While this waits for a long reader, all others queue behind it, so it waits shortly and tries often.
-_SHORT_WAIT: LiteralString = "SET LOCAL lock_timeout = '100ms'"
+_SHADOW: LiteralString = "CREATE TEMPORARY TABLE orders (LIKE orders INCLUDING ALL)"
+_SEARCH: LiteralString = "SELECT set_config('search_path', %s, true)"
+# The projection never waits for its lock, so this one gets it when the current batch ends.
+_PROJECTION_WAIT: LiteralString = """
+    SELECT set_config('lock_timeout', '60s', true), set_config('statement_timeout', '0', true)"""
 _HOLD_PROJECTION: LiteralString = "SELECT pg_advisory_xact_lock(hashtext(%s), hashtext(%s))"
 _EXCHANGE: tuple[LiteralString, ...] = (
-    "DROP TABLE order_service.orders",
-    "ALTER TABLE rebuild_orders.orders SET SCHEMA order_service",
-    "DROP SCHEMA rebuild_orders",
+    """DELETE FROM orders AS live WHERE NOT EXISTS (
+           SELECT FROM pg_temp.orders AS shadow
+           WHERE shadow.id = live.id AND ROW(shadow.*) IS NOT DISTINCT FROM ROW(live.*))""",
+    """INSERT INTO orders SELECT * FROM pg_temp.orders AS shadow
+       WHERE NOT EXISTS (SELECT FROM orders AS live WHERE live.id = shadow.id)""",
 )
 _POSITION: LiteralString = "SELECT position FROM projections WHERE name = %s"

@@ -12,6 +12,5 @@ from order_service.storage import idempotency_keys
 async def open_storage(process: Process[Settings]) -> tuple[Database, EventStore]:
     """Returns both after all migrations are applied."""
     database = await Database.open(process, name="order_service")
-    await database.migrate("chassis")
-    await database.migrate("order_service")
+    await database.migrate("chassis", "order_service")
     return database, await EventStore.open(database, write_rows=idempotency_keys.insert_key)

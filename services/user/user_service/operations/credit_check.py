@@ -1,43 +1,58 @@
 """`audit`: checks the tables of the User Service, and prints the credit that each order holds.
 
-Reads one snapshot and changes nothing. Prints JSON lines: each `finding`, `user` and `reservation`, and `counts` at the
-end. `stack.operations.consistency_check` compares them with the orders.
+Reads one snapshot and changes nothing, a few rows at a time. Prints JSON lines: each `finding`, `user` and
+`reservation`, and `counts` at the end. `stack.operations.consistency_check` compares them with the orders.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any, LiteralString
+
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow
 
 from chassis.postgres.database import Database
 from chassis.process import Process
 from user_service.settings import Settings
 
 _USERS: LiteralString = """
-    SELECT id, held, coalesce((SELECT sum(amount) FROM reservations WHERE user_id = users.id AND state = 'held'), 0)
-        AS reserved FROM users"""
+    SELECT users.id, users.held, coalesce(reserved.total, 0) AS reserved FROM users LEFT JOIN (
+        SELECT user_id, sum(amount) AS total FROM reservations WHERE state = 'held' GROUP BY user_id
+    ) AS reserved ON reserved.user_id = users.id"""
 _REPAIR = "find out which program wrote to table users, then: UPDATE users SET held = {reserved} WHERE id = '{user_id}'"
+_FETCH_SIZE = 2000
 _RESERVATIONS: LiteralString = "SELECT order_id, user_id, amount, state FROM reservations"
 
 
 async def compose(process: Process[Settings]) -> int:
     """Prints the report; returns 0 whatever it contains, because the comparison decides."""
     database = await Database.open(process, name="user_service")
+    users = reservations = 0
     async with database.connection() as connection:
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         await connection.execute("SET LOCAL statement_timeout = 0")
         await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        users = await (await connection.execute(_USERS)).fetchall()
-        reservations = await (await connection.execute(_RESERVATIONS)).fetchall()
-    for user in users:
-        if user["held"] != user["reserved"]:
-            _print("finding", **_wrong_sum(user["id"], user["held"], user["reserved"]))
-        _print("user", id=str(user["id"]))
-    for row in reservations:
-        ids = {"order_id": str(row["order_id"]), "user_id": str(row["user_id"])}
-        _print("reservation", **ids, amount=row["amount"], state=row["state"])
-    _print("counts", users=len(users), reservations=len(reservations))
+        async for user in _select(connection, "users", _USERS):
+            users += 1
+            if user["held"] != user["reserved"]:
+                _print("finding", **_wrong_sum(user["id"], user["held"], user["reserved"]))
+            _print("user", id=str(user["id"]))
+        async for row in _select(connection, "reservations", _RESERVATIONS):
+            reservations += 1
+            ids = {"order_id": str(row["order_id"]), "user_id": str(row["user_id"])}
+            _print("reservation", **ids, amount=row["amount"], state=row["state"])
+    _print("counts", users=users, reservations=reservations)
     return 0
+
+
+async def _select(connection: AsyncConnection[DictRow], name: str, query: LiteralString) -> AsyncIterator[DictRow]:
+    async with connection.cursor(name=name) as cursor:
+        cursor.itersize = _FETCH_SIZE
+        await cursor.execute(query)
+        async for row in cursor:
+            yield row
 
 
 def _wrong_sum(user_id: object, held: int, reserved: int) -> dict[str, str]:

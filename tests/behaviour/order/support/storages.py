@@ -91,7 +91,9 @@ class PostgresStorage:
 
     async def empty(self) -> None:
         """Leaves the tables as after the migrations."""
-        await self._execute(f"TRUNCATE {TABLES} RESTART IDENTITY")
+        postgres, schema = self.server.vault.postgres, self.database.name
+        statement = f"TRUNCATE {TABLES} RESTART IDENTITY"
+        await asyncio.to_thread(postgres.execute, f"SET search_path = {schema}", statement, dbname=schema)
 
     async def _execute(self, statement: str, *values: object) -> None:
         async with self.database.connection() as connection:
@@ -103,8 +105,7 @@ def make_tables(postgres: Postgres, schema: str) -> None:
 
     async def migrate() -> None:
         async with database_under_test(postgres, schema) as server:
-            await server.database.migrate("chassis")
-            await server.database.migrate("order_service")
+            await server.database.migrate("chassis", "order_service")
 
     asyncio.run(migrate())
 

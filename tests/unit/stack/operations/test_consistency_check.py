@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 
-from stack.operations.consistency_check import Snapshot, add, findings
+from stack.operations.consistency_check import findings
+from stack.operations.service_reports import Reports
 
 HELD = {"user_id": "ada", "amount": 5, "state": "held"}
 RELEASED = HELD | {"state": "released"}
 
 
-def snapshot(status: str, reservation: dict[str, Any] | None, *pending: str) -> Snapshot:
-    made = Snapshot()
-    add(made, {"user": {"id": "ada"}})
-    add(made, {"order": {"id": "o", "user_id": "ada", "status": status, "total": 5, "pending": list(pending)}})
+def reports(status: str, reservation: dict[str, Any] | None, *pending: str, user: str = "ada") -> Reports:
+    order = {"id": "o", "user_id": "ada", "status": status, "total": 5, "pending": list(pending)}
+    made = Reports()
+    made.add([{"user": {"id": user}}, {"order": order}])
     if reservation:
-        add(made, {"reservation": {"order_id": "o", **reservation}})
+        made.add([{"reservation": {"order_id": "o", **reservation}}])
     return made
 
 
@@ -36,7 +37,7 @@ def snapshot(status: str, reservation: dict[str, Any] | None, *pending: str) -> 
 def test_credit_that_matches_the_status_is_no_finding(
     status: str, reservation: dict[str, Any] | None, pending: list[str]
 ) -> None:
-    assert list(findings(snapshot(status, reservation, *pending))) == []
+    assert list(findings(reports(status, reservation, *pending))) == []
 
 
 @pytest.mark.parametrize(
@@ -54,25 +55,29 @@ def test_credit_that_matches_the_status_is_no_finding(
     ],
 )
 def test_credit_that_does_not_match_the_status_is_a_finding(status: str, reservation: dict[str, Any] | None) -> None:
-    (only,) = findings(snapshot(status, reservation))
+    (only,) = findings(reports(status, reservation))
     assert (only.order, only.rule) == ("o", "credit")
     assert only.next
 
 
 def test_two_snapshots_share_a_finding_even_if_its_values_differ() -> None:
-    (first,), (second,) = findings(snapshot("cancelled", HELD)), findings(snapshot("cancelled", HELD | {"amount": 4}))
+    (first,), (second,) = findings(reports("cancelled", HELD)), findings(reports("cancelled", HELD | {"amount": 4}))
     assert {first} & {second}
 
 
 def test_an_order_of_an_unknown_user_needs_no_release() -> None:
-    made = snapshot("rejected", None)
-    made.users.clear()
-    assert list(findings(made)) == []
+    assert list(findings(reports("rejected", None, user="bob"))) == []
 
 
 def test_credit_without_an_order_is_a_finding_unless_it_was_released() -> None:
-    made = Snapshot()
-    add(made, {"reservation": {"order_id": "x", **RELEASED}})
+    made = Reports()
+    made.add([{"reservation": {"order_id": "x", **RELEASED}}])
     assert list(findings(made)) == []
-    add(made, {"reservation": {"order_id": "y", **HELD}})
+    made.add([{"reservation": {"order_id": "y", **HELD}}])
     assert [finding.order for finding in findings(made)] == ["y"]
+
+
+def test_the_counts_are_those_of_the_services_and_of_their_lines() -> None:
+    made = reports("confirmed", HELD, "release")
+    made.add([{"counts": {"events": 2, "keys": 1}}, {"counts": {"users": 1}}])
+    assert made.counts() == {"events": 2, "keys": 1, "orders": 1, "in_progress": 1, "reservations": 1, "users": 1}
