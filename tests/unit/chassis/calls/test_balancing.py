@@ -2,100 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+import threading
 from collections import Counter
-from dataclasses import replace
-from typing import Any, cast
+from collections.abc import Iterator
 
 import grpc
 import pytest
 
-from chassis.calls.balancing import Attempt, Balancer
-from chassis.calls.outlier_detection import EjectionRules
-from chassis.calls.transport import Method, NotProcessed, Transport
+from chassis.calls.retry import RetryBudget
 from chassis.errors import RpcError
-from chassis.platform.discovery import Endpoint, Endpoints
+from chassis.platform.discovery import Endpoint
 from chassis.settings import Live
 
 from ..backends import SETTINGS
-
-READ = Method("/test.Echo/Read", bytes, bytes, idempotent=True)
-QUICK = Method("/test.Echo/Quick", bytes, bytes, idempotent=True)
-RULES = EjectionRules(
-    failures_in_a_row=3, stall_seconds=0.6, slow_factor=4.0, slow_seconds=0.05, max_share=0.5, return_seconds=4.0,
-    warmup_seconds=4.0,
-)  # fmt: skip
-LONG = 60.0
-INTERNAL = RpcError(grpc.StatusCode.INTERNAL, "INTERNAL")
-TIMEOUT = RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
-UNREACHABLE = NotProcessed(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
-
-
-class NoTransport:
-    """Counts the connections that are open to each address."""
-
-    def __init__(self) -> None:
-        self.open: Counter[str] = Counter()
-
-    def connect(self, address: str) -> Any:
-        self.open[address] += 1
-        return NoConnection(self, address)
-
-
-class NoConnection:
-    def __init__(self, transport: NoTransport, address: str) -> None:
-        self._transport, self._address = transport, address
-
-    async def close(self) -> None:
-        self._transport.open[self._address] -= 1
-
-
-class Calls:
-    """Calls through a balancer over instances a, b, c …, with its settings and its clock."""
-
-    def __init__(self, names: str, **rules: Any) -> None:
-        self.now = 1000.0
-        self.held: list[Any] = []
-        self.settings = Live(SETTINGS)
-        self.endpoints = Endpoints("echo")
-        self.announce(names)
-        self.transport = NoTransport()
-        self.balancer = Balancer(
-            self.endpoints, cast(Transport, self.transport), lambda: None, self.settings,
-            rules=replace(RULES, **rules), clock=lambda: self.now,
-        )  # fmt: skip
-
-    def announce(self, names: str) -> None:
-        self.endpoints.replace(tuple(Endpoint(name, name) for name in names))
-
-    def eject_for(self, seconds: float) -> None:
-        """Sets the time of a first ejection; 0 turns ejection off."""
-        self.settings.replace(SETTINGS.model_copy(update={"ejection_seconds": seconds}))
-
-    def one(self, seconds: float = 0.001, error: RpcError | None = None, only: str = "") -> str:
-        """Makes one call and returns its instance; an instance that is not in `only` answers at once."""
-        with self.balancer.pick(frozenset(), READ, LONG) as attempt:
-            name = attempt.instance.endpoint.id
-            affected = not only or name in only
-            self.now += seconds if affected else 0.001
-            self.balancer.record(attempt, READ, error if affected else None)
-            return name
-
-    def many(self, number: int, **how: Any) -> Counter[str]:
-        return Counter(self.one(**how) for _ in range(number))
-
-    def hold(self, name: str) -> Attempt:
-        """Starts a call at an instance that does not end."""
-        while True:
-            held = self.balancer.pick(frozenset(), READ, LONG)
-            attempt = held.__enter__()
-            if attempt.instance.endpoint.id == name:
-                self.held.append(held)
-                return attempt
-            held.__exit__(None, None, None)
-
-    def eject(self, name: str) -> None:
-        while not self.balancer.ejected:
-            self.one(seconds=0.0, error=TIMEOUT, only=name)
+from .simulated_calls import INTERNAL, LONG, QUICK, READ, TIMEOUT, UNREACHABLE, Calls
 
 
 @pytest.mark.parametrize("error", [TIMEOUT, INTERNAL], ids=["hangs", "is broken"])
@@ -241,3 +163,60 @@ def test_a_stream_that_has_begun_to_answer_makes_its_instance_neither_busy_nor_s
     calls.balancer.mark_as_stream(attempt)
     assert calls.many(400, seconds=0.01)["b"] > 100
     assert calls.balancer.ejected == []
+
+
+async def test_a_connection_is_closed_when_the_last_call_of_its_instance_has_ended() -> None:
+    calls = Calls("ab")
+    calls.hold("b")
+    calls.announce("a")
+    assert (calls.balancer._closing, calls.transport.open["b"]) == (set(), 1)
+    calls.held.pop().__exit__(None, None, None)
+    await asyncio.gather(*calls.balancer._closing)
+    assert calls.transport.open == Counter(a=1, b=0)
+
+
+async def test_another_instance_at_the_address_of_one_that_left_gets_a_connection_of_its_own() -> None:
+    calls = Calls("a")
+    calls.endpoints.replace((Endpoint("next", "a"),))
+    await asyncio.gather(*calls.balancer._closing)
+    assert calls.transport.open == Counter(a=1)
+
+
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("quick_switches")
+async def test_the_exporter_of_metrics_may_read_while_instances_and_calls_change() -> None:
+    calls = Calls("ab")
+    calls.eject("b")
+    problems: list[Exception] = []
+    stopping = threading.Event()
+
+    def export() -> None:
+        while not stopping.is_set():
+            try:
+                assert set(calls.balancer.ejected) <= set("abcdefgh")
+            except Exception as error:
+                problems.append(error)
+                return
+
+    exporter = threading.Thread(target=export)
+    exporter.start()
+    for number in range(3000):
+        calls.announce("abcdefgh"[: 1 + number % 8])
+        calls.one(seconds=0.0, error=TIMEOUT if number % 3 else None)
+    stopping.set()
+    exporter.join()
+    assert problems == []
+
+
+def test_reading_the_retry_budget_for_metrics_does_not_change_it() -> None:
+    budget = RetryBudget(Live(SETTINGS), size=2)
+    assert budget.withdraw()
+    assert [budget.available for _ in range(3)] == [1.0, 1.0, 1.0]
+    assert [budget.withdraw() for _ in range(2)] == [True, False]

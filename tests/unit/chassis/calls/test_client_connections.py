@@ -6,6 +6,7 @@ Also what a cancelled call is: the caller's own cancellation, or a failure of th
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import grpc
@@ -31,10 +32,16 @@ class Gate:
         return text
 
 
+def _seen(server: Echo, times: int) -> bool:
+    return len(server.seen) == times
+
+
 @pytest.mark.parametrize("times", [1, 2, 5])
+@pytest.mark.parametrize("meanwhile", [0, 1])
 async def test_an_instance_that_leaves_and_returns_repeatedly_finishes_its_calls(
-    backends: Backends, times: int
+    backends: Backends, times: int, meanwhile: int
 ) -> None:
+    """Whether or not it gets further calls each time that it has returned."""
     gate = Gate()
     (flapping,) = await backends.start(gate)
     other = await Echo(gate).start()
@@ -42,17 +49,17 @@ async def test_an_instance_that_leaves_and_returns_repeatedly_finishes_its_calls
     calls = [asyncio.create_task(backends.stub.say("first"))]
     stream = backends.stub.Count(StringValue(value="1"))
     assert (await anext(stream)).value == "0"
-    for number in range(times):
-        await until("each call has arrived", lambda want=2 + number: len(flapping.seen) == want)  # type: ignore[misc]
+    for _ in range(times):
+        await until("each call has arrived", partial(_seen, flapping, 1 + len(calls)))
         backends.announce(other)
         await asyncio.sleep(0.02)
         backends.announce(flapping)
-        calls.append(asyncio.create_task(backends.stub.say("later")))
+        calls += [asyncio.create_task(backends.stub.say("later")) for _ in range(meanwhile)]
         await asyncio.sleep(0.02)
     backends.announce(other)
     await asyncio.sleep(0.05)
     gate.open.set()
-    assert await asyncio.gather(*calls) == ["first", *["later"] * times]
+    assert await asyncio.gather(*calls) == ["first", *["later"] * times * meanwhile]
     assert [message async for message in stream] == []
     assert other.seen == []
 
@@ -61,8 +68,8 @@ async def test_an_instance_that_replaces_another_at_its_address_loses_no_call(ba
     """As when Nomad gives the port of an ended allocation to the next one: both changes come in one list."""
     (server,) = await backends.start(echo)
     for number in range(20):
-        backends.endpoints.replace((Endpoint(f"allocation-{number}", server.address),))
         calls = [asyncio.create_task(backends.stub.say(str(number))) for _ in range(5)]
+        backends.endpoints.replace((Endpoint(f"allocation-{number}", server.address),))
         assert await asyncio.gather(*calls) == [str(number)] * 5
 
 
