@@ -7,13 +7,15 @@ database keep the data correct.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
+from functools import partial
 
 import structlog
 
 from chassis.calls import client
 from chassis.errors import RpcError
 from chassis.events.port import EventLog
-from chassis.process import Process
+from chassis.process import FLUSH_SECONDS, Process
 from chassis.serving import server
 from order_service.commands import Commands
 from order_service.settings import Settings
@@ -41,23 +43,40 @@ async def compose(process: Process[Settings]) -> None:
     manager = ProcessManager(PostgresOutbox(database), store, commands, GrpcUserCredit(channel), settings)
     orders = Projector(ORDERS, store, database, settings)
     outbox = Projector(OUTBOX, store, database, settings, on_projected=manager.wakeup.set)
-    for name, projector in {"projection orders": orders, "projection outbox": outbox}.items():
-        process.add_readiness(name, projector.readiness)
     instance = process.environment.instance_id
     leadership = Leadership(database, instance, settings)
+    for name, projector in {"projection orders": orders, "projection outbox": outbox}.items():
+        process.add_readiness(name, partial(readiness, leadership, projector))
     parts = {"projection orders": orders.run, "projection outbox": outbox.run, "process manager": manager.run}
     loops = [
         process.supervise(name, lambda work=work: leadership.while_leader(process.stopping, work))  # type: ignore[misc]
         for name, work in parts.items()
     ]
     waking = process.supervise("wake-up", lambda: _wake(store, orders.wakeup, outbox.wakeup))
-    process.supervise("leadership", lambda: leadership.campaign(process.stopping))
+    resigning = asyncio.Event()
+    campaigning = process.supervise("leadership", lambda: leadership.campaign(resigning))
     process.supervise("lag", lambda: projection_lag.run(leadership, database, settings, instance))
     process.supervise("purge keys", lambda: _purge(keys))
     await server.serve(process, lambda _: None, [])
     waking.cancel()
-    await asyncio.wait(loops, timeout=settings.value.grace_seconds)
+    # The term is renewed until the work has ended, so that no other worker starts it a second time meanwhile.
+    _, unfinished = await asyncio.wait(loops, timeout=settings.value.grace_seconds)
+    await _cancelled(unfinished)
+    resigning.set()
+    await asyncio.wait({campaigning}, timeout=FLUSH_SECONDS)
     await leadership.resign()
+
+
+def readiness(leadership: Leadership, projector: Projector) -> str:
+    """Returns "ok" for a worker that does not lead: another one may have passed what has stopped this one."""
+    return projector.readiness() if leadership.is_leader else "ok"
+
+
+async def _cancelled(tasks: Collection[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=FLUSH_SECONDS)
 
 
 async def _wake(store: EventLog, *wakeups: asyncio.Event) -> None:

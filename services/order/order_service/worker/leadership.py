@@ -1,7 +1,8 @@
 """Elects the leader among the workers: the one whose term in table `leader_terms` has not ended.
 
-Invariant: a term ends by itself, so a leader that is killed, stopped or cut off has a successor within one term. Rows
-stay correct even with two leaders, because projections are locked and outbox entries may be processed twice.
+Invariant: a term ends by itself, so a leader that is killed, stopped or cut off has a successor within one term. Its
+work ends before the successor starts. Rows stay correct even with two leaders, because projections are locked and
+outbox entries may be processed twice.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 _NAME = "worker"
 _RENEWALS_PER_TERM = 5
+# The last part of a term in the database is no longer part of ours: work in progress has this time to end.
+_ENDING_SHARE = 0.1
 
 
 class Leadership:
@@ -34,6 +37,7 @@ class Leadership:
         self._instance = instance
         self._settings = settings
         self._term_ends_at = 0.0
+        self._term_end: asyncio.TimerHandle | None = None
         self._elected = asyncio.Event()
         self._lost = asyncio.Event()
 
@@ -52,14 +56,30 @@ class Leadership:
         self._step_down()
 
     async def while_leader(self, stopping: asyncio.Event, work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-        """Runs `work(lost)` in each term until `stopping` is set; it must return soon after `lost` is set."""
+        """Runs `work(ending)` in each term until `stopping` is set.
+
+        `ending` is set with `stopping`, so that the work in progress is finished, and when the term is lost. Work that
+        has not returned before the database ends the term is cancelled.
+        """
         while not stopping.is_set():
-            waiting = [asyncio.create_task(event.wait()) for event in (self._elected, stopping)]
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in waiting:
-                task.cancel()
+            await _first(self._elected.wait(), stopping.wait())
             if not stopping.is_set():
-                await work(self._lost)
+                await self._lead(stopping, work)
+
+    async def _lead(self, stopping: asyncio.Event, work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+        ending, lost = asyncio.Event(), self._lost
+        working = asyncio.ensure_future(work(ending))
+        try:
+            await _first(working, lost.wait(), stopping.wait())
+            ending.set()
+            await _first(working, lost.wait())
+            await asyncio.wait({working}, timeout=self._settings.value.leadership_term_seconds * _ENDING_SHARE)
+        finally:
+            if working.cancel():
+                log.warning("work in progress cancelled")
+            await asyncio.wait({working})
+        if not working.cancelled():
+            working.result()
 
     async def resign(self) -> None:
         """Ends the term now, so that another worker need not wait for its end."""
@@ -80,7 +100,7 @@ class Leadership:
         except (RpcError, TimeoutError) as error:
             log.warning("leadership not renewed", error=str(error) or type(error).__name__)
         else:
-            self._term_ends_at = started_at + seconds if won else 0.0
+            self._term_ends_at = started_at + seconds * (1 - _ENDING_SHARE) if won else 0.0
         if self.is_leader:
             self._start_leading()
         else:
@@ -92,17 +112,36 @@ class Leadership:
             return await found.fetchone() is not None
 
     def _start_leading(self) -> None:
+        self._stop_timer()
+        left = self._term_ends_at - time.monotonic()
+        self._term_end = asyncio.get_running_loop().call_later(left, self._step_down)
         if not self._elected.is_set():
             log.info("elected as leader")
             self._lost = asyncio.Event()
             self._elected.set()
 
+    def _stop_timer(self) -> None:
+        if self._term_end is not None:
+            self._term_end.cancel()
+
     def _step_down(self) -> None:
+        self._stop_timer()
         self._term_ends_at = 0.0
         if self._elected.is_set():
             log.info("no longer leader")
             self._elected.clear()
             self._lost.set()
+
+
+async def _first(*waiting: Awaitable[object]) -> None:
+    """Waits until the first of them is done, and cancels the others except those that are tasks of the caller."""
+    tasks = [asyncio.ensure_future(each) for each in waiting]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each, task in zip(waiting, tasks, strict=True):
+            if each is not task:
+                task.cancel()
 
 
 _TAKE_TERM: LiteralString = """

@@ -48,7 +48,7 @@ class Outbox(Protocol):
         """Removes an entry that has succeeded."""
 
     async def postpone(self, entry: OutboxEntry, seconds: float) -> None:
-        """Makes an entry due again in `seconds`."""
+        """Makes an entry due again in `seconds`, unless it has been claimed again."""
 
 
 class PostgresOutbox:
@@ -76,7 +76,7 @@ class PostgresOutbox:
     async def postpone(self, entry: OutboxEntry, seconds: float) -> None:
         """See Outbox."""
         async with self._database.connection() as connection:
-            await connection.execute(_POSTPONE, (seconds, entry.position))
+            await connection.execute(_POSTPONE, (seconds, entry.position, entry.attempts))
 
 
 _CLAIM = """UPDATE outbox SET due_at = now() + make_interval(secs => %s), attempts = attempts + 1, claimed = true
@@ -84,7 +84,9 @@ _CLAIM = """UPDATE outbox SET due_at = now() + make_interval(secs => %s), attemp
                                ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED)
             RETURNING position, order_id, kind, traceparent, attempts"""
 _TAKE_OVER = "UPDATE outbox SET due_at = now(), claimed = false WHERE claimed AND due_at > now()"
-_POSTPONE = "UPDATE outbox SET due_at = now() + make_interval(secs => %s), claimed = false WHERE position = %s"
+# The number of attempts shows that nobody has claimed the entry since: a late statement must not end that claim.
+_POSTPONE = """UPDATE outbox SET due_at = now() + make_interval(secs => %s), claimed = false
+               WHERE position = %s AND attempts = %s"""
 
 
 class MemoryOutbox:

@@ -26,6 +26,9 @@ from order_service.worker.user_credit import CreditDenied, UserCredit
 
 log = structlog.get_logger(__name__)
 
+# An attempt ends before its claim, also if the deadline ends it late and the entry has to be postponed.
+_ATTEMPTS_PER_CLAIM = 2
+
 
 class ProcessManager:
     """Processes outbox entries. Set `wakeup` when there may be a new entry."""
@@ -43,15 +46,23 @@ class ProcessManager:
         self._commands = commands
         self._user_credit = user_credit
         self._settings = settings
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[int, asyncio.Task[None]] = {}
         self.wakeup = asyncio.Event()
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Processes due entries until `stopping` is set, then waits for those in progress.
 
-        First it takes over the entries that other workers have claimed. Only the leader runs this, so those workers do
-        not lead any more.
+        First it takes over all claimed entries. Nobody works on them: only the leader runs this, and however a run
+        ends, its entries in progress have ended too.
         """
+        try:
+            await self._process_until(stopping)
+            if self._running:
+                await asyncio.wait(self._running.values())
+        finally:
+            await self._cancel_running()
+
+    async def _process_until(self, stopping: asyncio.Event) -> None:
         taken_over = False
         while not stopping.is_set():
             try:
@@ -62,8 +73,13 @@ class ProcessManager:
             except RpcError as error:
                 log.warning("outbox entries cannot be claimed, retrying", error=str(error))
                 await asyncio.sleep(self._settings.value.worker_poll_seconds)
-        if self._running:
-            await asyncio.wait(self._running)
+
+    async def _cancel_running(self) -> None:
+        running, self._running = self._running, {}
+        for task in running.values():
+            task.cancel()
+        if running:
+            await asyncio.wait(running.values())
 
     async def _take_over(self) -> None:
         if taken := await self._outbox.take_over():
@@ -73,13 +89,16 @@ class ProcessManager:
         self.wakeup.clear()
         settings = self._settings.value
         free = settings.outbox_concurrency - len(self._running)
-        claimed = await self._outbox.claim(free, settings.outbox_attempt_seconds) if free > 0 else []
-        self._running |= {asyncio.create_task(self.attempt(entry)) for entry in claimed}
-        if len(claimed) < free:
+        claim_seconds = settings.outbox_attempt_seconds * _ATTEMPTS_PER_CLAIM
+        claimed = await self._outbox.claim(free, claim_seconds) if free > 0 else []
+        # A claim that has expired meanwhile is only renewed: one entry is never processed twice at the same time.
+        new = [entry for entry in claimed if entry.position not in self._running]
+        self._running |= {entry.position: asyncio.create_task(self.attempt(entry)) for entry in new}
+        if len(new) < free:
             await wakeup.wait(self.wakeup, settings.worker_poll_seconds)
         elif self._running:
-            await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-        self._running = {task for task in self._running if not task.done()}
+            await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
+        self._running = {position: task for position, task in self._running.items() if not task.done()}
 
     async def attempt(self, entry: OutboxEntry) -> None:
         """Processes an entry once, in the trace of its event; after a failure it is retried later."""

@@ -83,9 +83,39 @@ _ADD_ENTRY = "INSERT INTO outbox (position, order_id, kind, traceparent) VALUES 
 _LOCK = "SELECT pg_try_advisory_xact_lock(hashtext(current_schema()), hashtext(%s)) AS locked"
 # A worker that is stopped within a batch keeps its connection, so the database has to end its transaction and lock.
 _TRANSACTION_TIMEOUT = "SELECT set_config('transaction_timeout', %s, true)"
+_SINGLE_EVENT_SECONDS = 30.0
 _POSITION = "SELECT position FROM projections WHERE name = %s"
 ADVANCE = """INSERT INTO projections (name, position) VALUES (%s, %s)
               ON CONFLICT (name) DO UPDATE SET position = excluded.position"""
+
+
+class BatchSize:
+    """The number of events in the next batch, at most the setting.
+
+    It halves after each failure: a batch that takes longer than a term is rolled back, and so would be its repetitions.
+    """
+
+    def __init__(self) -> None:
+        self._divisor = 1
+
+    def current(self, settings: Settings) -> int:
+        """Returns the number of events, 1 or more."""
+        return max(1, settings.projection_batch_size // self._divisor)
+
+    def halve(self, size: int) -> None:
+        """Makes the batch after a failed one of `size` events smaller."""
+        if size > 1:
+            self._divisor *= 2
+
+    def double(self) -> None:
+        """Makes the batch after a successful one larger, up to the setting."""
+        self._divisor = max(1, self._divisor // 2)
+
+
+def _longest_batch(settings: Settings, size: int) -> float:
+    """Returns the seconds after which the database ends the transaction of a batch; the smallest one gets more."""
+    term = settings.leadership_term_seconds
+    return term if size > 1 else max(term, _SINGLE_EVENT_SECONDS)
 
 
 class Projector:
@@ -110,13 +140,14 @@ class Projector:
         self.wakeup = asyncio.Event()
         self._stopped_by: UnknownEvent | None = None
         self._failure = ""
+        self._batch_size = BatchSize()
 
     def readiness(self) -> str:
         """Readiness probe: returns "ok", the event at which the projection stopped, or the error that ended it."""
         return f"stopped before: {self._stopped_by}" if self._stopped_by else self._failure or "ok"
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Projects new events until `stopping` is set."""
+        """Projects new events until `stopping` is set. Afterwards another worker may pass what has stopped this one."""
         name = self._projection.name
         while not stopping.is_set():
             self.wakeup.clear()
@@ -137,20 +168,31 @@ class Projector:
                 self._on_projected()
             else:
                 await wakeup.wait(self.wakeup, self._settings.value.worker_poll_seconds)
+        self._stopped_by, self._failure = None, ""
 
     async def step(self) -> int:
         """Projects a batch and returns its size, 0 also while another worker holds the lock; raises UnknownEvent."""
         return len(await self._project_batch())
 
     async def _project_batch(self) -> list[tuple[int, RecordedEvent]]:
+        size = self._batch_size.current(self._settings.value)
+        try:
+            batch = await self._project(size)
+        except RpcError:
+            self._batch_size.halve(size)
+            raise
+        if batch:
+            self._batch_size.double()
+        return batch
+
+    async def _project(self, size: int) -> list[tuple[int, RecordedEvent]]:
         name = self._projection.name
-        settings = self._settings.value
         async with self._database.connection() as connection:
-            await connection.execute(_TRANSACTION_TIMEOUT, (f"{settings.leadership_term_seconds}s",))
+            await connection.execute(_TRANSACTION_TIMEOUT, (f"{_longest_batch(self._settings.value, size)}s",))
             if not await _value(connection, _LOCK, name, "locked"):
                 return []
             position = await _value(connection, _POSITION, name, "position") or 0
-            batch = self._decodable(await self._store.since(position, settings.projection_batch_size))
+            batch = self._decodable(await self._store.since(position, size))
             # One round trip for all statements of a batch, which keeps the lag of lists short.
             async with connection.pipeline():
                 changed = [await self._apply(connection, position, event) for position, event in batch]

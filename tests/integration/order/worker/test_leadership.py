@@ -116,6 +116,66 @@ async def test_a_leader_that_restarts_continues_its_term_while_others_wait_for_i
         assert not other.is_leader
 
 
+async def test_the_work_of_a_leader_that_is_cut_off_ends_before_its_successor_leads(database: Database) -> None:
+    ended: list[str] = []
+
+    async def returns(lost: asyncio.Event) -> None:
+        await lost.wait()
+        ended.append("returns")
+
+    async def never_returns(_: asyncio.Event) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("never returns")
+
+    async with campaigning(database, "a") as leader, campaigning(database, "b") as other:
+        await seconds_until(lambda: leader.is_leader or other.is_leader)
+        first, second = (leader, other) if leader.is_leader else (other, leader)
+        working = [asyncio.create_task(first.while_leader(asyncio.Event(), each)) for each in (returns, never_returns)]
+        await asyncio.sleep(RENEWAL)
+        first._take_term = unanswered  # type: ignore[method-assign]
+        await seconds_until(lambda: second.is_leader)
+        assert ended == ["returns", "never returns"]
+        await cancelled(working)
+
+
+async def cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_work_in_progress_when_the_worker_stops_is_finished_within_a_term_that_is_renewed(
+    database: Database,
+) -> None:
+    stopping, started, finished = asyncio.Event(), asyncio.Event(), False
+
+    async def work(ending: asyncio.Event) -> None:
+        nonlocal finished
+        started.set()
+        await ending.wait()
+        await asyncio.sleep(2 * TERM)
+        finished = True
+
+    async with campaigning(database, "a") as candidate:
+        working = asyncio.create_task(candidate.while_leader(stopping, work))
+        await seconds_until(started.is_set)
+        stopping.set()
+        await asyncio.wait_for(working, 20)
+        assert finished
+        assert candidate.is_leader
+
+
+async def test_work_that_fails_is_reported_to_its_supervisor(database: Database) -> None:
+    async def fails(_: asyncio.Event) -> None:
+        raise LookupError("a defect")
+
+    async with campaigning(database, "a") as candidate:
+        with pytest.raises(LookupError, match="a defect"):
+            await asyncio.wait_for(candidate.while_leader(asyncio.Event(), fails), 20)
+
+
 async def test_work_is_notified_when_the_term_is_lost(database: Database) -> None:
     notified, stopping = asyncio.Event(), asyncio.Event()
 

@@ -10,12 +10,15 @@ import pytest
 from behaviour.order.support.service import ADA, Service, shipped
 from behaviour.order.support.storages import PostgresStorage
 from psycopg import AsyncConnection
+from support.waiting import until
 
 from chassis.errors import RpcError
 from chassis.events.record import RecordedEvent
 from chassis.settings import Live
 from order_service.storage import event_codec
 from order_service.storage.upcasts import UnknownEvent
+from order_service.worker import composition
+from order_service.worker.leadership import Leadership
 from order_service.worker.projections import (
     ORDERS,
     OUTBOX,
@@ -126,6 +129,70 @@ async def test_an_event_whose_row_is_missing_is_logged_and_blocks_no_other(
     assert await projector(storage, ORDERS).step() == 2
     assert "table orders has no row for this order" in capsys.readouterr().out
     assert [order.status for order in (await service.queries.list_orders(ADA, None, None, 9)).orders] == ["cancelled"]
+
+
+async def test_events_that_take_longer_than_a_term_are_projected_in_smaller_batches(
+    service: Service, storage: PostgresStorage
+) -> None:
+    """Each event takes 0.1 s, so the whole batch takes two terms."""
+    for number in range(10):
+        await service.place(f"k{number}")
+    sizes: list[int] = []
+
+    async def slowly(connection: Connection, position: int, event: RecordedEvent) -> None:
+        sizes.append(position)
+        await connection.execute("SELECT pg_sleep(0.1)")
+        await project_orders(connection, position, event)
+
+    settings = Live(shipped(leadership_term_seconds=0.5, worker_poll_seconds=0.01))
+    slow = Projector(Projection("orders", slowly), storage.store, storage.database, settings)
+    await projected(service, slow, 10)
+    assert sizes[:10] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+async def test_an_event_that_alone_takes_longer_than_a_term_is_projected(
+    service: Service, storage: PostgresStorage
+) -> None:
+    await service.place("k1")
+    await service.place("k2")
+
+    async def slowly(connection: Connection, position: int, event: RecordedEvent) -> None:
+        await connection.execute("SELECT pg_sleep(1.0)")
+        await project_orders(connection, position, event)
+
+    settings = Live(shipped(leadership_term_seconds=0.5, worker_poll_seconds=0.01))
+    slow = Projector(Projection("orders", slowly), storage.store, storage.database, settings)
+    await projected(service, slow, 2)
+
+
+async def projected(service: Service, projecting: Projector, orders: int) -> None:
+    """Runs the projection until all orders are in the list."""
+    stopping = asyncio.Event()
+    running = asyncio.create_task(projecting.run(stopping))
+
+    async def complete() -> bool:
+        return await listed(service) == orders
+
+    await until("every order is in the list", complete, 40)
+    stopping.set()
+    await asyncio.wait_for(running, 20)
+
+
+async def test_a_worker_that_no_longer_leads_is_ready_again(service: Service, storage: PostgresStorage) -> None:
+    order = await service.place("k1")
+    past = await service.store.read(order.id)
+    await service.store.append(order.id, 1, [replace(past[0], version=2, type="OrderShipped")])
+    settings, stopping = Live(shipped(worker_poll_seconds=0.01)), asyncio.Event()
+    leader = Leadership(storage.database, "a", settings)
+    stopped = Projector(ORDERS, storage.store, storage.database, settings)
+    await leader._try_for_term()
+    running = asyncio.create_task(stopped.run(stopping))
+    await until("the projection stops", lambda: "OrderShipped" in composition.readiness(leader, stopped))
+    await leader.resign()
+    assert composition.readiness(leader, stopped) == "ok"
+    stopping.set()
+    await asyncio.wait_for(running, 20)
+    assert stopped.readiness() == "ok"
 
 
 async def test_a_projection_that_fails_is_not_ready(service: Service, storage: PostgresStorage) -> None:
