@@ -29,10 +29,18 @@ job "artifacts" {
       port     = "http"
       provider = "consul"
 
+      # The kernel accepts connections for a server that hangs, so the check sends a request.
       check {
-        type     = "tcp" # an HTTP request would write a line to the log
+        type     = "http"
+        method   = "HEAD"
+        path     = "/"
         interval = "5s"
-        timeout  = "2s"
+        timeout  = "5s"
+
+        check_restart {
+          limit = 13
+          grace = "30s"
+        }
       }
     }
 
@@ -44,9 +52,31 @@ job "artifacts" {
         command = "/bin/sh"
         args = [
           "-c", "trap '' HUP USR1 USR2; exec \"$@\"", "artifacts", var.python,
-          "-m", "http.server", "${NOMAD_PORT_http}",
-          "--bind", "127.0.0.1", "--directory", var.artifacts_dir,
+          "-I", "-S", "local/artifacts.py", "127.0.0.1", "${NOMAD_PORT_http}", var.artifacts_dir,
         ]
+      }
+
+      template {
+        destination = "local/artifacts.py"
+        data        = <<-PY
+          """Serves a folder over HTTP; a connection has a thread, so an idle one is closed after half a minute."""
+
+          import functools
+          import http.server
+          import sys
+
+
+          class Handler(http.server.SimpleHTTPRequestHandler):
+              timeout = 30
+
+              def log_request(self, code="-", size="-"):
+                  """Logs only errors, because the health check sends a request every few seconds."""
+
+
+          address, port, folder = sys.argv[1:]
+          handler = functools.partial(Handler, directory=folder)
+          http.server.ThreadingHTTPServer((address, int(port)), handler).serve_forever()
+        PY
       }
 
       logs {

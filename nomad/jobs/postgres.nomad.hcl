@@ -43,6 +43,13 @@ job "postgres" {
         args     = ["-q", "-t", "1", "-h", "127.0.0.1", "-p", "${NOMAD_PORT_postgres}", "-U", "postgres", "-d", "postgres"]
         interval = "2s"
         timeout  = "3s"
+
+        # A Postgres that starts or recovers exits with 1, which is a warning here; a restart would only begin again.
+        check_restart {
+          limit           = 46
+          grace           = "60s"
+          ignore_warnings = true
+        }
       }
     }
 

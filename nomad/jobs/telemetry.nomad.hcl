@@ -36,7 +36,13 @@ job "telemetry" {
         type     = "http"
         path     = "/"
         interval = "5s"
-        timeout  = "2s"
+        timeout  = "5s"
+
+        # Its data is lost then, but a server that hangs loses all new data.
+        check_restart {
+          limit = 13
+          grace = "30s"
+        }
       }
     }
 

@@ -1,7 +1,7 @@
 """The degradation matrix of docs/failures.md: for each row a part is broken, and every call is compared.
 
 Hypothesis: each call is answered as its cell says. Fault: by `./justw chaos`, or by scaling to no instance. Control:
-the answers of a healthy system match no row with a 503.
+the answers of a healthy system match no row with a 503 or a closed port.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from support.chaos_command import Chaos
+from support.cluster_faults import drained_node, forgetful_consul
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser, register
 
@@ -110,6 +111,10 @@ def _broken(running: RunningStack, chaos: Chaos, row: Row) -> list[Any]:
         "consul": lambda: _faulty(chaos, "consul down"),
         "vault": lambda: _faulty(chaos, "vault sealed"),
     }
+    if row.state == "drained":
+        return [drained_node(running)]
+    if row.state == "forgot":
+        return [forgetful_consul(running, "user-service")]
     if row.state == "gone":
         return [gone[part]()]
     if row.state == "full":
@@ -130,7 +135,7 @@ class Caller:
         user.settled(self.orders[0])
         user.get("/v1/users/me").raise_for_status()
 
-    def answers(self) -> dict[str, httpx.Response]:
+    def answers(self) -> dict[str, httpx.Response | None]:
         user, order = self.user, f"/v1/orders/{self.orders[0]}"
         session = {"email": user.email, "password": user.password}
         stranger = {"email": f"n{time.monotonic_ns()}@people.example", "name": "N", "password": "correct horse"}
@@ -152,16 +157,22 @@ class Caller:
         return self.user.cancel(self.orders.pop())
 
 
-def _timed(name: str, call: Callable[[], httpx.Response]) -> httpx.Response:
+def _timed(name: str, call: Callable[[], httpx.Response]) -> httpx.Response | None:
+    """The answer to a call; None if the port of the edge is closed."""
     began = time.monotonic()
-    answer = call()
+    try:
+        answer = call()
+    except httpx.ConnectError:
+        return None
     seconds = time.monotonic() - began
     assert seconds < SHORT_SECONDS + SLACK_SECONDS, f"{name} took {seconds:.1f} s"
     return answer
 
 
-def _cell(answer: httpx.Response, name: str) -> str:
+def _cell(answer: httpx.Response | None, name: str) -> str:
     """An answer in the notation of the matrix; also checks the headers and the body that its status requires."""
+    if answer is None:
+        return "closed"
     if answer.status_code >= 500:
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["type"].startswith("/problems/")
@@ -205,12 +216,14 @@ def _caller(http: httpx.Client) -> Caller | None:
         return None
 
 
-def test_the_matrix_has_each_part_gone_and_slow_and_a_full_disk() -> None:
+def test_the_matrix_has_each_part_gone_and_slow_and_the_other_states() -> None:
     parts = {"user-service", "order-service", "worker", "postgres", "consul", "vault", "telemetry"}
     assert {(row.part, row.state) for row in _matrix()} == {
         *((part, "gone") for part in parts),
         *((part, "slow") for part in parts - {"worker"}),
         ("postgres", "full"),
+        ("node", "drained"),
+        ("consul", "forgot"),
     }
 
 
@@ -219,9 +232,9 @@ def test_a_cell_has_one_answer_or_a_reason_for_several() -> None:
     assert several == set(SEVERAL_ANSWERS)
 
 
-def test_a_healthy_system_matches_no_row_with_a_503(caller: Caller) -> None:
+def test_a_healthy_system_matches_no_row_with_a_503_or_a_closed_port(caller: Caller) -> None:
     assert _differences(caller, HEALTHY) == {}
-    failing = [row for row in _matrix() if "503" in " ".join(row.cells.values())]
+    failing = [row for row in _matrix() if re.search("503|closed", " ".join(row.cells.values()))]
     assert failing
     answered = {name: _cell(answer, name) for name, answer in caller.answers().items()}
     assert [row for row in failing if all(_fits(answered[name], row.cells[name]) for name in CALLS)] == []
