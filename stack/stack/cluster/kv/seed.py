@@ -1,7 +1,7 @@
 """Writes the files in `consul/kv` to Consul KV, except for keys whose value was changed by hand.
 
 The flags of a key hold a checksum of the value that a deploy wrote. While it matches the value, a deploy updates the
-key when its file changes. The checksum ignores the format of the JSON. A value that equals its file gets new flags.
+key when its file changes. The checksum ignores the format of JSON, and line ends at the end of other text. A value that equals its file gets new flags.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class KvSeed:
         if found is None:
             yield Change(where, "", wanted, put)
         elif _follows_its_file(found):
-            if _text(found) != wanted:
+            if _canonical(_text(found)) != _canonical(wanted):
                 yield Change(where, _text(found), wanted, put)
         elif _canonical(_text(found)) == _canonical(wanted):
             note = f"{key}: the value equals its file and follows it again"
@@ -92,11 +92,11 @@ def _checksum(text: str) -> int:
 
 
 def _canonical(text: str) -> str:
-    """Returns JSON in one fixed format; other text unchanged."""
+    """Returns JSON in one fixed format, other text without line ends at its end: editors add and remove them."""
     try:
         return json.dumps(json.loads(text), sort_keys=True)
     except ValueError:
-        return text
+        return text.rstrip("\r\n")
 
 
 def _text(found: dict[str, Any]) -> str:

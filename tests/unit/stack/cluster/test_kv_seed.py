@@ -115,6 +115,31 @@ def test_a_different_format_of_the_same_json_is_no_change_by_hand(kv: Kv, files:
     assert kv.settings() == OLD | {"log_level": "DEBUG"}
 
 
+@pytest.mark.parametrize("before", ["hello", "hello\n", "hello\r\n", "two\nlines\n"])
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n", "\n\n"])
+def test_a_line_end_at_the_end_of_plain_text_is_no_change_by_hand(
+    kv: Kv, files: Path, before: str, ending: str
+) -> None:
+    file = files / "kv" / f"{KEY}.json"
+    file.write_text(before, newline="")
+    deploy(kv)
+    kv.edit(before.rstrip("\r\n") + ending)
+    assert (deploy(kv), KvSeed(kv).changed_by_hand()) == ([], [])
+    file.write_text("good morning")
+    assert KvSeed(kv).changed_by_hand() == []
+    deploy(kv)
+    assert kv.found is not None
+    assert kv.found["Value"] == b"good morning"
+
+
+@pytest.mark.parametrize("text", ["hello ", " hello", "hel\nlo", "hello\nthere\n"])
+def test_any_other_difference_of_plain_text_is_a_change_by_hand(kv: Kv, files: Path, text: str) -> None:
+    (files / "kv" / f"{KEY}.json").write_text("hello")
+    deploy(kv)
+    kv.edit(text)
+    assert KvSeed(kv).changed_by_hand() == [KEY]
+
+
 def test_a_number_in_place_of_a_boolean_is_a_change_by_hand(kv: Kv, files: Path) -> None:
     write(files, NEW | {"surplus": True})
     deploy(kv)
