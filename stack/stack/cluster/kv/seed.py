@@ -1,7 +1,8 @@
 """Writes the files in `consul/kv` to Consul KV, except for keys whose value was changed by hand.
 
 The flags of a key hold a checksum of the value that a deploy wrote. While it matches the value, a deploy updates the
-key when its file changes. The checksum ignores the format of JSON, and line ends at the end of other text. A value that equals its file gets new flags.
+key when its file changes. The checksum ignores the format of JSON, and line ends at the end of other text. A value that
+equals its file gets new flags.
 """
 
 from __future__ import annotations
