@@ -6,6 +6,7 @@ lists the responses of the edge, some of which do not).
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 from sanic import Request, Sanic
@@ -13,6 +14,7 @@ from sanic.config import Config
 from sanic.exceptions import RequestCancelled, ServiceUnavailable
 from sanic.response import BaseHTTPResponse, HTTPResponse
 
+from chassis.errors import is_cancelled, unavailable
 from chassis.serving.limiter import Limiter, Outcome
 from chassis.settings import Live
 from gateway.http import preconditions
@@ -51,6 +53,11 @@ class GatewayApp(Sanic[Config, Any]):
         with recorded(request):
             try:
                 await super().handle_request(request)
+            except asyncio.CancelledError:
+                if is_cancelled():
+                    raise
+                # Something that the request waited for was cancelled, not the request.
+                await self.handle_exception(request, unavailable("UNAVAILABLE", "ended from within", 1.0))
             finally:
                 if hasattr(request.ctx, "permit"):
                     self.limiter.release(request.ctx.permit, Outcome.OTHER)

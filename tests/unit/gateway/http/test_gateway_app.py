@@ -89,6 +89,18 @@ async def test_an_unexpected_error_is_500_without_any_detail(gateway: RunningGat
     assert "secret" not in response.text
 
 
+async def test_a_request_that_is_ended_from_within_is_503(gateway: RunningGateway, monkeypatch: Any) -> None:
+    """As when a connection that it uses is closed: the request itself was not cancelled."""
+
+    def end(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("gateway.routes.users.serializers.user", end)
+    response = await gateway.http.get("/v1/users/me", headers=await gateway.guest())
+    assert (response.status_code, response.json()["type"]) == (503, "/problems/unavailable")
+    assert int(response.headers["retry-after"]) >= 1
+
+
 async def test_an_unavailable_service_is_503_with_a_retry_time(gateway: RunningGateway) -> None:
     token = await gateway.token()
     await gateway.servers.stop("order-service")
