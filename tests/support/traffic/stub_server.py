@@ -10,22 +10,37 @@ import threading
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+from grpc_status import rpc_status
 from support.stack_under_test import RunningStack, eventually
 
+from chassis.errors import PUSHBACK, RpcError, to_status
 from stack.chaos.traffic_redirect import TAG, TrafficRedirect, remove_redirect
 
 T = TypeVar("T")
 _SECONDS = 30.0
 
 
+@dataclass
+class StubInstance:
+    """One port of a stub server: it may be slower than the others, and sheds calls beyond `most` in progress."""
+
+    extra_pause: float = 0.0
+    most: float = float("inf")
+    in_progress: int = 0
+    shed: int = 0
+
+
 class StubServer:
     """Forwards every unary call to an instance after `pause` seconds, or fails it while `failing`."""
 
     def __init__(self) -> None:
+        self.instances: dict[int, StubInstance] = {}
+        """The open ports."""
         self.failing = False
         self.pause = 0.0
         self.attempts: list[float] = []
@@ -41,6 +56,7 @@ class StubServer:
         return self._wait(self._open(*target))
 
     def close(self, port: int) -> None:
+        self.instances.pop(port)
         self._wait(self._servers.pop(port).stop(1))
 
     def end(self) -> None:
@@ -56,10 +72,11 @@ class StubServer:
 
     async def _open(self, host: str, port: int) -> int:
         server, channel = grpc.aio.server(), grpc.aio.insecure_channel(f"{host}:{port}")
-        server.add_generic_rpc_handlers([_Every(self, channel)])
+        instance = StubInstance()
+        server.add_generic_rpc_handlers([_Every(self, instance, channel)])
         own = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        self._servers[own] = server
+        self._servers[own], self.instances[own] = server, instance
         return own
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
@@ -69,16 +86,21 @@ class StubServer:
 class _Every(grpc.GenericRpcHandler):
     """One handler for all methods; messages stay bytes."""
 
-    def __init__(self, stub: StubServer, channel: grpc.aio.Channel) -> None:
-        self._stub, self._channel = stub, channel
+    def __init__(self, stub: StubServer, instance: StubInstance, channel: grpc.aio.Channel) -> None:
+        self._stub, self._instance, self._channel = stub, instance, channel
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         path, metadata = handler_call_details.method, handler_call_details.invocation_metadata
+        instance = self._instance
 
         async def answer(request: bytes, context: Any) -> Any:
             self._stub.attempts.append(time.time())
+            if instance.in_progress >= instance.most:
+                instance.shed += 1
+                await _shed(context)
+            instance.in_progress += 1
             try:
-                await asyncio.sleep(self._stub.pause)
+                await asyncio.sleep(self._stub.pause + instance.extra_pause)
                 if self._stub.failing:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "fails on purpose")
                 sent = [(key, value) for key, value in metadata if key == "traceparent"]
@@ -86,8 +108,17 @@ class _Every(grpc.GenericRpcHandler):
             except asyncio.CancelledError:
                 self._stub.cancelled += 1
                 raise
+            finally:
+                instance.in_progress -= 1
 
         return grpc.unary_unary_rpc_method_handler(answer)  # type: ignore[no-untyped-call]
+
+
+async def _shed(context: Any) -> None:
+    """Rejects a call as the limiter of a service does."""
+    overloaded = RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "full on purpose", retry_after=1.0)
+    status: Any = rpc_status.to_status(to_status(overloaded))
+    await context.abort(status.code, status.details, (*status.trailing_metadata, (PUSHBACK, "-1000")))
 
 
 @contextmanager
