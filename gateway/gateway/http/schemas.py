@@ -12,14 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic.json_schema import SkipJsonSchema
 from sanic import Request
 
 from gateway.http.problems import Problem
 
 M = TypeVar("M", bound=BaseModel)
-Absent = SkipJsonSchema[None]
-"""None for a parameter that was not sent. No request can contain it, so the document does not name it."""
 
 LAST_EVENT_ID = "Last-Event-ID"
 
@@ -85,13 +82,11 @@ class OrderQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    status: Annotated[
-        Literal["pending", "confirmed", "rejected", "cancelled"] | Absent, Field(description="only these")
-    ] = None
+    status: Literal["pending", "confirmed", "rejected", "cancelled"] | None = Field(None, description="only these")
     limit: Annotated[int, Field(ge=1, le=100, description="orders in a page"), BeforeValidator(_digits)] = 20
-    cursor: (
-        Annotated[str, Field(min_length=1, max_length=200, description="next_cursor of the page before")] | Absent
-    ) = None
+    cursor: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="next_cursor of the page before"
+    )
 
 
 def body(request: Request, model: type[M]) -> M:
@@ -109,22 +104,24 @@ def body(request: Request, model: type[M]) -> M:
     try:
         parsed = model.model_validate_json(request.body)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise _invalid(error, "body") from None
     if duplicates := list(_duplicates(json.loads(request.body, object_pairs_hook=_Pairs))):
-        raise Problem("INVALID", errors=dict.fromkeys(map(_field_name, duplicates), "must be given once"))
+        raise Problem(
+            "INVALID", errors=dict.fromkeys((_field_name(path, "body") for path in duplicates), "must be given once")
+        )
     return parsed
 
 
 def query(request: Request, model: type[M]) -> M:
     """Returns the query string as `model`; an empty value is a value. Raises Problem."""
     found = request.get_args(keep_blank_values=True)
-    repeated = [name for name, values in found.items() if len(values) > 1]
+    repeated = [name or "query" for name, values in found.items() if len(values) > 1]
     if repeated:
         raise Problem("INVALID", errors=dict.fromkeys(repeated, "must be given once"))
     try:
         return model.model_validate({name: values[0] for name, values in found.items()})
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise _invalid(error, "query") from None
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -166,17 +163,17 @@ def last_event_id(request: Request) -> int:
     return int(header)
 
 
-def _invalid(error: ValidationError) -> Problem:
+def _invalid(error: ValidationError, whole: str) -> Problem:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     if problems[0]["type"] == "json_invalid":
         return Problem("MALFORMED", "The body is not valid JSON.")
-    return Problem("INVALID", errors={_field_name(problem["loc"]): _message(problem) for problem in problems})
+    return Problem("INVALID", errors={_field_name(problem["loc"], whole): _message(problem) for problem in problems})
 
 
-def _field_name(path: Sequence[int | str]) -> str:
-    """Returns `("lines", 0, "sku")` as `lines[0].sku`."""
+def _field_name(path: Sequence[int | str], whole: str) -> str:
+    """Returns `("lines", 0, "sku")` as `lines[0].sku`, and `whole` for an error without a named field."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return "".join(parts).lstrip(".") or "body"
+    return "".join(parts).lstrip(".") or whole
 
 
 def _message(problem: Any) -> str:

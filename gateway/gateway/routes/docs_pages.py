@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from html import escape
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from sanic import Blueprint, HTTPResponse, Request, html
 
 from gateway.http.problems import KINDS, Kind, Problem
-from gateway.http.serializers import json_response
 from gateway.routes import openapi
 
 routes = Blueprint("docs_pages")
@@ -26,7 +26,7 @@ h2 { border-top: 1px solid #8886; padding-top: 1rem; margin-top: 2rem } td, th {
 @routes.get("/openapi.json")
 async def get_openapi(_: Request) -> HTTPResponse:
     """Read this interface as an OpenAPI 3.1 document."""
-    return json_response(openapi.document())
+    return HTTPResponse(_document(), content_type="application/json")
 
 
 @routes.get("/docs")
@@ -51,6 +51,11 @@ def _meaning(kind: Kind) -> str:
 def _page(title: str, content: str) -> str:
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{content}</body></html>'
+
+
+@cache
+def _document() -> str:
+    return json.dumps(openapi.document(), separators=(",", ":"))
 
 
 @cache

@@ -232,10 +232,18 @@ def _query(model: type[BaseModel] | None) -> list[dict[str, Any]]:
             "in": "query",
             "required": False,
             "description": schema.pop("description", ""),
-            "schema": {key: value for key, value in schema.items() if (key, value) != ("default", None)},
+            "schema": _without_null(schema),
         }
         for name, schema in properties.items()
     ]
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns the schema without the null that stands for an absent parameter, because no request can contain it."""
+    if schema.get("default", "") is not None:
+        return schema
+    (sent,) = [each for each in schema["anyOf"] if each != {"type": "null"}]
+    return {**{name: value for name, value in schema.items() if name not in ("anyOf", "default")}, **sent}
 
 
 def _content(media: str, shape: Any) -> dict[str, Any]:

@@ -87,10 +87,69 @@ async def test_forged_tokens_are_rejected(gateway: RunningGateway) -> None:
         {"aud": None},
         {"nbf": 2**33},
         {"sub": 7},
+        {"sub": "\ud800"},
+        {"sub": "\udcff" + str(uuid4())[1:]},
+        {"sub": str(uuid4()) + "\ud800"},
+        {"sub": str(uuid4()) + "\n"},
+        {"sub": "\x00"},
+        {"sub": ""},
+        {"sub": "nobody"},
+        {"sub": "\u0660" * 8 + str(uuid4())[8:]},
+        {"sub": [str(uuid4())]},
+        {"iss": "\ud800"},
+        {"aud": "\ud800"},
+        {"aud": ["gateway", "\ud800", 7]},
+        {"credit_currency": "\ud800"},
+        {"credit_currency": "EU\udcff"},
+        {"credit_currency": "EUR\n"},
+        {"credit_currency": "euro"},
+        {"credit_currency": ""},
+        {"credit_currency": 978},
+        {"credit_currency": ["EUR"]},
+        {"exp": "\ud800"},
+        {"exp": "9" * 12},
+        {"exp": [2**33]},
+        {"exp": {}},
+        {"exp": True},
+        {"exp": float("inf")},
+        {"exp": float("nan")},
+        {"exp": 10**400},
+        {"nbf": float("inf")},
+        {"nbf": float("nan")},
+        {"nbf": []},
+        {"nbf": "\ud800"},
     ],
 )
 async def test_a_token_with_a_wrong_claim_is_rejected(gateway: RunningGateway, changes: dict[str, Any]) -> None:
     assert await me(gateway, f"Bearer {token(gateway.vault, **changes)}") == 401
+
+
+ROUTES = [("GET", "/v1/users/me"), ("GET", "/v1/orders"), ("POST", "/v1/orders"), ("GET", "/v1/orders/{}"),
+          ("POST", "/v1/orders/{}/cancel"), ("GET", "/v1/orders/{}/events"),
+          ("GET", "/v1/orders/{}/watch")]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{"sub": "\ud800"}, {"credit_currency": "\ud800"}])
+@pytest.mark.parametrize(("verb", "path"), ROUTES)
+async def test_a_token_with_a_lone_surrogate_is_rejected_by_every_route(
+    gateway: RunningGateway, verb: str, path: str, changes: dict[str, Any]
+) -> None:
+    headers = {"authorization": f"Bearer {token(gateway.vault, **changes)}", "idempotency-key": "k"}
+    body = {"currency": "EUR", "lines": [{"sku": "tea", "quantity": 1, "unit_price": 1}]}
+    response = await gateway.http.request(verb, path.format(uuid4()), headers=headers, json=body)
+    assert (response.status_code, response.json()["type"]) == (401, "/problems/unauthenticated")
+
+
+@pytest.mark.parametrize("part", [b'{"kid":"\\ud800"}', b'{"kid":["1"]}', b'{"kid":null}', b"[" * 4000, b"7", b"\xff"])
+async def test_a_token_with_an_impossible_header_is_rejected(gateway: RunningGateway, part: bytes) -> None:
+    rest = token(gateway.vault).partition(".")[2]
+    assert await me(gateway, f"Bearer {urlsafe_b64encode(part).decode().rstrip('=')}.{rest}") == 401
+
+
+@pytest.mark.parametrize("payload", [b"[" * 4000, b"7", b"\xff", b"null", b'{"sub":"\xff"}'])
+async def test_a_signed_token_with_an_impossible_payload_is_rejected(gateway: RunningGateway, payload: bytes) -> None:
+    signed = jwt.PyJWS().encode(payload, gateway.vault.keys[1], algorithm="EdDSA", headers={"kid": "1"})
+    assert await me(gateway, f"Bearer {signed}") == 401
 
 
 async def test_a_token_is_rejected_from_the_second_it_expires(gateway: RunningGateway, monkeypatch: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +159,46 @@ async def test_another_content_type_is_415(shared_gateway: RunningGateway, kind:
     assert (response.status_code, response.json()["type"]) == (415, "/problems/unsupported-media-type")
 
 
+BODIES = [
+    ("/v1/users", PERSON),
+    ("/v1/sessions", {"email": "nobody@example.com", "password": "x"}),
+    ("/v1/orders", ORDER),
+]
+CODED = ["gzip", "GZIP", "x-gzip", "br", "deflate", "compress", "zstd", "aes128gcm", "unknown", "gzip, br",
+         "identity, gzip", "gzip, identity", ",gzip", "identity,\tgzip", "identity;q=1", "*"]  # fmt: skip
+
+
+@pytest.mark.parametrize("coding", CODED)
+@pytest.mark.parametrize(("path", "body"), BODIES)
+async def test_a_body_with_a_content_coding_is_415_and_says_which_is_accepted(
+    shared_gateway: RunningGateway, path: str, body: Any, coding: str
+) -> None:
+    headers = await shared_gateway.guest() | {"idempotency-key": "coded", "content-encoding": coding}
+    for content in (gzip.compress(json.dumps(body).encode()), json.dumps(body).encode(), b""):
+        sent = headers | {"content-type": "application/json"}
+        response = await shared_gateway.http.post(path, content=content, headers=sent)
+        assert (response.status_code, response.json()["type"]) == (415, "/problems/unsupported-media-type")
+        assert (response.headers["accept-encoding"], "accept-post" in response.headers) == ("identity", False)
+
+
+async def test_the_lines_of_content_encoding_are_one_list(shared_gateway: RunningGateway) -> None:
+    headers = [("content-type", "application/json"), ("content-encoding", "identity"), ("content-encoding", "gzip")]
+    response = await shared_gateway.http.post("/v1/users", content=b"{}", headers=headers)
+    assert (response.status_code, response.headers["accept-encoding"]) == (415, "identity")
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "Identity", "identity, identity", ","])
+async def test_a_body_without_a_content_coding_is_read(shared_gateway: RunningGateway, coding: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": coding}
+    response = await shared_gateway.http.post("/v1/users", content=b"{}", headers=headers)
+    assert (response.status_code, response.json()["type"]) == (422, "/problems/invalid")
+
+
+async def test_another_content_type_says_which_is_accepted(shared_gateway: RunningGateway) -> None:
+    response = await shared_gateway.http.post("/v1/users", content=b"{}", headers={"content-type": "text/plain"})
+    assert (response.headers["accept-post"], "accept-encoding" in response.headers) == ("application/json", False)
+
+
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8"])
 async def test_json_is_accepted_in_any_spelling_of_its_content_type(shared_gateway: RunningGateway, kind: str) -> None:
     body = json.dumps({"email": "nobody@example.com", "password": "wrong"}).encode()
@@ -207,6 +248,18 @@ QUERIES = [
     ("limit=%D9%A5", "limit"),
     ("limit=" + "9" * 5000, "limit"),
     ("limit=1&limit=2", "limit"),
+    ("limit=", "limit"),
+    ("limit", "limit"),
+    ("status=", "status"),
+    ("status", "status"),
+    ("cursor=", "cursor"),
+    ("foo=", "foo"),
+    ("foo", "foo"),
+    ("=", "query"),
+    ("=x", "query"),
+    ("foo=&foo=", "foo"),
+    ("status=&status=pending", "status"),
+    ("%66oo=", "foo"),
     ("status=open", "status"),
     ("status=PENDING", "status"),
     ("stauts=pending", "stauts"),

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -84,7 +85,7 @@ async def test_a_watch_of_another_users_order_is_404(gateway: RunningGateway) ->
     assert (response.status_code, response.json()["type"]) == (404, "/problems/order-unknown")
 
 
-@pytest.mark.parametrize("last", ["x", "-1", "1.0", "2", "1_0", "9" * 18, "9" * 50])
+@pytest.mark.parametrize("last", ["", "x", "-1", "1.0", "2", "1_0", "9" * 18, "9" * 50])
 async def test_a_last_event_id_that_was_never_sent_is_422_and_named(gateway: RunningGateway, last: str) -> None:
     order, token = await placed(gateway)
     response = await gateway.http.get(f"/v1/orders/{order}/watch", headers=token | {"last-event-id": last})
@@ -162,6 +163,34 @@ async def test_a_stream_without_events_begins_immediately_and_sends_heartbeats(g
     async with watching(gateway, order, token | {"last-event-id": "1"}) as watch:
         assert await watch.block() == ["retry: 1000"]
         assert [await watch.block() for _ in range(3)] == [[":"]] * 3
+
+
+async def test_a_stream_ends_when_its_token_expires(gateway: RunningGateway, monkeypatch: Any) -> None:
+    """The wall clock decides, because a machine that slept wakes up with expired tokens."""
+    gateway.change(watch_heartbeat_seconds=0.05)
+    order, token = await placed(gateway)
+    expires_at = 3600 + time.time()
+    async with watching(gateway, order, token) as watch:
+        assert await watch.event()
+        monkeypatch.setattr("gateway.routes.sse.time.time", lambda: expires_at - 5)
+        assert [await watch.block() for _ in range(3)] == [[":"]] * 3
+        monkeypatch.setattr("gateway.routes.sse.time.time", lambda: expires_at + 1)
+        assert await watch.event() is None
+    again = await gateway.http.get(f"/v1/orders/{order}/watch", headers=token | {"last-event-id": "1"})
+    assert (again.status_code, again.json()["type"]) == (401, "/problems/unauthenticated")
+
+
+async def test_a_silent_stream_ends_when_its_token_expires(gateway: RunningGateway) -> None:
+    """Without waiting for the next heartbeat, which the setting delays to its longest."""
+    gateway.change(watch_heartbeat_seconds=300.0)
+    order, token = await placed(gateway)
+    verifier = gateway.app.ctx.access_tokens
+    principal = await verifier.verify(token["authorization"].removeprefix("Bearer "))
+    verifier._verified = {key: replace(principal, expires_at=time.time() + 1.5) for key in verifier._verified}
+    async with watching(gateway, order, token) as watch:
+        assert await watch.event()
+        assert await watch.event() is None
+    assert time.time() < principal.expires_at
 
 
 async def test_a_stream_is_not_limited_by_the_response_timeout(gateway: RunningGateway) -> None:
