@@ -23,6 +23,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from chassis.deadline import remaining, shorten
 from chassis.errors import PUSHBACK, RpcError, deadline_exceeded, is_cancelled, to_status, unavailable
 from chassis.serving.limiter import Limiter, Outcome
+from chassis.serving.messages import MessageInterceptor
 from chassis.telemetry.metrics import meter
 from chassis.telemetry.traces import caller_context, tracer
 
@@ -38,15 +39,18 @@ _tracer = tracer()
 _duration = meter().create_histogram("rpc.server.duration", "ms", "time from accepting a call to its end")
 _INTERNAL = RpcError(grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
 _INTERRUPTED = unavailable("UNAVAILABLE", "a part of the service has stopped", 1.0)
+# The name that OpenTelemetry's conventions give to values outside a known set: callers must not choose names of series.
+_OTHER = "/_OTHER/_OTHER"
 _SERVER_FAULTS = {"UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNIMPLEMENTED", "DEADLINE_EXCEEDED"}
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
     """Runs each handler inside `around(path, context)`, except `exempt` methods, health and reflection."""
 
-    def __init__(self, around: Around, exempt: Collection[str] = ()) -> None:
+    def __init__(self, around: Around, exempt: Collection[str] = (), *, everywhere: bool = False) -> None:
         self._around = around
         self._exempt = frozenset(exempt)
+        self._everywhere = everywhere
 
     async def intercept_service(
         self,
@@ -56,9 +60,22 @@ class Interceptor(grpc.aio.ServerInterceptor):
         """Called by grpc.aio for each call."""
         handler = await continuation(handler_call_details)
         path = handler_call_details.method
-        if handler is None or path.startswith("/grpc.") or path in self._exempt:
+        platform = path.startswith("/grpc.") and not self._everywhere
+        if handler is None or platform or path in self._exempt:
             return handler
         return _wrapped(handler, path, self._around)
+
+
+class UnknownMethodInterceptor(grpc.aio.ServerInterceptor):
+    """Answers UNIMPLEMENTED for a method that does not exist; such calls share one span name and one metric series."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Called by grpc.aio for each call."""
+        return await continuation(handler_call_details) or _unknown_method()
 
 
 def _wrapped(handler: Any, path: str, around: Around) -> Any:
@@ -104,11 +121,27 @@ async def _errors(path: str, context: Context) -> AsyncIterator[Responded]:
         await _abort(context, _INTERNAL)
 
 
+def _unknown_method() -> Any:
+    handler: Any = grpc.stream_stream_rpc_method_handler(_unimplemented)
+    for around in (_observed, _errors):
+        handler = _wrapped(handler, _OTHER, around)
+    return handler
+
+
+async def _unimplemented(_messages: Any, _context: Context) -> AsyncIterator[bytes]:
+    raise RpcError(grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_METHOD", "the method does not exist")
+    yield b""  # makes it a generator
+
+
 async def _abort(context: Context, error: RpcError) -> None:
     status: Any = rpc_status.to_status(to_status(error))
     # Together with the details: metadata that was set before would be replaced by them.
     pushback = () if error.pushback is None else ((PUSHBACK, str(round(error.pushback * 1000))),)
-    await context.abort(status.code, status.details, (*status.trailing_metadata, *pushback))
+    try:
+        await context.abort(status.code, status.details, (*status.trailing_metadata, *pushback))
+    except grpc.aio.InternalError:
+        # The core has answered already, or the caller is gone. Only this makes grpc.aio end a call without a log line.
+        raise asyncio.CancelledError from None
 
 
 @asynccontextmanager
@@ -161,7 +194,13 @@ def _caller(context: Context) -> Any:
     return caller_context(parents, states)
 
 
-INTERCEPTORS = (Interceptor(_errors), Interceptor(_observed), Interceptor(_within_deadline))
+INTERCEPTORS = (
+    UnknownMethodInterceptor(),
+    Interceptor(_errors, everywhere=True),
+    Interceptor(_observed),
+    Interceptor(_within_deadline),
+    MessageInterceptor(),
+)
 
 
 def _ended_by_deadline(error: BaseException, given: float | None) -> bool:
