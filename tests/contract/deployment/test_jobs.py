@@ -158,3 +158,20 @@ def test_a_service_that_drains_as_long_as_it_may_is_not_killed(service: str) -> 
     longest = seed["drain_seconds"] + seed["grace_seconds"] + 3 * FLUSH_SECONDS
     (kill_timeout,) = re.findall(r'\bkill_timeout\s*=\s*"(\d+)s"', job_text(service))
     assert int(kill_timeout) > longest
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_failing_check_restarts_every_service(job: str) -> None:
+    services = [body for _, body in blocks(job_text(job), "service")]
+    assert services
+    assert [body for body in services if not list(blocks(body, "check_restart"))] == []
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_memory_limit_of_every_job_is_explained(job: str) -> None:
+    text = (ROOT / "nomad" / "README.md").read_text().partition("## Memory")[2].partition("\n## ")[0]
+    rows = {row[0]: row for line in text.splitlines() if (row := [cell.strip("` ") for cell in line.split("|")[1:-1]])}
+    tasks = [body for _, body in blocks(job_text(job), "resources")]
+    limits = [match[1] for body in tasks if (match := re.search(r"^\s*memory\s*=\s*(\d+)", body, re.MULTILINE))]
+    assert rows[job][1] == limits[0]
+    assert all(rows[job])

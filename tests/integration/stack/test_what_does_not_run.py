@@ -85,7 +85,7 @@ def test_a_failing_check_is_named(healthy: RunningStack) -> None:
     stopped = healthy.pids("gateway")[0]
     os.kill(stopped, signal.SIGSTOP)
     try:
-        words = "check 'liveness' of gateway, allocation"
+        words = "check 'readiness' of gateway, allocation"
         eventually("plan names the check", lambda: words in run("plan").stdout, 40)
         assert words in run("status").stdout
     finally:
