@@ -28,6 +28,15 @@ def test_only_its_owner_opens_a_private_folder(deployed: DeployedStack, host: An
     assert folder.user == owner(deployed, path)
 
 
+def test_the_secrets_of_tasks_are_in_memory_if_nomad_may_mount(deployed: DeployedStack, host: Any) -> None:
+    if owner(deployed, "nomad/data") != "root":
+        pytest.skip("as an ordinary user Nomad mounts nothing; only this user can read the folder")
+    for job in ("edge", "gateway", "order-service", "postgres", "user-service"):
+        for folder in deployed.task_folders(job):
+            kinds = host.check_output(f"stat -f -c %T {folder}/secrets {folder}/private")
+            assert kinds.split() == ["tmpfs", "tmpfs"], folder
+
+
 @pytest.mark.parametrize("path", PRIVATE_FILES)
 def test_only_its_owner_reads_a_private_file(deployed: DeployedStack, host: Any, path: str) -> None:
     file = host.file(f"{deployed.state}/{path}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
+import jwt
 import pytest
 from support.infrastructure.deployed_stack import DeployedStack
 from support.stack_under_test import eventually
@@ -92,6 +94,21 @@ def test_no_job_carries_a_secret(deployed: DeployedStack, jobs: set[str], secret
     for job in jobs:
         text = json.dumps(deployed.nomad(f"/v1/job/{job}"))
         assert not [secret for secret in secrets if secret in text]
+
+
+def test_an_identity_ends_after_a_minute_and_is_replaced_before(deployed: DeployedStack, host: Any) -> None:
+    """Nomad's timer stands still while the machine sleeps, so this is the time until a process can log in again."""
+    files = [
+        host.file(f"{folder}/secrets/nomad_{name}.jwt")
+        for job in SERVICES
+        for folder in deployed.task_folders(job)
+        for name in ("consul", "vault")
+    ]
+    before = [file.content_string for file in files]
+    claims = [jwt.decode(text, options={"verify_signature": False}) for text in before]
+    assert {each["exp"] - each["iat"] for each in claims} == {60}
+    replaced = "every identity is replaced"
+    eventually(replaced, lambda: not set(before) & {file.content_string for file in files}, 60, every=2)
 
 
 @pytest.mark.disturbs

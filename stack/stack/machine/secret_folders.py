@@ -17,7 +17,7 @@ from stack.machine import processes
 
 _NAMES = ("secrets", "private")
 # Nomad does not mount a folder that has this file.
-_MARKER = ".nomad-mount"
+_MARKER = ".nomad-mount"  # fragile: nomad-secret-folders
 # As Nomad mounts them: only the folders above keep other users out.
 _OPTIONS = "noexec,size=1m,mode=0777,uid=65534,gid=65534"
 

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from support.chaos_command import Chaos
 from support.cluster_faults import drained_node, forgetful_consul
+from support.credential_faults import TOKEN_SECONDS, failed_power, short_tokens
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser, register
 
@@ -29,6 +30,8 @@ SHORT_SECONDS = 1.0
 LATE_MILLISECONDS = 1500
 SLACK_SECONDS = 5.0
 LASTING_SECONDS = 180.0
+# A row that has to hold for longer than it takes to notice the fault: here for three lives of a token.
+HOLDS_SECONDS, HOLDS_EVERY_SECONDS = {"expired": 3.0 * TOKEN_SECONDS}, 6.0
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
 HEALTHY = dict(zip(CALLS, ["201", "201", "200", "201", "200", "200", "200", "200", "200 ready"], strict=True))
 ORDERS = 12
@@ -111,14 +114,16 @@ def _broken(running: RunningStack, chaos: Chaos, row: Row) -> list[Any]:
         "consul": lambda: _faulty(chaos, "consul down"),
         "vault": lambda: _faulty(chaos, "vault sealed"),
     }
-    if row.state == "drained":
-        return [drained_node(running)]
-    if row.state == "forgot":
-        return [forgetful_consul(running, "user-service")]
-    if row.state == "gone":
-        return [gone[part]()]
-    if row.state == "full":
-        return [_faulty(chaos, "disk full")]
+    states: dict[str, Callable[[], list[Any]]] = {
+        "gone": lambda: [gone[part]()],
+        "full": lambda: [_faulty(chaos, "disk full")],
+        "drained": lambda: [drained_node(running)],
+        "forgot": lambda: [forgetful_consul(running, "user-service")],
+        "failed": lambda: [failed_power(running)],
+        "expired": lambda: [short_tokens(running), _faulty(chaos, "vault sealed")],
+    }
+    if row.state in states:
+        return states[row.state]()
     if part in {"consul", "vault"}:
         return [_short_deadlines(running), running.stopped_agent(part)]
     # Pools keep their connections to Postgres, so a proxy would have no effect on them: Postgres is paused instead.
@@ -224,6 +229,8 @@ def test_the_matrix_has_each_part_gone_and_slow_and_the_other_states() -> None:
         ("postgres", "full"),
         ("node", "drained"),
         ("consul", "forgot"),
+        ("vault", "expired"),
+        ("power", "failed"),
     }
 
 
@@ -256,4 +263,8 @@ def test_callers_get_the_answers_of_the_row(running: RunningStack, chaos: Chaos,
         # Caches, pools and watches notice the fault within seconds; from then on the row holds.
         eventually("the row is as written", as_written, 60, every=1.5)
         assert seen[-1] == {}
+        holds_until = time.monotonic() + HOLDS_SECONDS.get(row.state, 0)
+        while time.monotonic() < holds_until:
+            time.sleep(HOLDS_EVERY_SECONDS)
+            assert _differences(caller, row.cells) == {}
     eventually("every call is answered as before", lambda: _recovered(caller.user), 60, every=0.5)
