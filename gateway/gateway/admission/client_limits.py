@@ -1,7 +1,7 @@
 """Limits what one client may have in progress, so that no client takes all permits of the gateway.
 
-Invariant: a request beyond a limit is rejected with 429 and `Retry-After`, before any service is called. Every limit is
-one of this process; two gateways together allow twice as much.
+Invariant: a request beyond a limit is rejected with `Retry-After`, before any service is called. Every limit is one of
+this process; two gateways together allow twice as much.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ class ClientLimits:
         self._failures = _FailedSignIns(settings, clock)
 
     @contextmanager
-    def call(self, user_id: str) -> Iterator[None]:
-        """Counts a call of a user while the block runs; raises Problem."""
-        with self._counted(("call", user_id), self._settings.value.calls_per_user, "requests of one user"):
+    def call(self, user_id: str, reason: str = "TOO_MANY_REQUESTS") -> Iterator[None]:
+        """Counts a call of a user while the block runs; raises Problem, for the `reason`."""
+        key, most = ("call", user_id), self._settings.value.calls_per_user
+        with self._counted(key, most, "requests of one user", reason):
             yield
 
     @contextmanager
@@ -70,10 +71,11 @@ class ClientLimits:
                 raise
 
     @contextmanager
-    def _counted(self, key: Hashable, most: int, what: str) -> Iterator[None]:
+    def _counted(self, key: Hashable, most: int, what: str, reason: str = "TOO_MANY_REQUESTS") -> Iterator[None]:
         count = self._in_progress.get(key, 0)
         if count >= most:
-            raise _too_many(f"At most {most} {what} may be in progress.", self._settings.value.retry_after_seconds)
+            detail = f"At most {most} {what} may be in progress."
+            raise Problem(reason, detail, retry_after=self._settings.value.retry_after_seconds)
         self._in_progress[key] = count + 1
         try:
             yield
@@ -97,7 +99,8 @@ class _FailedSignIns:
         excess = self._level(account) + 1 - settings.failed_sign_ins_per_account
         if excess > 0:
             seconds = excess * settings.failed_sign_ins_seconds / settings.failed_sign_ins_per_account
-            raise _too_many("Too many attempts to sign in to this account have failed.", seconds)
+            detail = "Too many attempts to sign in to this account have failed."
+            raise Problem("TOO_MANY_REQUESTS", detail, retry_after=math.ceil(seconds))
 
     def add(self, account: Hashable) -> None:
         """Adds a failure."""
@@ -120,7 +123,3 @@ def _network(address: str) -> str:
     except ValueError:  # a Unix socket has no address
         return address
     return str(ip_network((address, 64), strict=False)) if isinstance(parsed, IPv6Address) else address
-
-
-def _too_many(detail: str, seconds: float) -> Problem:
-    return Problem("TOO_MANY_REQUESTS", detail, retry_after=math.ceil(seconds))

@@ -76,10 +76,6 @@ async def discard_body(request: Request, max_bytes: int, seconds: float) -> None
     stream = request.stream
     if not isinstance(stream, Http) or not has_unread_body(request):
         return
-    if stream.expecting_continue:  # fragile: sanic-expecting-continue
-        # Reading would send 100 after the response; the client that got this response may or may not send its body.
-        abandon_body(request)
-        return
     stream.request_max_size = max_bytes  # fragile: sanic-request-max-size
     with suppress(TimeoutError, SanicException):
         async with asyncio.timeout(seconds):

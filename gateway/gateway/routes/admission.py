@@ -52,11 +52,15 @@ def admitted(setting: str | None, *, urgent: bool = False) -> Callable[[Route[P]
 
 
 def limited_per_user(route: UserRoute[P]) -> UserRoute[P]:
-    """Rejects what a user sends beyond `calls_per_user`, before its body is received; raises Problem."""
+    """Rejects what a user sends beyond `calls_per_user`, before its body is received; raises Problem.
+
+    A read is rejected as every overload is (503), because its client may simply repeat it; anything else with 429.
+    """
 
     @wraps(route)
     async def limited(request: Request, user_id: str, /, *args: P.args, **kwargs: P.kwargs) -> HTTPResponse | None:
-        with backend_of(request).limits.call(user_id):
+        reason = "OVERLOADED" if request.method in {"GET", "HEAD"} else "TOO_MANY_REQUESTS"
+        with backend_of(request).limits.call(user_id, reason):
             return await route(request, user_id, *args, **kwargs)
 
     return limited

@@ -16,6 +16,7 @@ from ..repository import ROOT, blocks, job_text
 EDGE = job_text("edge")
 ENVOY = (ROOT / "nomad" / "edge" / "envoy.yaml").read_text()
 MEBIBYTE = 2**20
+GATEWAYS = 2
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -26,8 +27,14 @@ def envoy(setting: str) -> float:
     return float(value)
 
 
+def settings() -> dict[str, Any]:
+    """The settings of the gateway."""
+    found: dict[str, Any] = json.loads((ROOT / "consul" / "kv" / "config" / "gateway.json").read_text())
+    return found
+
+
 def gateway(name: str) -> float:
-    return float(json.loads((ROOT / "consul" / "kv" / "config" / "gateway.json").read_text())[name])
+    return float(settings()[name])
 
 
 @cache
@@ -108,8 +115,8 @@ def test_the_edge_closes_an_idle_connection_before_the_gateway_does() -> None:
 
 
 def test_the_edge_waits_for_an_answer_longer_than_the_gateway_may_take() -> None:
-    found = re.findall(r"\bcluster: calls, timeout: (\d+)s|cluster: calls\n +timeout: (\d+)s", ENVOY)
-    assert len(found) == 2
+    found = re.findall(r"\bcluster: (?:passwords|\{\{ \$cluster \}\}), timeout: (\d+)s|\}\}\n +timeout: (\d+)s", ENVOY)
+    assert len(found) == 3
     assert {int(one or other) > gateway("response_seconds") for one, other in found} == {True}
 
 
@@ -122,14 +129,29 @@ def test_the_edge_takes_the_bodies_that_the_gateway_takes() -> None:
     assert envoy("max_request_bytes") == gateway("body_limit_bytes")
 
 
-def test_watches_and_calls_have_limits_of_their_own() -> None:
-    assert set(limits()) == {"calls", "watches"}
-    assert set(re.findall(r"cluster: (\w+)", ENVOY)) - {"edge"} == set(limits())
+def test_each_kind_of_request_has_a_limit_of_its_own() -> None:
+    (chosen,) = re.findall(r"range \$cluster := parseJSON `(.*?)`", ENVOY)
+    named = set(re.findall(r"\bcluster: (\w+)", ENVOY)) - {"edge"}
+    assert named | set(json.loads(chosen)) == set(limits()) == {"calls", "surplus", "passwords", "watches"}
 
 
 def test_a_call_that_the_edge_admits_is_admitted_by_each_gateway() -> None:
-    limiter = json.loads((ROOT / "consul" / "kv" / "config" / "gateway.json").read_text())["limiter"]
-    assert limits()["calls"] <= limiter["calls_at_least"]
+    assert sum(limits().values()) - limits()["watches"] <= settings()["limiter"]["calls_at_least"]
+
+
+def test_what_one_client_may_have_in_progress_leaves_places_for_others() -> None:
+    clients = settings()["clients"]
+    assert clients["calls_per_user"] < settings()["orders"]["calls_at_once"]
+    assert clients["passwords_per_address"] < settings()["users"]["calls_at_once"]
+    assert clients["sign_ins_per_account"] * 2 < clients["passwords_per_address"]
+    assert clients["watches_per_user"] < clients["watches_per_address"]
+    assert GATEWAYS * clients["passwords_per_address"] < limits()["passwords"]
+    assert GATEWAYS * clients["watches_per_address"] < limits()["watches"]
+
+
+def test_a_caller_cannot_choose_the_mark_of_what_is_beyond_its_share() -> None:
+    assert "{ remove: x-beyond-share }" in ENVOY
+    assert limits()["surplus"] < limits()["calls"]
 
 
 def test_only_a_read_is_sent_again_after_it_was_sent() -> None:
