@@ -1,0 +1,76 @@
+"""What a deploy repairs in an unchanged job: failed instances, and those whose token Consul forgot."""
+
+from __future__ import annotations
+
+import pytest
+
+from stack.cluster.job_health import repair
+from stack.cluster.rollout import Rollout
+from stack.config import Stack
+from stack.console import StackError
+
+from .cluster import Cluster
+
+STACK = Stack("any", 0)
+FORCED = [("gateway", "evaluate")]
+
+
+def deployment(status: str, index: int = 42) -> dict[str, object]:
+    return {"Status": status, "StatusDescription": "its end", "JobSpecModifyIndex": index, "JobVersion": 3}
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+@pytest.mark.parametrize(
+    ("status", "index", "sent"),
+    [("failed", 42, FORCED), ("successful", 42, []), ("running", 42, []), ("failed", 41, [])],
+)
+def test_failed_instances_of_the_current_version_are_started_again(
+    cluster: Cluster, status: str, index: int, sent: list[tuple[str, str]]
+) -> None:
+    cluster.add(1, "failed", healthy=False, passing=False)
+    cluster.deployments = [deployment(status, index)]
+    repair.retry_failed(STACK, cluster.clients, "gateway")
+    assert cluster.sent == sent
+
+
+def test_a_version_that_became_healthy_after_its_deployment_is_left_alone(cluster: Cluster) -> None:
+    for number in (1, 2):
+        cluster.add(number)
+    cluster.deployments = [deployment("failed")]
+    repair.retry_failed(STACK, cluster.clients, "gateway")
+    assert cluster.sent == []
+    Rollout(STACK, cluster.clients, "gateway").wait(1)
+
+
+def test_an_earlier_failure_does_not_end_the_wait_of_a_deploy_that_changes_nothing(cluster: Cluster) -> None:
+    cluster.deployments = [deployment("failed")]
+    with pytest.raises(StackError, match="0 of 2 instances of group api of job gateway run"):
+        Rollout(STACK, cluster.clients, "gateway").wait(1)
+    with pytest.raises(StackError, match="version 3 of job gateway is not healthy"):
+        Rollout(STACK, cluster.clients, "gateway", 42).wait(30)
+
+
+def test_forgotten_instances_are_replaced_one_after_the_other(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [cluster.add(number) for number in (1, 2)]
+    monkeypatch.setattr(repair, "forgotten", lambda *_: dict.fromkeys(names, "it cannot register service gateway"))
+    changes = list(repair.replacements(STACK, cluster.clients, "gateway"))
+    assert [change.where for change in changes] == [f"nomad allocation gateway {name[:8]}" for name in names]
+    assert "it cannot register service gateway" in changes[0].notes[0]
+    for change in changes:
+        change.apply()
+    assert cluster.sent == [("stop", name) for name in names]
+
+
+def test_nothing_is_stopped_while_no_node_could_start_another(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = cluster.add(1)
+    monkeypatch.setattr(repair, "forgotten", lambda *_: {name: "it cannot register service gateway"})
+    cluster.eligible = False
+    assert list(repair.replacements(STACK, cluster.clients, "gateway")) == []
