@@ -26,15 +26,15 @@ _ACTIVE = "http.edge.downstream_rq_active"
 
 def main() -> int:
     admin, seconds, *command = sys.argv[1:]
+    for number in IGNORED:  # Envoy inherits that, and handles those that it knows itself
+        signal.signal(number, signal.SIG_IGN)
     # Blocked while Envoy starts, so that a signal at that moment does not leave it behind; the child unblocks them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*DRAIN, *IGNORED})
+    signal.pthread_sigmask(signal.SIG_BLOCK, DRAIN)
     drain_options = ("--drain-time-s", str(_LISTENING_SECONDS), "--drain-strategy", "immediate")
     envoy = os.posix_spawn(command[0], [*command, *drain_options], {}, setsigmask=[])
     for number in DRAIN:
         signal.signal(number, lambda *_: stop(envoy, admin, float(seconds)))
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*DRAIN, *IGNORED})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, DRAIN)
     log("info", "envoy started", pid=envoy)
     return abs(os.waitstatus_to_exitcode(os.waitpid(envoy, 0)[1]))
 

@@ -123,3 +123,14 @@ def test_a_killed_instance_is_replaced(deployed: DeployedStack, effort: Effort, 
         eventually(f"{job} runs again", lambda: len(set(deployed.pids(job)) - {before[0]}) == len(before), 30)  # noqa: B023
         eventually(f"{job} passes its checks", lambda: deployed.passing(job) == passing, 30)  # noqa: B023
         assert time.monotonic() - killed < effort.bound(10.0, 30.0)
+
+
+@pytest.mark.disturbs
+@pytest.mark.parametrize("job", [*SERVICES, "edge", "artifacts"])
+def test_signals_that_reload_elsewhere_end_no_process(deployed: DeployedStack, job: str) -> None:
+    before = deployed.pids(job)
+    for name in ("HUP", "USR1", "USR2"):
+        for pid in before:
+            deployed.run(f"kill -{name} %s", str(pid))
+    time.sleep(2)
+    assert deployed.pids(job) == before

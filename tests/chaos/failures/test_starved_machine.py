@@ -1,0 +1,92 @@
+"""Hypothesis: a machine without free processor time makes answers slow, and restarts nothing.
+
+Fault: busy processes beside the stack. Observed: every answer, and the processes of every job. Recovery: by itself,
+within seconds. Controls: little work takes long, so the machine is starved; a process that does not run at all is restarted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+from support.stack_under_test import RunningStack, eventually
+from support.traffic.load import Load, Request
+from support.traffic.performance_targets import Effort, efforts
+
+JOBS = ("user-service", "order-service", "gateway", "edge", "postgres")
+RATE = 4
+BUSY = max(6, 3 * (os.cpu_count() or 1))
+BACK_SECONDS = 10.0
+# A caller may be refused while its call cannot be finished in time; anything else would be a wrong answer.
+RETRYABLE = {503, 504}
+
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("healthy")]
+
+
+@contextmanager
+def starved() -> Iterator[None]:
+    """Runs busy processes of the same priority as the stack's while the block runs."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(BUSY)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+        for process in busy:
+            process.wait()
+
+
+def slowdown(cpu_seconds: float = 0.3) -> float:
+    """How many times longer than its CPU time some work takes."""
+    began, used = time.monotonic(), time.process_time() + cpu_seconds
+    while time.process_time() < used:
+        pass
+    return (time.monotonic() - began) / cpu_seconds
+
+
+@efforts(20, 300)
+def test_a_starved_machine_answers_slowly_restarts_nothing_and_is_well_soon_after(
+    running: RunningStack, placing: Callable[[int], Request], effort: Effort
+) -> None:
+    before = {job: running.pids(job) for job in JOBS}
+    with Load(running.url("gateway"), RATE, placing) as load:
+        eventually("the load flows", lambda: len(load.answers) > 2 * RATE, 30)
+        with starved():
+            began, slowdowns = time.monotonic(), [slowdown()]
+            while time.monotonic() - began < effort.amount:
+                time.sleep(1)
+                slowdowns.append(slowdown())
+        ended = time.monotonic()
+        eventually("all is well again", running.is_healthy, effort.bound(BACK_SECONDS, 60))
+        back = time.monotonic() - ended
+    assert {job: running.pids(job) for job in JOBS} == before
+    assert {answer.status for answer in load.failures} <= RETRYABLE, load.report()
+    share = len(load.failures) / len(load.answers)
+    slowest = max(answer.seconds for answer in load.answers)
+    print(
+        f"{BUSY} busy processes for {effort.amount:g} s made work {max(slowdowns):.1f} times slower; "
+        f"{100 * share:.1f} % of the calls were refused, the slowest answer took {slowest:.1f} s, "
+        f"all was well after {back:.1f} s; {load.report()}"
+    )
+    assert max(slowdowns) > 2, "control: the machine was not starved"
+    assert share <= effort.bound(0.05, 0.3)
+
+
+@pytest.mark.long
+def test_a_process_that_does_not_run_at_all_is_restarted(running: RunningStack) -> None:
+    """Control: the check from outside restarts an instance that does not answer for minutes."""
+    victim = running.pids("order-service", "api")[0]
+    os.kill(victim, signal.SIGSTOP)
+    try:
+        eventually("it is replaced", lambda: victim not in running.pids("order-service", "api"), 400, every=1)
+        eventually("two instances run", lambda: len(running.pids("order-service", "api")) == 2, 60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGCONT)
+    running.wait_until_healthy(60)
