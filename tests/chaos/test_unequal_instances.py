@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import islice
 
 import httpx
 import pytest
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser
-from support.traffic.load import Load, Request
+from support.traffic.load import Request
 from support.traffic.performance_targets import Effort, efforts
-from support.traffic.stub_server import stubbed
+from support.traffic.unequal_instances import flap, slow_instances
 
-USUAL_SECONDS, EXTRA_SECONDS, MOST_AT_ONCE = 0.1, 0.3, 2
-PER_SECOND = 40
 SIGN_INS, WATCHES = 12, 4
-FLAP_SECONDS = 0.3
 SHED = {httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS}
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("healthy")]
@@ -36,17 +31,12 @@ def test_one_slow_instance_at_full_load_leaves_95_percent_answered(
     running: RunningStack, reading: Arrivals, effort: Effort
 ) -> None:
     answered = {}
-    with stubbed(running, "order-service") as backend:
-        backend.pause = USUAL_SECONDS
-        assert len(backend.instances) == 2
-        for slow in (1, 2):
-            for instance in islice(backend.instances.values(), slow):
-                instance.extra_pause, instance.most = EXTRA_SECONDS, MOST_AT_ONCE
-            with Load(running.url("gateway"), PER_SECOND, reading) as load:
-                time.sleep(effort.amount)
-            answered[slow] = 1 - len(load.failures) / len(load.answers)
-            print(f"{slow} of 2 instances slow: {100 * answered[slow]:.1f} % answered; {load.report()}")
-        assert sum(instance.shed for instance in backend.instances.values()) > 0
+    for slow in (1, 2):
+        with slow_instances(running, "order-service", reading(0), slow) as (backend, load):
+            time.sleep(effort.amount)
+            shed = sum(instance.shed for instance in backend.instances.values())
+        answered[slow] = 1 - len(load.failures) / len(load.answers)
+        print(f"{slow} of 2 instances slow, {shed} calls shed: {100 * answered[slow]:.1f} % answered; {load.report()}")
     assert answered[1] >= 0.95
     assert answered[2] < 0.9, "control: two slow instances cannot carry the load"
 
@@ -61,7 +51,7 @@ def test_an_instance_that_flaps_in_consul_fails_no_sign_in(
         for _ in range(effort.times):
             calls = [pool.submit(_sign_in, http, user) for _ in range(SIGN_INS)]
             time.sleep(0.2)
-            _flap(running, "user-service", lambda: in_progress.append(sum(not call.done() for call in calls)))  # noqa: B023
+            flap(running, "user-service", lambda: in_progress.append(sum(not call.done() for call in calls)))  # noqa: B023
             statuses.update(call.result() for call in calls)
     print(f"sign-ins while an instance flaps: {dict(statuses)}; in progress at each change: {in_progress}")
     assert max(in_progress) > 0, "control: sign-ins were in progress when the instance left"
@@ -77,7 +67,7 @@ def test_an_instance_that_flaps_in_consul_cuts_no_watch(running: RunningStack, u
             events: list[list[str]] = [[] for _ in range(WATCHES)]
             watches = [pool.submit(_watch, user, order, seen) for seen in events]
             eventually("each watch has begun", lambda: all(len(seen) == 2 for seen in events))  # noqa: B023
-            _flap(running, "order-service", lambda: _assert_open(watches))  # noqa: B023
+            flap(running, "order-service", lambda: _assert_open(watches))  # noqa: B023
             assert user.cancel(order).status_code == httpx.codes.OK
             for watch in watches:
                 watch.result(30)
@@ -97,24 +87,3 @@ def _watch(user: ApiUser, order: str, seen: list[str]) -> None:
 
 def _assert_open(watches: list[Future[None]]) -> None:
     assert not any(watch.done() for watch in watches), "a watch has ended early"
-
-
-def _flap(running: RunningStack, service: str, at_each_change: Callable[[], object]) -> None:
-    """Takes each instance in turn out of Consul twice, each time for a moment; the other one stays."""
-    for entry in running.instances(service):
-        for _ in range(2):
-            with _left(running, entry["Service"]["ID"]):
-                at_each_change()
-                time.sleep(FLAP_SECONDS)
-            at_each_change()
-            time.sleep(FLAP_SECONDS)
-
-
-@contextmanager
-def _left(running: RunningStack, instance: str) -> Iterator[None]:
-    agent = running.clients.consul.agent.service
-    agent.maintenance(instance, "true")
-    try:
-        yield
-    finally:
-        agent.maintenance(instance, "false")

@@ -21,6 +21,8 @@ from support.cluster_faults import drained_node, forgetful_consul
 from support.credential_faults import TOKEN_SECONDS, failed_power, short_tokens
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser, register
+from support.traffic.load import Request
+from support.traffic.unequal_instances import flapping_instances, slow_instances
 
 from stack.config import ROOT
 
@@ -31,7 +33,7 @@ LATE_MILLISECONDS = 1500
 SLACK_SECONDS = 5.0
 LASTING_SECONDS = 180.0
 # A row that has to hold for longer than it takes to notice the fault: here for three lives of a token.
-HOLDS_SECONDS, HOLDS_EVERY_SECONDS = {"expired": 3.0 * TOKEN_SECONDS}, 6.0
+HOLDS_SECONDS, HOLDS_EVERY_SECONDS = {"expired": 3.0 * TOKEN_SECONDS, "one slow": 8.0, "one flaps": 8.0}, 6.0
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
 HEALTHY = dict(zip(CALLS, ["201", "201", "200", "201", "200", "200", "200", "200", "200 ready"], strict=True))
 ORDERS = 12
@@ -102,7 +104,7 @@ def _shortened(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _broken(running: RunningStack, chaos: Chaos, row: Row) -> list[Any]:
+def _broken(running: RunningStack, chaos: Chaos, caller: Caller, row: Row) -> list[Any]:
     """The context managers that break a part in that way, in their order."""
     part = row.part
     gone: dict[str, Callable[[], Any]] = {
@@ -120,6 +122,8 @@ def _broken(running: RunningStack, chaos: Chaos, row: Row) -> list[Any]:
         "drained": lambda: [drained_node(running)],
         "forgot": lambda: [forgetful_consul(running, "user-service")],
         "failed": lambda: [failed_power(running)],
+        "one slow": lambda: [slow_instances(running, part, caller.reading())],
+        "one flaps": lambda: [flapping_instances(running, part)],
         "expired": lambda: [short_tokens(running), _faulty(chaos, "vault sealed")],
     }
     if row.state in states:
@@ -156,6 +160,10 @@ class Caller:
             "readyz": lambda: user.http.get("/readyz"),
         }
         return {name: _timed(name, calls[name]) for name in CALLS}
+
+    def reading(self) -> Request:
+        """The request of `read`, for a load."""
+        return Request("GET", f"/v1/orders/{self.orders[0]}", httpx.codes.OK, self.user.headers)
 
     def _cancel(self) -> httpx.Response:
         """Cancels an order for the first time: an attempt that failed may have cancelled it nevertheless."""
@@ -231,6 +239,8 @@ def test_the_matrix_has_each_part_gone_and_slow_and_the_other_states() -> None:
         ("consul", "forgot"),
         ("vault", "expired"),
         ("power", "failed"),
+        ("order-service", "one slow"),
+        *((part, "one flaps") for part in ("user-service", "order-service")),
     }
 
 
@@ -258,7 +268,7 @@ def test_callers_get_the_answers_of_the_row(running: RunningStack, chaos: Chaos,
         return not seen[-1] or len(caller.orders) == 1
 
     with ExitStack() as broken:
-        for each in _broken(running, chaos, row):
+        for each in _broken(running, chaos, caller, row):
             broken.enter_context(each)
         # Caches, pools and watches notice the fault within seconds; from then on the row holds.
         eventually("the row is as written", as_written, 60, every=1.5)
