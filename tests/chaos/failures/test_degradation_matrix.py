@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support.busy_machine import starved_machine
 from support.chaos_command import Chaos
 from support.cluster_faults import drained_node, forgetful_consul
 from support.credential_faults import TOKEN_SECONDS, failed_power, short_tokens
@@ -122,6 +123,7 @@ def _broken(running: RunningStack, chaos: Chaos, caller: Caller, row: Row) -> li
         "drained": lambda: [drained_node(running)],
         "forgot": lambda: [forgetful_consul(running, "user-service")],
         "failed": lambda: [failed_power(running)],
+        "starved": lambda: [starved_machine()],
         "one slow": lambda: [slow_instances(running, part, caller.reading())],
         "one flaps": lambda: [flapping_instances(running, part)],
         "expired": lambda: [short_tokens(running), _faulty(chaos, "vault sealed")],
@@ -239,6 +241,7 @@ def test_the_matrix_has_each_part_gone_and_slow_and_the_other_states() -> None:
         ("consul", "forgot"),
         ("vault", "expired"),
         ("power", "failed"),
+        ("machine", "starved"),
         ("order-service", "one slow"),
         *((part, "one flaps") for part in ("user-service", "order-service")),
     }

@@ -1,53 +1,31 @@
 """Hypothesis: a machine without free processor time makes answers slow, and restarts nothing.
 
 Fault: busy processes beside the stack. Observed: every answer, and the processes of every job. Recovery: by itself,
-within seconds. Controls: little work takes long, so the machine is starved; a process that does not run at all is restarted.
+within seconds. Controls: a little work takes long, so the machine is starved; a process that does not run at all is
+restarted.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
+from support.busy_machine import BUSY, slowdown, starved_machine
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.load import Load, Request
 from support.traffic.performance_targets import Effort, efforts
 
 JOBS = ("user-service", "order-service", "gateway", "edge", "postgres")
 RATE = 4
-BUSY = max(6, 3 * (os.cpu_count() or 1))
 BACK_SECONDS = 10.0
 # A caller may be refused while its call cannot be finished in time; anything else would be a wrong answer.
 RETRYABLE = {503, 504}
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("healthy")]
-
-
-@contextmanager
-def starved() -> Iterator[None]:
-    """Runs busy processes of the same priority as the stack's while the block runs."""
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(BUSY)]
-    try:
-        yield
-    finally:
-        for process in busy:
-            process.kill()
-        for process in busy:
-            process.wait()
-
-
-def slowdown(cpu_seconds: float = 0.3) -> float:
-    """How many times longer than its CPU time some work takes."""
-    began, used = time.monotonic(), time.process_time() + cpu_seconds
-    while time.process_time() < used:
-        pass
-    return (time.monotonic() - began) / cpu_seconds
 
 
 @efforts(20, 300)
@@ -57,7 +35,7 @@ def test_a_starved_machine_answers_slowly_restarts_nothing_and_is_well_soon_afte
     before = {job: running.pids(job) for job in JOBS}
     with Load(running.url("gateway"), RATE, placing) as load:
         eventually("the load flows", lambda: len(load.answers) > 2 * RATE, 30)
-        with starved():
+        with starved_machine():
             began, slowdowns = time.monotonic(), [slowdown()]
             while time.monotonic() - began < effort.amount:
                 time.sleep(1)
