@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from stack import config
 from stack.build import tools
+from stack.cluster import agents
+from stack.commands import deploy as commands
 from stack.commands.deploy import deploy, summary
 from stack.config import Stack
 from stack.console import StackError
+
+if TYPE_CHECKING:
+    from stack.cluster.nomad import Nomad
 
 
 def test_a_taken_port_is_an_error_before_a_server_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +45,35 @@ def test_a_taken_port_is_an_error_before_a_server_is_built(tmp_path: Path, monke
 )
 def test_the_summary_counts_changes_and_kept_keys(changed: int, kept: int, line: str) -> None:
     assert summary(changed, kept) == line
+
+
+class _Agent:
+    """Nomad's agent; its client is registered after some questions, and counts its restarts."""
+
+    def __init__(self, questions: int) -> None:
+        self.questions, self.restarts = questions, 0
+        self.name = "nomad"
+
+    def has_node(self) -> bool:
+        self.questions -= 1
+        return self.questions < 0
+
+    def stop(self) -> None:
+        self.restarts += 1
+
+
+@pytest.mark.parametrize(("allocations", "restarts"), [([], 2), (["0b5a"], 0)])
+def test_an_agent_is_restarted_until_it_is_registered_only_while_it_has_no_allocation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allocations: list[str], restarts: int
+) -> None:
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    stack, agent = Stack("waiting", 9), _Agent(2)
+    for name in allocations:
+        (stack.state / "nomad" / "data" / "alloc" / name).mkdir(parents=True)
+    monkeypatch.setattr(commands, "poll", lambda condition, _: condition())
+    monkeypatch.setattr(agents, "agents", lambda *_: [agent])
+    monkeypatch.setattr(agents, "daemon", lambda *_: agent)
+    monkeypatch.setattr(agents, "start", lambda *_: True)
+    monkeypatch.setattr(agents, "wait", lambda *_: None)
+    commands._wait_for_node(stack, cast("tools.Tools", None), cast("Nomad", agent))
+    assert agent.restarts == restarts
