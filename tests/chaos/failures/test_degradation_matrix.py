@@ -16,12 +16,12 @@ from typing import Any
 
 import httpx
 import pytest
-from support.busy_machine import starved_machine
 from support.chaos_command import Chaos
 from support.cluster_faults import drained_node, forgetful_consul
 from support.credential_faults import TOKEN_SECONDS, failed_power, short_tokens
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser, register
+from support.traffic.busy_machine import starved_machine
 from support.traffic.load import Request
 from support.traffic.unequal_instances import flapping_instances, slow_instances
 

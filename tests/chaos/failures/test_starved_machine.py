@@ -14,8 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from support.busy_machine import BUSY, slowdown, starved_machine
 from support.stack_under_test import RunningStack, eventually
+from support.traffic.busy_machine import BUSY, slowdown, starved_machine
 from support.traffic.load import Load, Request
 from support.traffic.performance_targets import Effort, efforts
 
