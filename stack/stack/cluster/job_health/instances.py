@@ -49,7 +49,7 @@ def explain(
 
 def _failures(alloc: Json, now: float) -> Iterator[tuple[str, str]]:
     """Yields each task that has failed and does not run now or has just been restarted, with its last failure."""
-    for task, state in (alloc["TaskStates"] or {}).items():
+    for task, state in (alloc.get("TaskStates") or {}).items():
         events = [event for event in state["Events"] or [] if event["Type"] in _FAILURES]
         failed = [event for event in events if event["Type"] != "Terminated" or event["ExitCode"] or event["Signal"]]
         if failed and _still_counts(failed[-1], state, now):
@@ -90,7 +90,7 @@ def _taken_ports(alloc: Json, name: str, holder: Callable[[int], str | None]) ->
 
 
 def _waiting_tasks(alloc: Json, name: str) -> Iterator[Problem]:
-    for task, state in (alloc["TaskStates"] or {}).items():
+    for task, state in (alloc.get("TaskStates") or {}).items():
         events = state["Events"] or []
         if state["State"] == "pending" and events:
             text = f"task {task} of {name} has not started: {_both_ends(events[-1]['DisplayMessage'])}"

@@ -19,7 +19,7 @@ def tail(nomad: Any, alloc: dict[str, Any]) -> list[str]:
 
 
 def _lines(nomad: Any, alloc: dict[str, Any]) -> Iterator[str]:
-    for task in alloc["TaskStates"] or {}:
+    for task in alloc.get("TaskStates") or {}:
         for stream in ("stderr", "stdout"):
             for line in _log(nomad, alloc["ID"], task, stream):
                 yield f"{task}: {shortened(line)}"
