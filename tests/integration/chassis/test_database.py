@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import psycopg
 import pytest
+import structlog
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -69,6 +70,48 @@ async def test_migrated_tables_belong_to_the_owner_of_the_schema(
         "SELECT tableowner FROM pg_tables WHERE tablename = 'users'", dbname=under_test.database.name
     )
     assert owners == [(under_test.database.name,)]
+
+
+async def test_a_migration_that_waits_for_a_lock_lets_others_pass_and_is_applied_in_the_end(
+    under_test: DatabaseUnderTest, package: Path, postgres: Postgres
+) -> None:
+    """All statements on the table queue behind a waiting ALTER TABLE, so it must give up again and again."""
+    await under_test.database.migrate("shop_schema")
+    # A migration may set the limit for itself; the next one has it again.
+    (package / "002_slow.sql").write_text("SET LOCAL lock_timeout = 0; CREATE TABLE slow (id int);")
+    (package / "003_name.sql").write_text("ALTER TABLE users ADD COLUMN name text;")
+    schema, slowest = under_test.database.name, 0.0
+    reader = await psycopg.AsyncConnection.connect(postgres.dsn(dbname=schema))
+    await reader.execute(f"SELECT * FROM {schema}.users".encode())
+    with structlog.testing.capture_logs() as logs:
+        migrating = asyncio.create_task(under_test.database.migrate("shop_schema"))
+        ends_at = time.monotonic() + 6
+        while time.monotonic() < ends_at:
+            began = time.monotonic()
+            async with under_test.database.connection() as connection:
+                await connection.execute("SELECT * FROM users")
+            slowest = max(slowest, time.monotonic() - began)
+            await asyncio.sleep(0.05)
+        assert not migrating.done()
+        await reader.close()
+        await asyncio.wait_for(migrating, 20)
+    assert slowest < 5, "the migration waits for two seconds at most"
+    reasons = {entry["reason"] for entry in logs if entry["log_level"] == "warning"}
+    assert reasons == {"a transaction holds a table that migration shop_schema/003_name changes; gave up after 2 s"}
+    assert postgres.rows(f"SELECT name FROM {schema}.users", dbname=schema) == [(None,)]
+
+
+async def test_a_migration_beside_one_that_hangs_says_what_it_waits_for(
+    under_test: DatabaseUnderTest, package: Path, postgres: Postgres
+) -> None:
+    schema = under_test.database.name
+    lock = f"SELECT pg_advisory_lock(hashtext('schema_migrations {schema}'))"
+    with structlog.testing.capture_logs() as logs:
+        async with await psycopg.AsyncConnection.connect(postgres.dsn(dbname=schema), autocommit=True) as another:
+            await another.execute(lock.encode())
+            migrating = asyncio.create_task(under_test.database.migrate("shop_schema"))
+            await until("it says so", lambda: any("another instance" in str(entry.get("reason")) for entry in logs))
+        await asyncio.wait_for(migrating, 20)
 
 
 async def test_an_exception_rolls_the_transaction_back(under_test: DatabaseUnderTest, package: Path) -> None:

@@ -65,7 +65,12 @@ class StoredOrder:
 async def compose(process: Process[Settings]) -> int:
     """Prints the findings and all orders; returns 0 with and without findings, because the caller decides."""
     database = await Database.open(process, name="order_service")
-    ttl = timedelta(seconds=process.settings.value.idempotency_ttl_seconds)
+    await report(database, timedelta(seconds=process.settings.value.idempotency_ttl_seconds))
+    return 0
+
+
+async def report(database: Database, ttl: timedelta) -> None:
+    """Prints the findings and all orders; `ttl` is the validity of an idempotency key."""
     counts = {"orders": 0, "events": 0, "keys": 0, "outbox": 0}
     async with database.connection() as connection:
         await projection_check.begin_snapshot(connection)
@@ -80,7 +85,6 @@ async def compose(process: Process[Settings]) -> int:
         async for finding in read_duplicates(connection, ttl):
             _print_findings([finding])
     _print_line("counts", **counts)
-    return 0
 
 
 async def read_orders(connection: Connection, positions: Positions) -> AsyncIterator[tuple[StoredOrder, int]]:
@@ -214,8 +218,9 @@ def _print_order(stored: StoredOrder, positions: Positions) -> None:
     if stored.history and stored.history.order:
         order, entries = stored.history.order, stored.history.entries
         pending = [kind for position, kind in entries.items() if _is_pending(position, stored, positions)]
-        user_id, status = str(order.user_id), order.status
-        _print_line("order", id=str(order.id), user_id=user_id, status=status, total=order.total, pending=pending)
+        ids = {"id": str(order.id), "user_id": str(order.user_id)}
+        money = {"currency": order.currency, "total": order.total}
+        _print_line("order", **ids, status=order.status, **money, pending=pending)
 
 
 def _print_line(kind: str, **fields: Any) -> None:

@@ -28,7 +28,12 @@ _RESERVATIONS: LiteralString = "SELECT order_id, user_id, amount, state FROM res
 
 async def compose(process: Process[Settings]) -> int:
     """Prints the report; returns 0 whatever it contains, because the comparison decides."""
-    database = await Database.open(process, name="user_service")
+    await report(await Database.open(process, name="user_service"))
+    return 0
+
+
+async def report(database: Database) -> None:
+    """Prints the findings, all users and all reservations."""
     users = reservations = 0
     async with database.connection() as connection:
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -44,7 +49,6 @@ async def compose(process: Process[Settings]) -> int:
             ids = {"order_id": str(row["order_id"]), "user_id": str(row["user_id"])}
             _print("reservation", **ids, amount=row["amount"], state=row["state"])
     _print("counts", users=users, reservations=reservations)
-    return 0
 
 
 async def _select(connection: AsyncConnection[DictRow], name: str, query: LiteralString) -> AsyncIterator[DictRow]:
