@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from typing import Any
 
 import pytest
+import structlog
 from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
-from chassis.telemetry import export, traces
+from chassis.serving import interceptors
+from chassis.telemetry import export, logs, traces
 
 HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture
 def tracing(monkeypatch: pytest.MonkeyPatch) -> trace.Tracer:
-    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
+    tracer = TracerProvider(traces.SAMPLER, shutdown_on_exit=False).get_tracer("test")
     monkeypatch.setattr(traces, "tracer", lambda: tracer)
     return tracer
 
@@ -61,6 +66,72 @@ def test_a_traceparent_is_continued(tracing: trace.Tracer) -> None:
         version, trace_id, span_id, flags = traces.current_traceparent().split("-")
     assert (version, trace_id, flags) == ("00", HEADER[3:35], "01")
     assert span_id != HEADER[36:52]
+
+
+@pytest.mark.parametrize("flags", ["00", "02", "fe"])
+def test_a_trace_is_recorded_although_its_caller_does_not_record_it(tracing: trace.Tracer, flags: str) -> None:
+    with traces.continued(HEADER[:-2] + flags, "work") as span:
+        assert span.is_recording()
+        assert int(traces.current_traceparent()[-2:], 16) & 1
+
+
+def test_a_span_below_a_probe_is_not_recorded(tracing: trace.Tracer) -> None:
+    """Control: the decision of this process itself holds."""
+    probe = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False))
+    with trace.use_span(probe), tracing.start_as_current_span("work") as span:
+        assert not span.is_recording()
+
+
+@pytest.mark.parametrize("parents", [[], [HEADER, HEADER], [HEADER, ""], ["", HEADER], [f"{HEADER},{HEADER}"]])
+def test_other_than_one_traceparent_begins_a_new_trace(parents: list[str]) -> None:
+    assert traces.caller_context([HEADER], []) is not None
+    assert traces.caller_context(parents, ["a=1"]) is None
+
+
+@pytest.mark.parametrize("parents", [[HEADER, HEADER], [HEADER, f"00-{'1' * 32}-{'2' * 16}-01"], [], ["junk"]])
+def test_a_call_with_other_than_one_traceparent_begins_a_new_trace(parents: list[str]) -> None:
+    class Context:
+        def invocation_metadata(self) -> list[tuple[str, str | bytes]]:
+            return [("traceparent", parent) for parent in parents] + [("tracestate", "a=1"), ("x-bin", b"\x00")]
+
+    assert interceptors._caller(Context()) is None
+
+
+def test_the_tracestate_of_the_caller_is_passed_on(tracing: trace.Tracer) -> None:
+    context = traces.caller_context([HEADER], ["a=1, b=2", "c=3"])
+    span = tracing.start_span("work", context)
+    assert dict(traces.trace_headers(span)) == {"traceparent": traces.traceparent(span), "tracestate": "a=1,b=2,c=3"}
+    assert dict(traces.trace_headers(tracing.start_span("work"))).keys() == {"traceparent"}
+    assert traces.trace_headers(trace.INVALID_SPAN) == ()
+
+
+@pytest.mark.parametrize("states", [["junk"], ["a=1,a=2"], ["a=" + "1" * 600], ["A=1"], ["a=\udcff"], ["a=\n"]])
+def test_an_invalid_tracestate_is_left_out_without_a_log_line(
+    tracing: trace.Tracer, states: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, handlers = structlog.get_config(), logging.getLogger().handlers[:]
+    try:
+        logs.to_stdout("test")
+        logging.getLogger("opentelemetry").warning("control")
+        span = tracing.start_span("work", traces.caller_context([HEADER], states))
+    finally:
+        structlog.configure(**before)
+        logging.getLogger().handlers[:] = handlers
+    assert dict(traces.trace_headers(span)).keys() == {"traceparent"}
+    assert traces.trace_headers(span)[0][1].startswith(HEADER[:36])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "control" in line
+
+
+def test_long_attributes_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller decides how long a path, a user agent or the name of a method is."""
+    made: list[TracerProvider] = []
+    monkeypatch.setattr(trace, "set_tracer_provider", made.append)
+    shut_down = export._start_traces(Resource({}), "http://127.0.0.1:9")
+    span: Any = made[0].get_tracer("test").start_span("work", attributes={"long": "x" * 16_000, "short": "x"})
+    assert (len(span.attributes["long"]), span.attributes["short"]) == (2048, "x")
+    assert made[0].sampler is traces.SAMPLER
+    shut_down()
 
 
 def test_outside_of_a_trace_there_is_no_traceparent() -> None:
