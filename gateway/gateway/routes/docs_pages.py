@@ -82,9 +82,10 @@ def _operation(path: str, verb: str, operation: dict[str, Any]) -> str:
     if "requestBody" in operation:
         schema = operation["requestBody"]["content"]["application/json"]["schema"]
         inputs += f"<li>body: {_linked(schema['$ref'])}</li>"
+    meaning = f"{operation['summary']} {operation.get('description', '')}"
     return (
         f'<h2 id="{operation["operationId"]}"><code><span class="verb">{verb.upper()}</span>{escape(path)}</code></h2>'
-        f"<p>{escape(operation['summary'])}</p><ul>{inputs}</ul><table>{responses}</table>"
+        f"<p>{escape(meaning)}</p><ul>{inputs}</ul><table>{responses}</table>"
     )
 
 

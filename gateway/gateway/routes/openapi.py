@@ -116,13 +116,19 @@ class Operation:
     problems: Sequence[str] = ()
     media: str = "application/json"
     also: Mapping[int, str] = field(default_factory=dict)
+    description: str = ""
 
 
+_PLACED = (
+    "An order is accepted as pending without a look at the user's credit, so orders can be placed while users are "
+    "unavailable. Soon after, it is confirmed, or rejected with the reason in its OrderRejected event: CREDIT_EXCEEDED, "
+    "CURRENCY_MISMATCH, or USER_UNKNOWN if the user of the token does not exist any more."
+)
 OPERATIONS = (
     Operation("post", "/v1/users", "registerUser", "Register a user.", serializers.User, 201, Registration, headers=("Location",), problems=("EMAIL_TAKEN", "STORAGE_FULL")),
     Operation("post", "/v1/sessions", "createSession", "Exchange email and password for an access token.", serializers.Session, 201, Credentials, problems=("BAD_CREDENTIALS",)),
     Operation("get", "/v1/users/me", "getMe", "Read the signed-in user with the available credit; as last read, with its Age, while the current state is unavailable.", serializers.User, headers=("Age",), token=True, problems=("STALE",)),
-    Operation("post", "/v1/orders", "placeOrder", "Place an order; the same Idempotency-Key and body again return the same order.", serializers.Order, 201, Placement, parameters=(_KEY,), headers=("Location", "ETag"), token=True, problems=("IDEMPOTENCY_KEY_MISSING", "IDEMPOTENCY_KEY_REUSED", "STORAGE_FULL")),
+    Operation("post", "/v1/orders", "placeOrder", "Place an order; the same Idempotency-Key and body again return the same order.", serializers.Order, 201, Placement, parameters=(_KEY,), headers=("Location", "ETag"), token=True, problems=("IDEMPOTENCY_KEY_MISSING", "IDEMPOTENCY_KEY_REUSED", "STORAGE_FULL"), description=_PLACED),
     Operation("get", "/v1/orders", "listOrders", "List the orders of the signed-in user, newest first; a moment behind.", serializers.OrderPage, query=OrderQuery, token=True, problems=("INVALID",)),
     Operation("get", "/v1/orders/{order_id}", "getOrder", "Read an order.", serializers.Order, parameters=(_ORDER_ID, *_CONDITIONS), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER")),
     Operation("post", "/v1/orders/{order_id}/cancel", "cancelOrder", "Cancel a pending or confirmed order.", serializers.Order, parameters=(_ORDER_ID, *_CONDITIONS), headers=("ETag",), token=True, problems=("ORDER_UNKNOWN", "HISTORY_NEWER", "ORDER_CLOSED", "CONFLICT", "STORAGE_FULL")),
@@ -162,6 +168,8 @@ def document() -> dict[str, Any]:
 
 def _operation(operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {"operationId": operation.name, "summary": operation.summary}
+    if operation.description:
+        described["description"] = operation.description
     parameters = [*operation.parameters, *_query(operation.query)]
     if parameters:
         described["parameters"] = parameters

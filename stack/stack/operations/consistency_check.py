@@ -16,15 +16,13 @@ from typing import IO, Any
 
 from stack.config import Stack
 from stack.console import StackError, say
-from stack.operations import nomad_actions
+from stack.operations import credit_advice, nomad_actions
 from stack.operations.service_reports import Reports
 from stack.waiting import retry
 
 SNAPSHOTS = 3
 PAUSE_SECONDS = 2.0
 _RETRY_SECONDS = 8.0
-_RELEASE = "call ReleaseCredit of user-service for this order and user; a release may be repeated"
-_RESERVE = "./justw logs user-service; then hold the total again with ReserveCredit for this order"
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,9 @@ def findings(reports: Reports) -> Iterator[Finding]:
     for order, reservation, known_user in reports.orders():
         yield from _credit(order, reservation, known_user)
     for reservation in reports.held_without_order():
-        nothing = "nothing: there is no such order"
-        yield Finding(reservation["order_id"], "credit", _words(reservation), nothing, _RELEASE)
+        order_id, nothing = reservation["order_id"], "nothing: there is no such order"
+        mend = credit_advice.release(order_id, reservation)
+        yield Finding(order_id, "credit", _words(reservation), nothing, mend)
 
 
 def _credit(order: dict[str, Any], reservation: dict[str, Any] | None, known_user: bool) -> Iterator[Finding]:
@@ -84,14 +83,19 @@ def _credit(order: dict[str, Any], reservation: dict[str, Any] | None, known_use
     held = bool(reservation and reservation["state"] == "held")
     released = bool(reservation and reservation["state"] == "released")
     right = bool(held and reservation and reservation["amount"] == order["total"])
-    if reservation and reservation["user_id"] != order["user_id"]:
-        yield Finding(order["id"], "credit", _words(reservation), f"by user {order['user_id']}", _RELEASE)
+    foreign = bool(reservation and reservation["user_id"] != order["user_id"] and (held or known_user))
+    if reservation and foreign:
+        mend = credit_advice.change_user(order) if known_user else credit_advice.release(order["id"], reservation)
+        yield Finding(order["id"], "credit", _words(reservation), f"by user {order['user_id']}", mend)
     elif status == "confirmed" and not right:
-        yield Finding(order["id"], "credit", _words(reservation), f"{wanted}, for it is confirmed", _RESERVE)
+        mend = credit_advice.cancel(order) if reservation or not known_user else credit_advice.reserve(order)
+        yield Finding(order["id"], "credit", _words(reservation), f"{wanted}, for it is confirmed", mend)
     elif status == "pending" and reservation and not right:
-        yield Finding(order["id"], "credit", _words(reservation), f"nothing or {wanted}: it is pending", _RESERVE)
+        expected, mend = f"nothing or {wanted}: it is pending", credit_advice.cancel(order)
+        yield Finding(order["id"], "credit", _words(reservation), expected, mend)
     elif status in {"rejected", "cancelled"} and "release" not in order["pending"] and not released and known_user:
-        yield Finding(order["id"], "credit", _words(reservation), f"released, for it is {status}", _RELEASE)
+        mend = credit_advice.release(order["id"], order)
+        yield Finding(order["id"], "credit", _words(reservation), f"released, for it is {status}", mend)
 
 
 def _words(reservation: dict[str, Any] | None) -> str:

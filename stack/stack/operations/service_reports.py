@@ -13,17 +13,19 @@ from typing import Any
 Row = dict[str, Any]
 
 _TABLES = """
-CREATE TABLE orders (id TEXT PRIMARY KEY, user_id TEXT, status TEXT, total INTEGER, pending TEXT) WITHOUT ROWID;
+CREATE TABLE orders (
+    id TEXT PRIMARY KEY, user_id TEXT, status TEXT, currency TEXT, total INTEGER, pending TEXT) WITHOUT ROWID;
 CREATE TABLE reservations (order_id TEXT PRIMARY KEY, user_id TEXT, amount INTEGER, state TEXT) WITHOUT ROWID;
 CREATE TABLE users (id TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 _INSERTS = {
-    "order": "INSERT OR REPLACE INTO orders VALUES (:id, :user_id, :status, :total, :pending)",
+    "order": "INSERT OR REPLACE INTO orders VALUES (:id, :user_id, :status, :currency, :total, :pending)",
     "reservation": "INSERT OR REPLACE INTO reservations VALUES (:order_id, :user_id, :amount, :state)",
     "user": "INSERT OR REPLACE INTO users VALUES (:id)",
 }
 _ORDERS = """
-SELECT orders.id, orders.user_id, orders.status, orders.total, orders.pending, users.id IS NOT NULL AS known_user,
+SELECT orders.id, orders.user_id, orders.status, orders.currency, orders.total, orders.pending,
+       users.id IS NOT NULL AS known_user,
        reservations.order_id, reservations.user_id AS holder, reservations.amount, reservations.state
 FROM orders LEFT JOIN reservations ON reservations.order_id = orders.id LEFT JOIN users ON users.id = orders.user_id
 ORDER BY orders.id"""
@@ -56,7 +58,7 @@ class Reports:
     def orders(self) -> Iterator[tuple[Row, Row | None, bool]]:
         """Yields each order, its reservation, and whether the User Service knows its user."""
         for row in self._database.execute(_ORDERS):
-            order = {name: row[name] for name in ("id", "user_id", "status", "total")}
+            order = {name: row[name] for name in ("id", "user_id", "status", "currency", "total")}
             order["pending"] = json.loads(row["pending"])
             reservation = {"user_id": row["holder"], "amount": row["amount"], "state": row["state"]}
             yield order, reservation if row["order_id"] else None, bool(row["known_user"])

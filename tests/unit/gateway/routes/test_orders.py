@@ -9,6 +9,8 @@ from uuid import uuid4
 
 import pytest
 
+from user_service.access_token_issuer import AccessTokenIssuer
+
 if TYPE_CHECKING:
     from ..running_gateway import RunningGateway
 
@@ -140,3 +142,11 @@ async def test_a_list_can_be_filtered_by_status(gateway: RunningGateway) -> None
     await gateway.orders.confirm(orders[1]["id"])
     page = (await gateway.http.get("/v1/orders?status=confirmed", headers=token)).json()
     assert ([item["id"] for item in page["items"]], page["next_cursor"]) == ([orders[1]["id"]], None)
+
+
+async def test_an_order_of_a_user_who_does_not_exist_is_accepted_as_documented(gateway: RunningGateway) -> None:
+    token = await AccessTokenIssuer(gateway.vault).issue(uuid4(), "EUR", 60)
+    response = await gateway.place({"authorization": f"Bearer {token}"})
+    assert (response.status_code, response.json()["status"]) == (201, "pending")
+    document = (await gateway.http.get("/openapi.json")).json()
+    assert "USER_UNKNOWN" in document["paths"]["/v1/orders"]["post"]["description"]

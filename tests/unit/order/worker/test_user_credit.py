@@ -20,26 +20,10 @@ from chassis.settings import Live
 from order_service.worker.user_credit import CreditDenied, FakeUserCredit, GrpcUserCredit, UserCredit
 from user_service.rpc import UserRpc
 
+from ..loopback import Loopback
+
 LIMIT = 100_000
 CONTRACT = Path(__file__).parents[4] / "protos" / "shop" / "user" / "v1" / "user.proto"
-
-
-class Loopback:
-    """A channel to a servicer in this process: messages are serialized, the network is left out."""
-
-    def __init__(self, servicer: Any) -> None:
-        self._servicer = servicer
-
-    def unary_unary(
-        self, path: str, request_serializer: Any, response_deserializer: Any, **_: Any
-    ) -> Callable[[Any], Awaitable[Any]]:
-        method = getattr(self._servicer, path.rpartition("/")[2])
-
-        async def call(request: Any) -> Any:
-            sent = type(request).FromString(request_serializer(request))
-            return response_deserializer((await method(sent, None)).SerializeToString())
-
-        return call
 
 
 @dataclass

@@ -14,7 +14,7 @@ RELEASED = HELD | {"state": "released"}
 
 
 def reports(status: str, reservation: dict[str, Any] | None, *pending: str, user: str = "ada") -> Reports:
-    order = {"id": "o", "user_id": "ada", "status": status, "total": 5, "pending": list(pending)}
+    order = {"id": "o", "user_id": "ada", "status": status, "currency": "EUR", "total": 5, "pending": list(pending)}
     made = Reports()
     made.add([{"user": {"id": user}}, {"order": order}])
     if reservation:
