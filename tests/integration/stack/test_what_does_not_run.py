@@ -103,8 +103,8 @@ def test_the_instances_that_consul_forgot_are_replaced_by_a_deploy(healthy: Runn
         assert not set(new) & before
         for allocation in new:
             assert f"~ nomad allocation user-service {allocation[:8]}" in plan.stdout
-            assert f"Consul does not know the token of allocation {allocation[:8]}" in plan.stdout
-        assert "Consul does not know the token of user-service" in run("status").stdout
+            assert f"user-service, allocation {allocation[:8]}: Consul does not know its token" in plan.stdout
+        assert "Consul does not know its token, so it cannot register" in run("status").stdout
     assert run("plan").returncode == 0
     assert not {alloc["ID"] for alloc in healthy.allocations("user-service")} & set(new)
     assert {alloc["ID"] for alloc in healthy.allocations("order-service")} == untouched

@@ -27,10 +27,10 @@ def allocation_of(service_id: str) -> str:
 
 
 def forgotten(stack: Stack, consul: Any, allocations: set[str]) -> dict[str, str]:
-    """Returns those of the running `allocations` that have an unknown token, each with the use of the token."""
+    """Returns those of the running `allocations` that have an unknown token, each with the effect."""
     return {
-        allocation: use
-        for allocation, token, use in (*_of_services(stack), *_of_templates(stack, allocations))
+        allocation: f"Consul does not know its token, {effect}"
+        for allocation, token, effect in (*_of_services(stack), *_of_templates(stack, allocations))
         if allocation in allocations and not _knows(consul, token)
     }
 
@@ -40,14 +40,14 @@ def _of_services(stack: Stack) -> Iterator[tuple[str, str, str]]:
         found = _json(file)
         service = found.get("Service") or {}
         if found.get("Token") and (allocation := allocation_of(service.get("ID", ""))):
-            yield allocation, found["Token"], f"it cannot register service {service['Service']}"
+            yield allocation, found["Token"], f"so it cannot register service {service['Service']}"
 
 
 def _of_templates(stack: Stack, allocations: set[str]) -> Iterator[tuple[str, str, str]]:
     for allocation in allocations:
         folder = stack.state / "nomad" / "data" / "alloc" / allocation
         for file in folder.glob("*/secrets/consul_token"):
-            yield allocation, file.read_text().strip(), f"the templates of task {file.parts[-3]} cannot read Consul"
+            yield allocation, file.read_text().strip(), f"so the templates of task {file.parts[-3]} cannot read Consul"
 
 
 def _json(file: Path) -> dict[str, Any]:

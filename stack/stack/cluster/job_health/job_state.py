@@ -59,10 +59,23 @@ class JobState:
         job = self._nomad.job.get_job(self.name)
         if job["Stop"]:
             return [Problem(f"job {self.name} was stopped", "./justw deploy", lasting=True)]
-        allocations = {alloc["ID"] for alloc in running(self.allocations())}
-        unknown = forgotten(self._stack, self._clients.consul, allocations)
-        found = [_unknown_token(self.name, allocation, use) for allocation, use in unknown.items()]
+        found = [
+            Problem(f"{self.name}, allocation {allocation[:8]}: {reason}", "./justw deploy", lasting=True)
+            for allocation, reason in self.forgotten(job).items()
+        ]
         return found or ([] if self.is_healthy(job) else self.problems(job))
+
+    def forgotten(self, job: Json) -> dict[str, str]:
+        """Returns the running allocations that Consul forgot, each with the reason: Nomad must start others."""
+        found = [alloc for alloc in running(self.allocations()) if _should_run(alloc)]
+        listed, with_services = self._entries(job), {group["Name"] for group in job["TaskGroups"] if group["Services"]}
+        # They were healthy once, so Consul has listed them.
+        gone = {
+            alloc["ID"]: "Consul lists none of its services and refuses to register them"
+            for alloc in found
+            if alloc["ID"] not in listed and alloc["TaskGroup"] in with_services and is_marked_healthy(alloc)
+        }
+        return gone | forgotten(self._stack, self._clients.consul, {alloc["ID"] for alloc in found})
 
     def _unplaced(self, job: Json) -> list[Problem]:
         evaluations = self._nomad.job.get_evaluations(self.name)
@@ -110,11 +123,6 @@ def running(allocations: list[Json]) -> list[Json]:
 def is_marked_healthy(alloc: Json) -> bool:
     """Returns whether Nomad has seen an allocation run and pass its checks for `min_healthy_time`."""
     return bool((alloc["DeploymentStatus"] or {}).get("Healthy"))
-
-
-def _unknown_token(name: str, allocation: str, use: str) -> Problem:
-    text = f"Consul does not know the token of {name}, allocation {allocation[:8]}: {use}"
-    return Problem(text, "./justw deploy", lasting=True)
 
 
 def _should_run(alloc: Json) -> bool:

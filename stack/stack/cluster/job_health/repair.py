@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from stack.cluster.clients import Clients
-from stack.cluster.job_health.forgotten_tokens import forgotten
-from stack.cluster.job_health.job_state import JobState, is_marked_healthy, running
+from stack.cluster.job_health.job_state import JobState, is_marked_healthy
 from stack.cluster.planned_changes import Change
 from stack.config import Stack
 from stack.waiting import poll
 
+CONFIRMED_SECONDS = 5.0
+
 
 def replacements(stack: Stack, clients: Clients, name: str) -> Iterator[Change]:
-    """Yields a change for each running allocation of a job whose token Consul does not know: Nomad starts another."""
+    """Yields a change for each running allocation of a job that Consul forgot: Nomad starts another in its place."""
     if name not in clients.nomad.job or not _has_open_node(clients.nomad):
         return
-    allocations = {alloc["ID"] for alloc in running(JobState(stack, clients, name).allocations())}
-    for allocation, use in forgotten(stack, clients.consul, allocations).items():
-        note = f"Consul does not know the token of allocation {allocation[:8]} of job {name}: {use}"
+    for allocation, reason in _forgotten(JobState(stack, clients, name), clients.nomad.job.get_job(name)):
+        note = f"job {name}, allocation {allocation[:8]}: {reason}"
         where, replace = f"nomad allocation {name} {allocation[:8]}", partial(_replace, clients.nomad, name, allocation)
-        yield Change(where, "its token is unknown to Consul", "replaced", replace, (note,))
+        yield Change(where, "forgotten by Consul", "replaced", replace, (note,))
+
+
+def _forgotten(state: JobState, job: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns what Consul forgot now and some seconds later: Nomad removes a service while it restarts a task."""
+    before = state.forgotten(job)
+    if not before:
+        return []
+    time.sleep(CONFIRMED_SECONDS)
+    return [(allocation, reason) for allocation, reason in state.forgotten(job).items() if allocation in before]
 
 
 def retry_failed(stack: Stack, clients: Clients, name: str) -> None:

@@ -49,13 +49,14 @@ def test_an_unknown_token_of_a_service_is_found(stack: Stack) -> None:
     registered(stack, ONE, "user-service", "gone")
     registered(stack, TWO, "gateway", "known")
     found = forgotten(stack, consul("known"), {ONE, TWO})
-    assert found == {ONE: "it cannot register service user-service"}
+    assert found == {ONE: "Consul does not know its token, so it cannot register service user-service"}
 
 
 def test_an_unknown_token_of_templates_is_found(stack: Stack) -> None:
     registered(stack, ONE, "edge", "known")
     templated(stack, ONE, "edge", "gone")
-    assert forgotten(stack, consul("known"), {ONE}) == {ONE: "the templates of task edge cannot read Consul"}
+    effect = "Consul does not know its token, so the templates of task edge cannot read Consul"
+    assert forgotten(stack, consul("known"), {ONE}) == {ONE: effect}
     assert forgotten(stack, consul("known", "gone"), {ONE}) == {}
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from stack.cluster.job_health import repair
+from stack.cluster.job_health import job_state, repair
 from stack.cluster.rollout import Rollout
 from stack.config import Stack
 from stack.console import StackError
@@ -20,7 +22,8 @@ def deployment(status: str, index: int = 42) -> dict[str, object]:
 
 
 @pytest.fixture
-def cluster() -> Cluster:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    monkeypatch.setattr(repair, "CONFIRMED_SECONDS", 0.0)
     return Cluster()
 
 
@@ -58,19 +61,42 @@ def test_forgotten_instances_are_replaced_one_after_the_other(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [cluster.add(number) for number in (1, 2)]
-    monkeypatch.setattr(repair, "forgotten", lambda *_: dict.fromkeys(names, "it cannot register service gateway"))
+    monkeypatch.setattr(job_state, "forgotten", lambda *_: dict.fromkeys(names, "Consul does not know its token"))
     changes = list(repair.replacements(STACK, cluster.clients, "gateway"))
     assert [change.where for change in changes] == [f"nomad allocation gateway {name[:8]}" for name in names]
-    assert "it cannot register service gateway" in changes[0].notes[0]
+    assert changes[0].notes == ("job gateway, allocation 00000001: Consul does not know its token",)
     for change in changes:
         change.apply()
     assert cluster.sent == [("stop", name) for name in names]
 
 
-def test_nothing_is_stopped_while_no_node_could_start_another(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fields", "replaced"),
+    [
+        ({}, True),
+        ({"DesiredStatus": "stop"}, False),  # it drains, so Nomad has removed its services
+        ({"ClientStatus": "pending"}, False),
+        ({"DeploymentStatus": None}, False),  # it starts, and may not have registered yet
+    ],
+)
+def test_a_healthy_instance_that_consul_lists_no_more_is_replaced(
+    cluster: Cluster, fields: dict[str, Any], replaced: bool
 ) -> None:
-    name = cluster.add(1)
-    monkeypatch.setattr(repair, "forgotten", lambda *_: {name: "it cannot register service gateway"})
+    cluster.add(1)
+    cluster.add(2, passing=False)
+    cluster.allocations[-1].update(fields)
+    changes = list(repair.replacements(STACK, cluster.clients, "gateway"))
+    assert [change.where for change in changes] == (["nomad allocation gateway 00000002"] if replaced else [])
+
+
+def test_an_instance_that_is_only_restarted_is_not_replaced(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = cluster.add(1, passing=False)
+    monkeypatch.setattr(repair.time, "sleep", lambda _: cluster.passing.add(name))
+    assert list(repair.replacements(STACK, cluster.clients, "gateway")) == []
+
+
+def test_nothing_is_stopped_while_no_node_could_start_another(cluster: Cluster) -> None:
+    cluster.add(1, passing=False)
+    assert list(repair.replacements(STACK, cluster.clients, "gateway"))
     cluster.eligible = False
     assert list(repair.replacements(STACK, cluster.clients, "gateway")) == []
