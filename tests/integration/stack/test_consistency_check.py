@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from uuid import uuid4
 
+import grpc
 import httpx
 import pytest
+from google.protobuf import json_format, message_factory
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from support.database_access import execute, query_value
 from support.operator_commands import run
 from support.stack_under_test import RunningStack, eventually
@@ -122,6 +128,29 @@ def test_a_sound_store_has_no_findings(running: RunningStack, user: ApiUser) -> 
     audit = run("audit-orders")
     assert audit.returncode == 0, audit.stdout + audit.stderr
     assert "no findings" in audit.stdout
+
+
+def call(running: RunningStack, method: str, request: dict[str, str]) -> None:
+    """Makes the call of an advice to an instance of its service."""
+    service, _, name = method.partition("/")
+    job = "user-service" if service.startswith("shop.user") else "order-service"
+    instance = running.instances(job)[0]["Service"]
+    with grpc.insecure_channel(f"{instance['Address']}:{instance['Port']}") as channel:
+        contract = DescriptorPool(ProtoReflectionDescriptorDatabase(channel)).FindServiceByName(service)
+        message = message_factory.GetMessageClass(contract.FindMethodByName(name).input_type)()
+        send = channel.unary_unary(f"/{method}", request_serializer=lambda sent: sent.SerializeToString())
+        send(json_format.ParseDict(request, message), timeout=10)
+
+
+def test_the_next_step_of_a_finding_is_a_call_that_mends_it(running: RunningStack, user: ApiUser) -> None:
+    order_id = confirmed(user)
+    call(running, "shop.user.v1.UserService/ReleaseCredit", {"order_id": order_id, "user_id": user.id})
+    found = "\n".join(_about(order_id, run("audit-orders").stdout.splitlines()))
+    step = re.search(r"next +call (\S+) with (\{.*?\})", found)
+    assert step, found
+    call(running, step[1], json.loads(step[2]))
+    assert user.order(order_id)["status"] == "cancelled"
+    eventually("there is no finding any more", lambda: order_id not in run("audit-orders").stdout, 60, every=1)
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
