@@ -71,15 +71,6 @@ def _require_ports(stack: Stack, name: str) -> None:
             require_free(number, port)
 
 
-def has_allocations(stack: Stack) -> bool:
-    """Returns whether Nomad has started an allocation in this stack, also before its own restart."""
-    return any(_allocations(stack).glob("*"))
-
-
-def _allocations(stack: Stack) -> Path:
-    return stack.state / "nomad" / "data" / "alloc"
-
-
 def start(stack: Stack, agent: Agent) -> bool:
     """Starts an agent, restarts it if its configuration changed; returns False if neither was necessary."""
     process = daemon(stack, agent.name)
@@ -223,5 +214,5 @@ def _nomad(stack: Stack, tools: Tools) -> Agent:
         (str(tools.nomad), "agent"),
         config,
         lambda: _has_leader(stack.url("nomad")),
-        lambda: secret_folders.mount_again(_allocations(stack)),
+        lambda: secret_folders.mount_again(stack.state / "nomad" / "data" / "alloc"),
     )

@@ -85,6 +85,13 @@ class Nomad:
         """Returns whether the client of this agent is registered; the server also lists nodes of earlier starts."""
         return bool(self.api.agent.get_agent()["stats"]["client"]["heartbeat_ttl"] != "0s")
 
+    def has_work(self) -> bool:
+        """Returns whether an allocation should run, also one from before a restart of the agent."""
+        return any(
+            alloc["DesiredStatus"] == "run" and alloc["ClientStatus"] in {"pending", "running"}
+            for alloc in self.api.allocations.get_allocations()
+        )
+
     def change(self, name: str) -> Iterator[Change]:
         """Yields the change that registers a job, if it differs from its file."""
         job = self.parse(name)

@@ -126,13 +126,13 @@ def _start_agents(stack: Stack, found: tools.Tools, clients: Clients) -> int:
 
 
 def _wait_for_node(stack: Stack, found: tools.Tools, server: Nomad) -> None:
-    """Returns once the client of the agent is registered; restarts an agent without allocations until then.
+    """Returns once the client of the agent is registered; restarts an agent without work until then.
 
     A client that registers before the server's keyring is open retries only after half a minute. An agent that ends
     before it is registered fails every allocation whose identities have expired meanwhile, so that one is waited for.
     """
     agent = agents.agents(stack, found)[-1]
-    for _ in range(0 if agents.has_allocations(stack) else 5):
+    for _ in range(0 if server.has_work() else 5):
         if poll(server.has_node, 4):
             return
         agents.daemon(stack, agent.name).stop()
