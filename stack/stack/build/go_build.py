@@ -1,6 +1,7 @@
 """Builds servers from pinned Go modules into the user cache: once, resumable, one build at a time per user.
 
 A binary appears by a rename, so it is complete or absent. The Go caches are private and are removed after the build.
+The sources of the next server are fetched while one is compiled: the network and the processor work in parallel.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from stack.build import go_toolchain
 from stack.build.go_build_errors import explain
 from stack.config import ROOT, cache
-from stack.console import StackError, Step, say, step
+from stack.console import StackError, say, step
 from stack.machine.environment import for_downloads
 from stack.machine.lock import exclusive
 
 MODULES = ROOT / "stack" / "tools"
 GB = 1_000_000_000
+_DOOMED = "build.doomed-"
 OnLine = Callable[[str], None]
 _REMOVED = ("GOROOT", "GOOS", "GOARCH", "GOEXPERIMENT", "GODEBUG", "GOBIN", "GOPATH", "CGO_ENABLED")
 
@@ -69,7 +72,13 @@ class GoTool:
     @functools.cached_property
     def _pins(self) -> tuple[bytes, bytes]:
         folder = MODULES / self.name
-        return (folder / "go.mod").read_bytes(), (folder / "go.sum").read_bytes()
+        return (folder / "go.mod").read_bytes(), (folder / "go.sum").read_bytes() + self._replacements()
+
+    def _replacements(self) -> bytes:
+        """Returns the content of the modules of this repository that take the place of others."""
+        named = re.findall(r"=> \.\./(\S+)", (MODULES / self.name / "go.mod").read_text())
+        files = [file for name in named for file in sorted((MODULES / name).rglob("*")) if file.is_file()]
+        return b"".join(file.read_bytes() for file in files)
 
     def command(self, go: Path, output: Path) -> list[str]:
         return [str(go), "build", "-v", *self._build_flags, "-o", str(output), self.module]
@@ -93,8 +102,7 @@ def build(tools: Sequence[GoTool]) -> None:
             names = ", ".join(tool.name for tool in missing)
             say(f"  building {names}: once for this user, about 10 min on 2 cores; kept in {cache()}/tools")
             go = go_toolchain.go(_scratch(), max(tool.minimum_go for tool in missing))
-            for tool in missing:
-                _build(tool, go, cc.command, lock)
+            _build_all(missing, go, cc.command, lock)
         _remove_caches()
 
 
@@ -137,36 +145,46 @@ def environment(go: Path, cc: str, base: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _build(tool: GoTool, go: Path, cc: str, lock: int) -> None:
-    run = functools.partial(_run, tool, environment(go, cc, os.environ), lock)
-    with step(f"fetching {tool.name} {tool.version}", "30 s") as now:
-        stale = run(tool.listing(go), _count(now, "modules", lambda line: "downloading" in line))
+def _build_all(tools: Sequence[GoTool], go: Path, cc: str, lock: int) -> None:
+    env = environment(go, cc, os.environ)
+    fetcher = ThreadPoolExecutor(max_workers=1)
+    try:
+        fetched = [fetcher.submit(_fetch, tool, go, env, lock) for tool in tools]
+        for tool, stale in zip(tools, fetched, strict=True):
+            with step(f"fetching {tool.name} {tool.version}", "30 s"):
+                packages = stale.result()
+            _compile(tool, go, cc, lock, packages)
+    finally:
+        fetcher.shutdown(cancel_futures=True)
+
+
+def _fetch(tool: GoTool, go: Path, env: dict[str, str], lock: int) -> int:
+    """Fetches the modules of a server and returns how many packages must be compiled."""
+    return len(_run(tool, env, lock, tool.listing(go), lambda _: None))
+
+
+def _compile(tool: GoTool, go: Path, cc: str, lock: int, packages: int) -> None:
     final = tool.binary(bool(cc))
     partial = final.parent.with_name(f"{final.parent.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with step(f"building {tool.name} {tool.version}", tool.expected_time) as now:
-        compiled = _count(now, f"/{len(stale)} packages", lambda line: not re.search(r"[#\s]", line))
-        run(tool.command(go, partial / tool.name), compiled)
+        compiled = 0
+
+        def on_line(line: str) -> None:
+            nonlocal compiled
+            compiled += not re.search(r"[#\s]", line)
+            now.detail = f"{compiled}/{packages} packages"
+
+        _run(tool, environment(go, cc, os.environ), lock, tool.command(go, partial / tool.name), on_line)
     final.parent.parent.mkdir(parents=True, exist_ok=True)
     partial.rename(final.parent)
-
-
-def _count(now: Step, unit: str, is_counted: Callable[[str], bool]) -> OnLine:
-    seen = 0
-
-    def on_line(line: str) -> None:
-        nonlocal seen
-        seen += is_counted(line)
-        now.detail = f"{seen}{unit}" if unit.startswith("/") else f"{seen} {unit}"
-
-    return on_line
 
 
 def _run(tool: GoTool, env: dict[str, str], lock: int, command: list[str], on_line: OnLine) -> list[str]:
     """Runs go; passes each line of its progress to `on_line` and the log; returns the words of its output."""
     log = _scratch() / f"{tool.name}.log"
     last: deque[str] = deque(maxlen=200)
-    with (_scratch() / "stdout").open("w+") as out, log.open("a") as log_file:
+    with (_scratch() / f"{tool.name}.stdout").open("w+") as out, log.open("a") as log_file:
         child = subprocess.Popen(
             command,
             cwd=MODULES / tool.name,
@@ -209,22 +227,20 @@ def tidy() -> None:
 
 
 def _remove_caches() -> None:
-    """Frees the disk space of the build; the built servers stay.
+    """Frees the disk space of the build, in the background; the built servers stay.
 
     The rename comes first, so that a partly removed module cache is never used as a complete one.
     """
-    if not _leftovers():
-        return
-    with step("removing the build caches", "30 s"):
-        shutil.rmtree(_doomed(), ignore_errors=True)
-        if _scratch().exists():
-            _scratch().rename(_doomed())
-        shutil.rmtree(_doomed(), ignore_errors=True)
+    if _scratch().exists():
+        _scratch().rename(cache() / f"{_DOOMED}{os.getpid()}")
+    if doomed := _doomed():
+        say("  the build caches are removed in the background")
+        subprocess.Popen(["nice", "rm", "-rf", *map(str, doomed)], start_new_session=True, stdin=subprocess.DEVNULL)
 
 
 def _leftovers() -> bool:
-    return _scratch().exists() or _doomed().exists()
+    return _scratch().exists() or bool(_doomed())
 
 
-def _doomed() -> Path:
-    return cache() / "build.doomed"
+def _doomed() -> list[Path]:
+    return list(cache().glob(f"{_DOOMED}*"))

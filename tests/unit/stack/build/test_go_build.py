@@ -15,6 +15,7 @@ from stack.build.go_build import GoTool
 from stack.console import StackError
 from stack.machine import os_errors
 from stack.machine.lock import exclusive
+from stack.waiting import poll
 
 GO = """#!/bin/sh
 echo "$1 $GOFLAGS $CGO_ENABLED" >>"{folder}/calls"
@@ -59,6 +60,11 @@ def calls(tmp_path: Path) -> list[str]:
     return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def eventually_holds(tmp_path: Path, names: list[str]) -> None:
+    found = poll(lambda: sorted(path.name for path in (tmp_path / "cache").iterdir()) == names, 20)
+    assert found, "the build caches are not removed"
+
+
 def test_a_failed_build_leaves_no_server_and_keeps_the_caches(tmp_path: Path) -> None:
     go(tmp_path, after="echo 'x.go:1: syntax error' >&2; exit 1")
     tool = server(tmp_path)
@@ -79,7 +85,7 @@ def test_after_a_failure_the_next_build_continues_and_removes_the_caches(tmp_pat
     go(tmp_path)
     go_build.build([tool])
     assert tool.binary(cgo=True).read_text() == "built\n"
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["build.lock", "tools"]
+    eventually_holds(tmp_path, ["build.lock", "tools"])
 
 
 def test_a_built_server_is_not_built_again(tmp_path: Path) -> None:
@@ -87,6 +93,23 @@ def test_a_built_server_is_not_built_again(tmp_path: Path) -> None:
     for _ in range(2):
         go_build.build([server(tmp_path)])
     assert calls(tmp_path) == ["list", "build"]
+
+
+def test_the_next_server_is_fetched_while_one_is_compiled(tmp_path: Path) -> None:
+    """The first build waits until the second server was fetched."""
+    go(tmp_path, before=f'while [ "$(grep -c ^list "{tmp_path}/calls")" -lt 2 ]; do sleep 0.05; done')
+    go_build.build([server(tmp_path), server(tmp_path, "other")])
+    assert calls(tmp_path) == ["list", "list", "build", "build"]
+
+
+def test_a_failed_fetch_fails_the_build_of_its_server_only(tmp_path: Path) -> None:
+    go(tmp_path)
+    script = (tmp_path / "go").read_text().replace("printf", '[ "${PWD##*/}" != other ] || exit 1; printf', 1)
+    (tmp_path / "go").write_text(script)
+    first = server(tmp_path)
+    with pytest.raises(StackError):
+        go_build.build([first, server(tmp_path, "other")])
+    assert first.binary(cgo=True).exists()
 
 
 def test_another_version_is_built_next_to_the_old_one(tmp_path: Path) -> None:
@@ -98,6 +121,19 @@ def test_another_version_is_built_next_to_the_old_one(tmp_path: Path) -> None:
     assert {tool.version for tool in (old, new)} == {"1.2.3", "1.3.0"}
     assert old.binary(cgo=True).exists()
     assert new.binary(cgo=True).exists()
+
+
+def test_a_change_of_a_replaced_module_is_another_server(tmp_path: Path) -> None:
+    tool = server(tmp_path)
+    with (tmp_path / "modules" / "server" / "go.mod").open("a") as pins:
+        pins.write("\nreplace example.org/part => ../part\n")
+    (tmp_path / "modules" / "part").mkdir()
+    source = tmp_path / "modules" / "part" / "part.go"
+    found = set()
+    for content in ("package part\n", "package part // changed\n"):
+        source.write_text(content)
+        found.add(GoTool(tool.name, tool.module, "1 s", 0.001).binary(cgo=True))
+    assert len(found) == 2
 
 
 def test_a_second_deploy_waits_and_then_finds_the_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,10 +228,10 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
 
 
 def test_a_partly_removed_cache_is_removed_later_but_not_during_another_build(tmp_path: Path) -> None:
-    doomed = tmp_path / "cache" / "build.doomed" / "x"
+    doomed = tmp_path / "cache" / "build.doomed-1" / "x"
     doomed.mkdir(parents=True)
     with exclusive(tmp_path / "cache" / "build.lock"):
         go_build.tidy()
     assert doomed.exists()
     go_build.tidy()
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["build.lock"]
+    eventually_holds(tmp_path, ["build.lock"])
