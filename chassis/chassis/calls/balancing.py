@@ -149,6 +149,10 @@ class Balancer:
             raise unavailable("UNAVAILABLE", f"no healthy instance of {self._endpoints.service}", 1.0)
         available = [each for each in instances if each.is_available(now)]
         candidates = [each for each in available if each.endpoint not in tried] or available
+        if tried:
+            # A retry of shed load may be made only once, so it goes to an instance with capacity if there is one.
+            shed_seconds = self._rules.shed_seconds
+            candidates = [each for each in candidates if not each.sheds_load(now, shed_seconds)] or candidates
         if not candidates:
             return min(instances, key=lambda each: (each.endpoint in tried, each.ejected_until))
         drawn = [each for each in candidates if _drawn(each.share(now, self._rules))] or candidates

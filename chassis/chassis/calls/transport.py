@@ -40,8 +40,13 @@ _OPTIONS = (
 )
 _OVERLOADED = "OVERLOADED"
 _UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
-# grpc has no status for a connection that was never established, only these texts. fragile: grpc-error-text
-_NOT_CONNECTED = ("failed to connect", "connection refused", "no connection established", "dns resolution")
+# grpc has no status for a connection that was never established, only these beginnings. fragile: grpc-error-text
+_NOT_CONNECTED = (
+    "failed to connect to all addresses",
+    "no connection established",
+    "errors resolving",
+    "DNS resolution",
+)
 
 
 class NotProcessed(RpcError):  # noqa: N818 - says how far the call got
@@ -181,17 +186,14 @@ def _translated(error: grpc.aio.AioRpcError) -> RpcError:
         return NotProcessed(code, found.reason, found.message, None, found.retry_after, pushback=found.pushback)
     if found.reason != code.name:
         return found
+    # A handler may fail with the same code and a similar text, but its answer has metadata or a text of its own.
+    has_metadata = bool(error.initial_metadata() or error.trailing_metadata())
     if code is grpc.StatusCode.CANCELLED:
-        return NotProcessed(*_UNAVAILABLE, details) if _was_not_accepted(error) else _connection_lost(details)
-    if code is grpc.StatusCode.UNAVAILABLE and any(text in details.lower() for text in _NOT_CONNECTED):
+        not_accepted = not has_metadata and details == "CANCELLED"  # fragile: grpc-cancelled
+        return NotProcessed(*_UNAVAILABLE, details) if not_accepted else _connection_lost(details)
+    if code is grpc.StatusCode.UNAVAILABLE and not has_metadata and details.startswith(_NOT_CONNECTED):
         return NotProcessed(*_UNAVAILABLE, details)
     return found
-
-
-def _was_not_accepted(error: grpc.aio.AioRpcError) -> bool:
-    """True if a stopping server ended the call before a handler began: without metadata or a text of its own."""
-    metadata: Any = (*(error.initial_metadata() or ()), *(error.trailing_metadata() or ()))
-    return not metadata and error.details() == "CANCELLED"  # fragile: grpc-cancelled
 
 
 def _connection_lost(message: str) -> RpcError:

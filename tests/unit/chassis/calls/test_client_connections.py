@@ -140,6 +140,24 @@ async def test_a_call_that_a_handler_cancelled_is_not_repeated(backends: Backend
     assert sum(len(server.seen) for server in servers) == 1
 
 
+@pytest.mark.parametrize("details", ["database: connection refused", "failed to connect to the database"])
+@pytest.mark.parametrize("with_status", [True, False])
+async def test_a_call_whose_handler_could_not_connect_is_not_repeated(
+    backends: Backends, details: str, with_status: bool
+) -> None:
+    """The texts resemble those of gRPC for a connection that was never established."""
+
+    async def fail(_text: str, context: Any) -> str:
+        if with_status:
+            raise RpcError(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", details)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, details)
+        return ""
+
+    servers = await backends.start(fail, fail)
+    assert (await error_of(backends.stub.say("once"))).code is grpc.StatusCode.UNAVAILABLE
+    assert sum(len(server.seen) for server in servers) == 1
+
+
 @pytest.mark.parametrize("behaviour", CANCELS, ids=["no text", "text", "status"])
 async def test_an_idempotent_call_that_a_handler_cancelled_is_retried(backends: Backends, behaviour: Any) -> None:
     await backends.start(behaviour, echo)

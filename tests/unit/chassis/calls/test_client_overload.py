@@ -107,6 +107,15 @@ async def test_a_call_that_is_shed_is_made_at_an_instance_with_capacity(
         assert await backends.stub.say(str(number)) == str(number)
 
 
+async def test_a_call_that_is_shed_goes_to_the_only_instance_with_capacity(backends: Backends) -> None:
+    backends.change(attempts=2)
+    await backends.start(shed(-1.0), shed(-1.0), shed(-1.0), after(0.01))
+    await asyncio.gather(*(backends.stub.say("warm") for _ in range(20)), return_exceptions=True)
+    for _ in range(5):
+        results = await asyncio.gather(*(backends.stub.say("x") for _ in range(20)), return_exceptions=True)
+        assert results == ["x"] * 20
+
+
 async def test_a_call_that_every_instance_sheds_is_not_multiplied(backends: Backends) -> None:
     backends.change(attempts=3)
     servers = await backends.start(shed(-1.0), shed(-1.0))
