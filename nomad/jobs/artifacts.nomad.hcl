@@ -35,7 +35,7 @@ job "artifacts" {
         method   = "HEAD"
         path     = "/"
         interval = "5s"
-        timeout  = "5s"
+        timeout  = "20s"
 
         check_restart {
           limit = 13

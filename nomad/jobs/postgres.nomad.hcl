@@ -42,7 +42,7 @@ job "postgres" {
         command  = "${var.postgres_bin}/pg_isready"
         args     = ["-q", "-t", "1", "-h", "127.0.0.1", "-p", "${NOMAD_PORT_postgres}", "-U", "postgres", "-d", "postgres"]
         interval = "2s"
-        timeout  = "3s"
+        timeout  = "10s"
 
         # A Postgres that starts or recovers exits with 1, which is a warning here; a restart would only begin again.
         check_restart {

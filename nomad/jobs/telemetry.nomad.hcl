@@ -36,7 +36,7 @@ job "telemetry" {
         type     = "http"
         path     = "/"
         interval = "5s"
-        timeout  = "5s"
+        timeout  = "20s"
 
         # Its data is lost then, but a server that hangs loses all new data.
         check_restart {

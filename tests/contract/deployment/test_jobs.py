@@ -13,6 +13,7 @@ import pytest
 
 from chassis.process import FLUSH_SECONDS
 from chassis.settings import Environment
+from chassis.watchdog import STUCK_SECONDS
 from stack.build import tools
 from stack.build.zipapps import Artifact
 from stack.cluster import nomad
@@ -165,6 +166,17 @@ def test_a_failing_check_restarts_every_service(job: str) -> None:
     services = [body for _, body in blocks(job_text(job), "service")]
     assert services
     assert [body for body in services if not list(blocks(body, "check_restart"))] == []
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_slow_answer_on_a_busy_machine_restarts_no_service(job: str) -> None:
+    """A process with a watchdog ends itself when it is stuck, long before its check restarts it."""
+    for _, check in blocks(job_text(job), "check"):
+        for _, restart in blocks(check, "check_restart"):
+            seconds = dict(re.findall(r'\b(timeout|interval)\s*=\s*"(\d+)s"', check))
+            (limit,) = re.findall(r"\blimit\s*=\s*(\d+)", restart)
+            assert int(seconds["timeout"]) >= 10
+            assert (int(limit) - 1) * int(seconds["interval"]) >= (2 if job in SERVICES else 1) * STUCK_SECONDS
 
 
 @pytest.mark.parametrize("job", JOBS)
