@@ -159,6 +159,27 @@ async def test_another_content_type_is_415(shared_gateway: RunningGateway, kind:
     assert (response.status_code, response.json()["type"]) == (415, "/problems/unsupported-media-type")
 
 
+TARGETS = [
+    ("GET", b"/v1/orders?cursor=\xff"),
+    ("GET", b"/v1/orders?status=\xed\xa0\x80"),
+    ("GET", b"/v1/orders/%ed%a0%80"),
+    ("GET", b"/v1/orders/\xed\xa0\x80"),
+    ("GET", b"/v1/orders/01a20ad9-ad31-72d5-8db0-0f031df77a4\xff/events"),
+    ("POST", b"/v1/orders/%ff/cancel"),
+    ("GET", b"/v1/orders/%00/watch"),
+]
+
+
+@pytest.mark.parametrize(("verb", "target"), TARGETS)
+async def test_bytes_that_no_protobuf_string_can_hold_reach_no_service(
+    shared_gateway: RunningGateway, verb: str, target: bytes
+) -> None:
+    token = (await shared_gateway.guest())["authorization"].encode()
+    head = verb.encode() + b" " + target + b" HTTP/1.1\r\nhost: h\r\nconnection: close\r\nauthorization: " + token
+    response = await shared_gateway.raw(head + b"\r\ncontent-length: 0\r\n\r\n")
+    assert int(response.split()[1]) in (400, 404, 422), response
+
+
 BODIES = [
     ("/v1/users", PERSON),
     ("/v1/sessions", {"email": "nobody@example.com", "password": "x"}),
