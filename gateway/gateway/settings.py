@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from pydantic import Field, IPvAnyNetwork
+from ipaddress import ip_network
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from chassis.calls.client_settings import ClientSettings
 from chassis.serving.limiter import LimiterSettings
 from chassis.settings import ProcessSettings, Section
+
+
+def _network(text: str) -> str:
+    ip_network(text)
+    return text
+
+
+Network = Annotated[str, AfterValidator(_network)]
 
 
 class ClientLimitSettings(Section):
@@ -50,7 +61,7 @@ class Settings(ProcessSettings):
     dependency_probe_seconds: float = Field(gt=0, le=60, description="interval of probing Consul and Vault for /readyz")
     watch_heartbeat_seconds: float = Field(gt=0, le=300, description="longest silence of a watch")
     watch_retry_seconds: float = Field(ge=0, le=60, description="reconnect delay of a caller whose watch has ended")
-    trusted_proxies: list[IPvAnyNetwork] = Field(description="networks of the edge: only its X-Forwarded-For is read")
+    trusted_proxies: list[Network] = Field(description="networks of the edge: only its X-Forwarded-For is read")
     clients: ClientLimitSettings = Field(description="what one client may have in progress at one gateway")
     limiter: LimiterSettings = Field(description="limit of concurrent requests")
     users: ClientSettings = Field(description="calls to user-service")

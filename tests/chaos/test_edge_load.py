@@ -23,6 +23,7 @@ from support.traffic.performance_targets import Effort, efforts
 MEMORY_LIMIT = 512 * 2**20
 LIVE = connections.head("GET", "/livez")
 FULL_BODY = 65_000
+CROWDS = (16, 64, 200)
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("healthy", "unharmed")]
 
@@ -58,23 +59,24 @@ def others(http: httpx.Client, request: Request, times: int) -> Counter[int]:
 # --- too many at once
 
 
-@pytest.mark.parametrize("clients", [100, 400, pytest.param(1000, marks=pytest.mark.long)])
+@efforts(400, 1000)
 def test_a_crowd_that_reads_one_order_is_answered_or_asked_to_come_back(
-    edge: Address, reading: Callable[[int], Request], clients: int
+    edge: Address, reading: Callable[[int], Request], effort: Effort
 ) -> None:
+    """Goodput stays above 0.4 of the peak, with `-m long` above 0.8."""
     request = reading(0)
-    crowd = Crowd(edge, connections.head("GET", request.path, request.headers))
+    crowds = {clients: Crowd(edge, connections.head("GET", request.path, request.headers)) for clients in CROWDS}
+    crowds[effort.times] = Crowd(edge, connections.head("GET", request.path, request.headers))
     with connections.many_open_files():
-        crowd.run(clients, 5)
-    print(f"{clients} clients: {dict(crowd.outcomes)}")
-    # A deadline of the gateway may pass on a machine that is busy with something else.
-    late = crowd.outcomes.pop("504", 0)
-    assert set(crowd.outcomes) <= {"200", "503 with a hint"}
-    assert late <= 0.01 * crowd.outcomes.total()
-    assert crowd.outcomes["200"] > 50
+        for clients, crowd in crowds.items():
+            crowd.run(clients, 5)
+            print(f"{clients} clients: {dict(crowd.outcomes)}")
+            assert set(crowd.outcomes) <= {"200", "503 with a hint"}
+    good = [crowd.outcomes["200"] for crowd in crowds.values()]
+    assert good[-1] >= effort.bound(0.8, 0.4) * max(good)
 
 
-@efforts(150, 600)
+@efforts(150, 190)
 def test_watches_leave_the_places_of_calls_free(
     edge: Address, http: httpx.Client, user: ApiUser, reading: Callable[[int], Request], effort: Effort
 ) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache, lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import structlog
@@ -98,12 +98,12 @@ def _client_address(request: Request) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _is_within(address: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+def _is_within(address: str, networks: Sequence[str]) -> bool:
     try:
         parsed = ip_address(address)
     except ValueError:  # a Unix socket has no address
         return False
-    return any(parsed in network for network in networks)
+    return any(parsed in ip_network(network) for network in networks)
 
 
 def _span_name(request: Request, route: str) -> str:

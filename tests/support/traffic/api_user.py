@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from support.stack_under_test import eventually
 
-RETRYABLE = {httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT}
+RETRYABLE = {httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS}
 LINES = [{"sku": "tea-green", "quantity": 2, "unit_price": 350}]
 
 
