@@ -9,6 +9,7 @@ from chassis.calls import client
 from chassis.process import Process
 from gateway import composition
 from gateway.admission.client_limits import ClientLimits
+from gateway.admission.loop_delay import LoopDelay
 from gateway.auth.access_token_verifier import AccessTokenVerifier
 from gateway.backend import Backend
 from gateway.dependency_health import DependencyHealth
@@ -30,7 +31,9 @@ async def compose(process: Process[Settings]) -> None:
     process.supervise("dependencies", health.probe_agents)
     stubs = _stub(UserServiceStub, users), _stub(OrderServiceStub, orders)
     limits = ClientLimits(settings.section(lambda now: now.clients))
-    backend = Backend(*stubs, access_tokens, health, ProfileCache(settings), limits, settings)
+    loop_delay = LoopDelay()
+    process.supervise("event loop", loop_delay.measure)
+    backend = Backend(*stubs, access_tokens, health, ProfileCache(settings), limits, loop_delay, settings)
     gateway_app = composition.create(backend)
     await http_server.serve(gateway_app, process)
 

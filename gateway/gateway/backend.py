@@ -9,6 +9,7 @@ from sanic import Request
 
 from chassis.settings import Live
 from gateway.admission.client_limits import ClientLimits
+from gateway.admission.loop_delay import LoopDelay
 from gateway.auth.access_token_verifier import AccessTokenVerifier
 from gateway.dependency_health import DependencyHealth
 from gateway.profile_cache import ProfileCache
@@ -29,6 +30,7 @@ class Backend:
     health: DependencyHealth
     profiles: ProfileCache
     limits: ClientLimits
+    loop_delay: LoopDelay
     settings: Live[Settings]
 
 

@@ -61,6 +61,7 @@ class Settings(ProcessSettings):
     dependency_probe_seconds: float = Field(gt=0, le=60, description="interval of probing Consul and Vault for /readyz")
     watch_heartbeat_seconds: float = Field(gt=0, le=300, description="longest silence of a watch")
     watch_retry_seconds: float = Field(ge=0, le=60, description="reconnect delay of a caller whose watch has ended")
+    queue_seconds: float = Field(gt=0, le=60, description="delay of the event loop that ends admission but for a few")
     trusted_proxies: list[Network] = Field(description="networks of the edge: only its X-Forwarded-For is read")
     clients: ClientLimitSettings = Field(description="what one client may have in progress at one gateway")
     limiter: LimiterSettings = Field(description="limit of concurrent requests")

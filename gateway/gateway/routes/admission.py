@@ -17,6 +17,7 @@ from chassis.deadline import deadline
 from gateway.admission.request_body import receive_body
 from gateway.backend import backend_of
 from gateway.http.gateway_app import GatewayApp
+from gateway.http.problems import Problem
 
 P = ParamSpec("P")
 Response = Coroutine[Any, Any, HTTPResponse | None]
@@ -24,6 +25,7 @@ Route = Callable[Concatenate[Request, P], Response]
 UserRoute = Callable[Concatenate[Request, str, P], Response]
 
 _MARGIN_SECONDS = 0.2
+_A_FEW = 3
 
 
 def admitted(setting: str | None, *, urgent: bool = False) -> Callable[[Route[P]], Route[P]]:
@@ -37,7 +39,7 @@ def admitted(setting: str | None, *, urgent: bool = False) -> Callable[[Route[P]
         async def bounded(request: Request, /, *args: P.args, **kwargs: P.kwargs) -> HTTPResponse | None:
             settings = backend_of(request).settings.value
             await receive_body(request, settings)
-            cast(GatewayApp, request.app).admit(request, urgent=urgent)
+            _admit(request, urgent=urgent)
             if setting is None:
                 return await route(request, *args, **kwargs)
             seconds: float = getattr(settings, setting)
@@ -49,6 +51,18 @@ def admitted(setting: str | None, *, urgent: bool = False) -> Callable[[Route[P]
         return bounded
 
     return decorate
+
+
+def _admit(request: Request, *, urgent: bool) -> None:
+    """Takes a permit; raises Problem if the queue is too long in time, RpcError if it is too long in number.
+
+    A few are admitted whatever the delay, so that a starved machine still answers.
+    """
+    backend, app = backend_of(request), cast(GatewayApp, request.app)
+    settings = backend.settings.value
+    if backend.loop_delay.seconds > settings.queue_seconds and app.limiter.in_use >= _A_FEW and not urgent:
+        raise Problem("OVERLOADED", retry_after=settings.limiter.retry_after_seconds)
+    app.admit(request, urgent=urgent)
 
 
 def limited_per_user(route: UserRoute[P]) -> UserRoute[P]:

@@ -17,6 +17,7 @@ from chassis.process import Process
 from chassis.testing import FakeConsul, process
 from gateway import composition
 from gateway.admission.client_limits import ClientLimits
+from gateway.admission.loop_delay import LoopDelay
 from gateway.auth.access_token_verifier import AccessTokenVerifier
 from gateway.backend import Backend
 from gateway.dependency_health import DependencyHealth
@@ -117,7 +118,7 @@ def compose(process: Process[Settings], vault: FakeVault) -> GatewayApp:
     health = DependencyHealth(process, access_tokens, {"user-service": users, "order-service": orders})
     stubs: tuple[Any, Any] = UserServiceStub(users), OrderServiceStub(orders)
     limits = ClientLimits(settings.section(lambda value: value.clients))
-    backend = Backend(*stubs, access_tokens, health, ProfileCache(settings), limits, settings)
+    backend = Backend(*stubs, access_tokens, health, ProfileCache(settings), limits, LoopDelay(), settings)
     gateway_app = composition.create(backend, f"gateway{next(_app_numbers)}")
     gateway_app.config.TOUCHUP = False  # it rewrites Sanic's own code, which works once in a process
     return gateway_app
