@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+from support.stack_under_test import RunningStack
 from support.traffic.api_user import LINES, ApiUser
 
 USER: dict[str, Any] = {
@@ -13,6 +15,12 @@ USER: dict[str, Any] = {
     "name": "Someone",
     "password": "a long enough password",
 }
+_METHODS = {
+    "user-service": "/shop.user.v1.UserService/GetUser",
+    "order-service": "/shop.order.v1.OrderService/GetOrder",
+}
+# A message whose first field is the id of a user who does not exist.
+_UNKNOWN_ID = b"\x0a\x2401a20ad9-ad31-72d5-8db0-0f031df77a40"
 ORDER: dict[str, Any] = {"currency": "EUR", "lines": LINES}
 
 
@@ -150,3 +158,27 @@ def test_an_unknown_path_is_a_404_and_a_wrong_method_a_405(http: httpx.Client) -
 
 def test_another_content_type_is_a_415(http: httpx.Client) -> None:
     assert_problem(http.post("/v1/users", content=b"email=a", headers={"content-type": "text/plain"}), 415)
+
+
+@pytest.mark.parametrize("service", ["user-service", "order-service"])
+@pytest.mark.parametrize("seconds", [3, 2_600_000, 40_000_000])
+def test_a_grpc_call_with_a_long_deadline_is_answered(running: RunningStack, service: str, seconds: float) -> None:
+    code, _ = _called(running, service, _UNKNOWN_ID, seconds)
+    assert code in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT}
+
+
+@pytest.mark.parametrize("service", ["user-service", "order-service"])
+@pytest.mark.parametrize("body", [b"\x00", b"\x0a\x7f\xff", b"\x0a\x02\xff\xfe"])
+def test_a_grpc_request_that_cannot_be_decoded_is_internal(running: RunningStack, service: str, body: bytes) -> None:
+    assert _called(running, service, body, 3) == (grpc.StatusCode.INTERNAL, "the request cannot be decoded")
+
+
+def _called(running: RunningStack, service: str, body: bytes, seconds: float) -> tuple[grpc.StatusCode, str]:
+    """The error of a call to one instance, sent as bytes."""
+    found = running.instances(service)[0]["Service"]
+    with grpc.insecure_channel(f"{found['Address']}:{found['Port']}") as channel:
+        call: Any = channel.unary_unary(_METHODS[service])
+        with pytest.raises(grpc.RpcError) as raised:
+            call(body, timeout=seconds)
+    error: Any = raised.value
+    return error.code(), error.details()
