@@ -56,7 +56,10 @@ def remote_context(header: str, states: Sequence[str] = ()) -> Any:
     """Parses a traceparent header into an OpenTelemetry context; None if it is empty or malformed."""
     if not header:
         return None
-    return _w3c.extract({"traceparent": header, "tracestate": list(states)}) or None
+    carrier: dict[str, str | list[str]] = {"traceparent": header}
+    if states:
+        carrier["tracestate"] = list(states)
+    return _w3c.extract(carrier) or None
 
 
 @contextmanager
