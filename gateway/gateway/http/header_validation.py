@@ -24,7 +24,8 @@ class ValidatedRequest(TolerantRequest):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.method != UNREADABLE_METHOD:
+        # A caller may also send that method.
+        if self.method != UNREADABLE_METHOD or self.head:
             _validate(self)
 
 
