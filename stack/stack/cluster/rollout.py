@@ -22,7 +22,8 @@ from stack.waiting import poll
 
 _ENDED = {"successful", "failed", "cancelled"}
 # A cause counts when it has lasted for so long: until then Nomad may still be about to place or start an instance.
-_LASTED_SECONDS = 6.0
+_STUCK_SECONDS = 6.0
+_REPORTED_SECONDS = 8.0
 _INTERVAL_SECONDS = 1.0
 
 
@@ -123,13 +124,14 @@ class LastingCauses:
         found = find()
         self.last = found or self.last
         self._since = {problem: self._since.get(problem, now) for problem in found}
-        lasted = [problem for problem, since in self._since.items() if now - since >= _LASTED_SECONDS]
-        stuck = next((problem for problem in lasted if problem.lasting), None)
-        for problem in lasted:
-            if not stuck and problem.text not in self._reported:
-                self._reported.add(problem.text)
-                self._report(problem.text)
-        return stuck
+        for text in (problem.text for problem in self._lasted(now, _REPORTED_SECONDS)):
+            if text not in self._reported:
+                self._reported.add(text)
+                self._report(text)
+        return next((problem for problem in self._lasted(now, _STUCK_SECONDS) if problem.lasting), None)
+
+    def _lasted(self, now: float, seconds: float) -> list[Problem]:
+        return [problem for problem, since in self._since.items() if now - since >= seconds]
 
 
 def failed(allocations: list[dict[str, Any]]) -> list[dict[str, Any]]:
