@@ -214,20 +214,20 @@ def _differences(caller: Caller, row: dict[str, str]) -> dict[str, str]:
 def _recovered(user: ApiUser) -> bool:
     try:
         return not _differences(Caller(user, orders=2), HEALTHY)
-    except httpx.HTTPStatusError:
+    except (httpx.HTTPStatusError, httpx.ConnectError):
         return False
 
 
 @pytest.fixture
 def caller(running: RunningStack, http: httpx.Client) -> Caller:
     """A user of a stack that has recovered from the previous row."""
-    return eventually("a user's calls are answered", lambda: _caller(http), 60, every=1)
+    return eventually("a user's calls are answered", lambda: _caller(http), 120, every=1)
 
 
 def _caller(http: httpx.Client) -> Caller | None:
     try:
         return Caller(register(http))
-    except httpx.HTTPStatusError:
+    except (httpx.HTTPStatusError, httpx.ConnectError):
         return None
 
 
@@ -280,4 +280,4 @@ def test_callers_get_the_answers_of_the_row(running: RunningStack, chaos: Chaos,
         while time.monotonic() < holds_until:
             time.sleep(HOLDS_EVERY_SECONDS)
             assert _differences(caller, row.cells) == {}
-    eventually("every call is answered as before", lambda: _recovered(caller.user), 60, every=0.5)
+    eventually("every call is answered as before", lambda: _recovered(caller.user), 120, every=0.5)

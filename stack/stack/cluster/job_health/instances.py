@@ -101,8 +101,11 @@ def _failing_checks(alloc: Json, name: str, checks: Sequence[Json] | None) -> It
     if checks is None:
         yield Problem(f"Consul does not list the services of {name}", "./justw logs consul")
         return
-    for check in checks:
-        if check["Status"] != "passing":
-            output = " ".join(check["Output"].split()) or "no result yet"
-            text = f"check {check['Name']!r} of {name} fails: {_both_ends(output)}"
-            yield Problem(text, f"./justw logs {alloc['JobID']}")
+    failing = [check for check in checks if check["Status"] != "passing"]
+    if failing and not any(check["Output"] for check in checks):
+        yield Problem(f"{name} has just started: no check has a result yet", f"./justw logs {alloc['JobID']}")
+        return
+    for check in failing:
+        output = " ".join(check["Output"].split()) or "no result yet"
+        text = f"check {check['Name']!r} of {name} fails: {_both_ends(output)}"
+        yield Problem(text, f"./justw logs {alloc['JobID']}")

@@ -101,6 +101,12 @@ def test_every_failing_check_is_named_with_its_output() -> None:
     ]
 
 
+def test_checks_without_any_result_are_one_problem() -> None:
+    silent = {"Name": "liveness", "Status": "critical", "Output": ""}
+    found = texts(allocation(state="running"), checks=[silent, silent | {"Name": "readiness"}])
+    assert found == ["user-service, allocation 842c1cc8 has just started: no check has a result yet"]
+
+
 def test_a_running_allocation_that_consul_does_not_list_is_a_problem() -> None:
     assert texts(allocation(state="running")) == [
         "Consul does not list the services of user-service, allocation 842c1cc8"
