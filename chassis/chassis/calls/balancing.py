@@ -120,7 +120,7 @@ class Balancer:
         if error is None:
             self._record_latency(instance, method.path, now - began)
             if instance.is_slow(self._rules, list(self._instances.values())):
-                self._eject(instance, now, "slow")
+                self._eject_outlier(instance, now, "slow")
 
     def slow_after(self, method: Method) -> float:
         """Returns the seconds after which a call of the method is unusually slow; 0 if it has not been called yet."""
@@ -144,7 +144,7 @@ class Balancer:
         instances = list(self._instances.values())
         for each in instances:
             if each.is_stalled(now, self._rules.stall_seconds, instances):
-                self._eject(each, now, "stalled")
+                self._eject_outlier(each, now, "stalled")
         if not instances:
             raise unavailable("UNAVAILABLE", f"no healthy instance of {self._endpoints.service}", 1.0)
         available = [each for each in instances if each.is_available(now)]
@@ -175,6 +175,12 @@ class Balancer:
         # A failed probe is enough: the instance has not proved that it is back.
         if unreachable or instance.ejected or instance.failures_in_a_row >= self._rules.failures_in_a_row:
             self._eject(instance, now, "unreachable" if unreachable else "failures")
+
+    def _eject_outlier(self, instance: Instance, now: float, reason: str) -> None:
+        """Ejects an instance that still works, unless its calls would go to instances that have too many already."""
+        others = [each for each in self._instances.values() if each is not instance and not each.ejected]
+        if not all(each.sheds_load(now, self._rules.shed_seconds) for each in others):
+            self._eject(instance, now, reason)
 
     def _eject(self, instance: Instance, now: float, reason: str) -> None:
         seconds = self._settings.value.ejection_seconds

@@ -26,6 +26,7 @@ RULES = EjectionRules(
 LONG = 60.0
 INTERNAL = RpcError(grpc.StatusCode.INTERNAL, "INTERNAL")
 TIMEOUT = RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+SHED = NotProcessed(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
 UNREACHABLE = NotProcessed(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
 
 

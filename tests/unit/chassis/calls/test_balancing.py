@@ -17,7 +17,7 @@ from chassis.platform.discovery import Endpoint
 from chassis.settings import Live
 
 from ..backends import SETTINGS
-from .simulated_calls import INTERNAL, LONG, QUICK, READ, TIMEOUT, UNREACHABLE, Calls
+from .simulated_calls import INTERNAL, LONG, QUICK, READ, SHED, TIMEOUT, UNREACHABLE, Calls
 
 
 @pytest.mark.parametrize("error", [TIMEOUT, INTERNAL], ids=["hangs", "is broken"])
@@ -95,6 +95,20 @@ def test_an_instance_that_is_much_slower_than_the_others_is_ejected(factor: floa
     calls = Calls("abc", slow_factor=factor)
     calls.many(200, seconds=0.2, only="c")
     assert calls.balancer.ejected == (["c"] if factor < 10 else [])
+
+
+@pytest.mark.parametrize(("error", "ejected"), [(SHED, []), (None, ["b"])])
+def test_a_stalled_instance_is_not_ejected_if_the_others_shed_load(error: RpcError | None, ejected: list[str]) -> None:
+    """Its calls would go to instances that have too many. The second case is the control."""
+    calls = Calls("ab")
+    calls.many(10)
+    calls.hold("b")
+    for _ in range(30):
+        with calls.balancer.pick({Endpoint("b", "b")}, READ, LONG) as attempt:
+            calls.now += 0.05
+            calls.balancer.record(attempt, READ, error)
+            calls.balancer.record(attempt, READ, None)
+    assert calls.balancer.ejected == ejected
 
 
 def test_no_instance_is_ejected_when_all_are_slow() -> None:
