@@ -35,11 +35,13 @@ def closed_node(running: RunningStack) -> Iterator[None]:
 
 @contextmanager
 def forgetful_consul(running: RunningStack, job: str) -> Iterator[None]:
-    """Restores a Consul snapshot that is older than the tokens of all instances of a job; a deploy ends the fault."""
+    """Restores a Consul snapshot that is older than the instances of a job with a service of its name; a deploy ends it."""
     before = _snapshot(running, "GET").content
     replace(running, job)
     _snapshot(running, "PUT", before)
     try:
+        # The snapshot lists the instances of its time; the agent removes them when it next compares, once a minute.
+        eventually("Consul lists no instance", lambda: not running.instances(job), 180)
         yield
     finally:
         deploy = run("deploy", seconds=300)
