@@ -35,7 +35,7 @@ def closed_node(running: RunningStack) -> Iterator[None]:
 
 @contextmanager
 def forgetful_consul(running: RunningStack, job: str) -> Iterator[None]:
-    """Restores a Consul snapshot that is older than the instances of a job with a service of its name; a deploy ends it."""
+    """Restores a Consul snapshot that is older than all instances of a job; a deploy ends the fault."""
     before = _snapshot(running, "GET").content
     replace(running, job)
     _snapshot(running, "PUT", before)
