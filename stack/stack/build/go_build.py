@@ -67,7 +67,8 @@ class GoTool:
 
     @property
     def _build_flags(self) -> tuple[str, ...]:
-        return ("-trimpath", "-ldflags=-s -w", "-buildvcs=false", *self.flags)
+        # The linker drops all debug information, so the compiler need not write it.
+        return ("-trimpath", "-gcflags=all=-dwarf=false", "-ldflags=-s -w", "-buildvcs=false", *self.flags)
 
     @functools.cached_property
     def _pins(self) -> tuple[bytes, bytes]:

@@ -21,7 +21,7 @@ from stack.build.go_toolchain import Version, parse_version
 from stack.config import cache
 from stack.console import StackError
 
-NOMAD = GoTool("nomad", "github.com/hashicorp/nomad", "4 min", 6.0, flags=("-tags=ui",))
+NOMAD = GoTool("nomad", "github.com/hashicorp/nomad", "4 min", 6.0, flags=("-tags=ui,release",))
 CONSUL = GoTool("consul", "github.com/hashicorp/consul", "4 min", 5.0)
 VIEWER = GoTool("otel-desktop-viewer", "github.com/CtrlSpice/otel-desktop-viewer", "1 min", 3.0, needs_cpp=True)
 BUILT = {"nomad": NOMAD, "consul": CONSUL, "telemetry": VIEWER}

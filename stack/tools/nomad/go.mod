@@ -339,6 +339,7 @@ require (
 )
 
 replace (
+	github.com/hashicorp/go-discover => ../go-discover
 	github.com/Microsoft/go-winio => github.com/endocrimes/go-winio v0.4.13-0.20190628114223-fb47a8b41948
 	github.com/hashicorp/hcl => github.com/hashicorp/hcl v1.0.1-nomad-1
 	github.com/hashicorp/nomad/api => github.com/hashicorp/nomad/api v0.0.0-20260205205048-8315996478d1

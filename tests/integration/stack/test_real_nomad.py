@@ -121,6 +121,12 @@ def test_a_job_that_runs_has_no_problem(clients: Clients, job: dict[str, Any]) -
     assert state.is_healthy(clients.nomad.job.get_job("probe"))
 
 
+def test_the_built_nomad_has_no_driver_for_tests(clients: Clients) -> None:
+    node = clients.nomad.node.get_node(clients.nomad.nodes.get_nodes()[0]["ID"])
+    assert "raw_exec" in node["Drivers"]
+    assert "mock_driver" not in node["Drivers"]
+
+
 def test_exhausted_memory_is_named(clients: Clients, job: dict[str, Any]) -> None:
     job["TaskGroups"][0]["Tasks"][0]["Resources"]["MemoryMB"] = 10_000_000
     _register(clients, job)

@@ -18,8 +18,8 @@ from ..echo_service import Echo, echo, never
 
 async def test_calls_spread_over_all_instances(backends: Backends) -> None:
     servers = await backends.start(echo, echo, echo)
-    await asyncio.gather(*(backends.stub.say("x") for _ in range(300)))
-    assert min(len(server.seen) for server in servers) > 50
+    await asyncio.gather(*(backends.stub.say("x") for _ in range(150)))
+    assert min(len(server.seen) for server in servers) > 25
 
 
 async def test_a_busy_instance_gets_fewer_calls(backends: Backends) -> None:
