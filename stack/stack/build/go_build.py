@@ -30,6 +30,11 @@ from stack.machine.lock import exclusive
 
 MODULES = ROOT / "stack" / "tools"
 GB = 1_000_000_000
+_LICENCE = (
+    "Nomad and Consul are under the Business Source License 1.1: source-available, not open source. It allows every",
+    "use but a competing offer to others. They run as programs of their own. A recent nomad and consul on PATH are",
+    "used instead of a build.",
+)
 _DOOMED = "build.doomed-"
 OnLine = Callable[[str], None]
 _REMOVED = ("GOROOT", "GOOS", "GOARCH", "GOEXPERIMENT", "GODEBUG", "GOBIN", "GOPATH", "CGO_ENABLED")
@@ -102,6 +107,8 @@ def build(tools: Sequence[GoTool]) -> None:
             _require_space(missing)
             names = ", ".join(tool.name for tool in missing)
             say(f"  building {names}: once for this user, about 10 min on 2 cores; kept in {cache()}/tools")
+            for line in _LICENCE:
+                say(f"    {line}")
             go = go_toolchain.go(_scratch(), max(tool.minimum_go for tool in missing))
             _build_all(missing, go, cc.command, lock)
         _remove_caches()

@@ -88,6 +88,16 @@ def test_after_a_failure_the_next_build_continues_and_removes_the_caches(tmp_pat
     eventually_holds(tmp_path, ["build.lock", "tools"])
 
 
+def test_the_first_build_names_the_licence_and_the_way_around_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go(tmp_path)
+    go_build.build([server(tmp_path)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Business Source License 1.1: source-available, not open source" in printed
+    assert "on PATH are used instead of a build" in printed
+
+
 def test_a_built_server_is_not_built_again(tmp_path: Path) -> None:
     go(tmp_path)
     for _ in range(2):
