@@ -37,7 +37,10 @@ def start(loop: asyncio.AbstractEventLoop, stuck_seconds: float = STUCK_SECONDS)
 def _watch(loop: asyncio.AbstractEventLoop, stuck_seconds: float) -> None:
     while True:
         ran = threading.Event()
-        loop.call_soon_threadsafe(ran.set)
+        try:
+            loop.call_soon_threadsafe(ran.set)
+        except RuntimeError:  # the loop is closed, because the process ends
+            return
         if not ran.wait(_LOOK_SECONDS):
             _wait_until(ran, stuck_seconds)
         time.sleep(_LOOK_SECONDS)
