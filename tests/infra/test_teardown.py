@@ -15,14 +15,12 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from support.operator_commands import run
+from support.operator_commands import run, stack_in_a_free_slot
 from support.stack_under_test import RunningStack
 from support.traffic.api_user import ApiUser, register
 
-from stack.cluster import agents
 from stack.cluster.clients import Clients
 from stack.config import LAST_SLOT, Stack
-from stack.console import StackError
 from stack.machine import processes
 from stack.machine.ports import listening
 
@@ -40,7 +38,7 @@ def stack(running: RunningStack, monkeypatch: pytest.MonkeyPatch) -> Iterator[St
     monkeypatch.setenv("WAYPOST_STACK", NAME)
     monkeypatch.setenv("WAYPOST_SLOT", str(LAST_SLOT))
     _succeeds("destroy")  # what a killed run of this test has left
-    free = next((made for made in (Stack(NAME, slot) for slot in range(LAST_SLOT, 1, -1)) if _is_free(made)), None)
+    free = stack_in_a_free_slot(NAME)
     if free is None:
         pytest.skip("every slot is taken by another stack")
     monkeypatch.setenv("WAYPOST_SLOT", str(free.slot))
@@ -134,14 +132,6 @@ def _read(pid: int, file: str) -> str:
         return Path(f"/proc/{pid}/{file}").read_text(errors="replace")
     except OSError:
         return ""
-
-
-def _is_free(stack: Stack) -> bool:
-    try:
-        agents.require_ports(stack)
-    except StackError:
-        return False
-    return True
 
 
 def _succeeds(command: str) -> None:

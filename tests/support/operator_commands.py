@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from stack.config import ROOT
+from stack.cluster import agents
+from stack.config import LAST_SLOT, ROOT, Stack
+from stack.console import StackError
 
 
 def run(*arguments: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
@@ -16,3 +18,16 @@ def run(*arguments: str, seconds: float = 120) -> subprocess.CompletedProcess[st
 def words(*arguments: str) -> list[str]:
     """Returns the command line, for a test that does something else while it runs."""
     return [sys.executable, "-m", "stack", *arguments]
+
+
+def stack_in_a_free_slot(name: str) -> Stack | None:
+    """Returns a stack whose ports are free, None if every slot is taken."""
+    return next((stack for stack in (Stack(name, slot) for slot in range(LAST_SLOT, 1, -1)) if _is_free(stack)), None)
+
+
+def _is_free(stack: Stack) -> bool:
+    try:
+        agents.require_ports(stack)
+    except StackError:
+        return False
+    return True

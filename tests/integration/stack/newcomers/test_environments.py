@@ -15,11 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.operator_commands import stack_in_a_free_slot
 from support.stack_under_test import RunningStack
 
-from stack.cluster import agents
-from stack.config import LAST_SLOT, ROOT, Stack, cache
-from stack.console import StackError
+from stack.config import ROOT, cache
 
 NOWHERE = "127.0.0.1:9"
 SETTINGS = {
@@ -77,11 +76,11 @@ def strange_checkout(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     narrow("git", "clone", "--quiet", str(ROOT), str(checkout), cwd=tmp_path, env=dict(os.environ))
     (tmp_path / "uv").mkdir()
     (tmp_path / "uv" / "uv.toml").write_text('exclude-newer = "2020-01-01"\n')
-    slot = next((slot for slot in range(LAST_SLOT, 1, -1) if is_free(Stack("strange", slot))), None)
-    if slot is None:
+    stack = stack_in_a_free_slot("strange")
+    if stack is None:
         pytest.skip("every slot is taken by another stack")
     env = {name: value for name, value in os.environ.items() if not name.startswith("WAYPOST_")}
-    env |= {"WAYPOST_STACK": "strange", "WAYPOST_SLOT": str(slot), "XDG_CONFIG_HOME": str(tmp_path)}
+    env |= {"WAYPOST_STACK": "strange", "WAYPOST_SLOT": str(stack.slot), "XDG_CONFIG_HOME": str(tmp_path)}
     env |= {"WAYPOST_CACHE": str(cache())}
     env |= SETTINGS["UV_DEFAULT_INDEX"] | SETTINGS["PYTHONWARNINGS"] | SETTINGS["UV_PROJECT"]
     try:
@@ -103,14 +102,6 @@ def narrow(*words: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedP
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
-
-
-def is_free(stack: Stack) -> bool:
-    try:
-        agents.require_ports(stack)
-    except StackError:
-        return False
-    return True
 
 
 def test_the_document_has_every_setting() -> None:
