@@ -6,9 +6,11 @@ The complete folder replaces the old one. It has the hash of its sources, so a s
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -60,18 +62,19 @@ def _generate(protos: Path, sources: list[Path], sources_hash: str) -> None:
 
 
 def _protoc(protos: Path, sources: list[Path], out: Path) -> None:
-    # protoc writes the path that it gets into the generated code, so it gets a relative one.
+    # protoc writes the path that it gets into the generated code, so it gets a relative one. An absolute path may
+    # also have a colon, where protoc splits.
     names = [str(source.relative_to(protos)) for source in sources]
     plugins = [
         f"--plugin={name}={Path(sys.prefix, 'bin', name)}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
     ]
-    outs = [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    outs = [f"--{kind}_out={os.path.relpath(out, protos)}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
     command = [
         sys.executable,
         "-m",
         "grpc_tools.protoc",
         "-I.",
-        f"-I{_googleapis()}",
+        *(f"-I{os.path.relpath(folder, protos)}" for folder in _includes()),
         *plugins,
         *outs,
         *names,
@@ -82,8 +85,10 @@ def _protoc(protos: Path, sources: list[Path], out: Path) -> None:
         raise StackError("the contract could not be compiled", why, "correct the .proto file named above")
 
 
-def _googleapis() -> Path:
-    return Path(str(metadata.distribution("googleapis-common-protos").locate_file("")))
+def _includes() -> Iterator[Path]:
+    """Yields the folders of the googleapis and of protobuf's own types."""
+    yield Path(str(metadata.distribution("googleapis-common-protos").locate_file("")))
+    yield Path(str(metadata.distribution("grpcio-tools").locate_file("grpc_tools/_proto")))
 
 
 def _swap(new: Path, target: Path, old: Path) -> None:
