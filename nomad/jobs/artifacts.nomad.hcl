@@ -75,7 +75,9 @@ job "artifacts" {
 
           address, port, folder = sys.argv[1:]
           handler = functools.partial(Handler, directory=folder)
-          http.server.ThreadingHTTPServer((address, int(port)), handler).serve_forever()
+          server = http.server.ThreadingHTTPServer((address, int(port)), handler)
+          print("serves", folder, flush=True)
+          server.serve_forever()
         PY
       }
 

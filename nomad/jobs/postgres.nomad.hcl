@@ -113,7 +113,7 @@ job "postgres" {
           printf 'owner "%s" postgres\n' "$OWNER" > data/pg_ident.conf
           exec "$PG_BIN/postgres" -D data \
             -c listen_addresses=127.0.0.1 -c port="$PG_PORT" -c unix_socket_directories="$PG_DIR/run" \
-            -c max_connections=100 -c shared_buffers=64MB -c max_wal_size=256MB -c log_min_messages=warning \
+            -c client_connection_check_interval=1s -c max_connections=100 -c shared_buffers=64MB -c max_wal_size=256MB -c log_min_messages=warning \
             -c cluster_name=waypost -c log_error_verbosity=terse
         SH
       }

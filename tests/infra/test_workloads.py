@@ -96,8 +96,8 @@ def test_no_job_carries_a_secret(deployed: DeployedStack, jobs: set[str], secret
         assert not [secret for secret in secrets if secret in text]
 
 
-def test_an_identity_ends_after_a_minute_and_is_replaced_before(deployed: DeployedStack, host: Any) -> None:
-    """Nomad's timer stands still while the machine sleeps, so this is the time until a process can log in again."""
+def test_an_identity_is_replaced_before_it_ends(deployed: DeployedStack, host: Any) -> None:
+    """Nomad's timer stands still while the machine sleeps, so half of this time may pass until a login."""
     files = [
         host.file(f"{folder}/secrets/nomad_{name}.jwt")
         for job in SERVICES
@@ -106,9 +106,9 @@ def test_an_identity_ends_after_a_minute_and_is_replaced_before(deployed: Deploy
     ]
     before = [file.content_string for file in files]
     claims = [jwt.decode(text, options={"verify_signature": False}) for text in before]
-    assert {each["exp"] - each["iat"] for each in claims} == {60}
+    assert {each["exp"] - each["iat"] for each in claims} == {150}
     replaced = "every identity is replaced"
-    eventually(replaced, lambda: not set(before) & {file.content_string for file in files}, 60, every=2)
+    eventually(replaced, lambda: not set(before) & {file.content_string for file in files}, 120, every=2)
 
 
 @pytest.mark.disturbs

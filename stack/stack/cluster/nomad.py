@@ -82,8 +82,11 @@ class Nomad:
                 raise
 
     def has_node(self) -> bool:
-        """Returns whether the client of this agent is registered; the server also lists nodes of earlier starts."""
-        return bool(self.api.agent.get_agent()["stats"]["client"]["heartbeat_ttl"] != "0s")
+        """Returns whether the client of this agent is ready; the server also lists nodes of earlier starts."""
+        client = self.api.agent.get_agent()["stats"]["client"]
+        if client["heartbeat_ttl"] == "0s":
+            return False
+        return bool(self.api.node.get_node(client["node_id"])["Status"] == "ready")
 
     def has_work(self) -> bool:
         """Returns whether an allocation should run, also one from before a restart of the agent."""

@@ -22,15 +22,17 @@ def unplaced(
 ) -> list[Problem]:
     """Returns a problem for each group that the newest blocked evaluation of a job could not place.
 
-    `nodes` and `allocations` are those of the whole cluster, listed with their resources.
+    `nodes` and `allocations` are those of the whole cluster, listed with their resources. A node that is not ready
+    is no lasting cause: it may have just started.
     """
     blocked = [evaluation for evaluation in evaluations if evaluation["Status"] == "blocked"]
     if not blocked:
         return []
     failed: dict[str, Json] = max(blocked, key=lambda found: int(found["CreateIndex"]))["FailedTGAllocs"] or {}
     groups = {group["Name"]: group for group in job["TaskGroups"]}
+    lasting = all(node["Status"] == "ready" for node in nodes)
     return [
-        Problem(f"no node can run group {name} of job {job['ID']}: {cause}", remedy, lasting=True)
+        Problem(f"no node can run group {name} of job {job['ID']}: {cause}", remedy, lasting)
         for name, metric in failed.items()
         for cause, remedy in _causes(metric, groups.get(name), nodes, allocations)
     ]

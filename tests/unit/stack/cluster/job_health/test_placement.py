@@ -50,7 +50,6 @@ def blocked(index: int = 76, **metric: Any) -> Json:
 
 def explained(evaluations: list[Json], node: Json = NODE) -> Problem:
     (problem,) = unplaced(JOB, evaluations, [node], [allocation("running", 3700), allocation("complete", 9999)])
-    assert problem.lasting
     return problem
 
 
@@ -97,6 +96,13 @@ def test_a_cluster_without_a_node_is_a_cause() -> None:
     evaluation = blocked(NodesEvaluated=0, NodesAvailable={})
     (problem,) = unplaced(JOB, [evaluation], [], [])
     assert "no node in the datacenter" in problem.text
+
+
+@pytest.mark.parametrize(("status", "lasting"), [("ready", True), ("initializing", False), ("down", False)])
+def test_a_deploy_waits_for_a_node_that_is_not_ready_yet(status: str, lasting: bool) -> None:
+    node = NODE | {"Status": status, "SchedulingEligibility": "ineligible"}
+    (problem,) = unplaced(JOB, [blocked(NodesEvaluated=0)], [node], [])
+    assert problem.lasting == lasting
 
 
 def test_only_the_newest_blocked_evaluation_counts() -> None:
