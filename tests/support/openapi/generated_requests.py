@@ -153,7 +153,7 @@ def _with_body(request: GeneratedRequest, value: Any) -> GeneratedRequest:
 
 
 def _tokens(request: GeneratedRequest) -> Iterator[GeneratedRequest]:
-    without = {name: value for name, value in request.headers.items() if name != "authorization"}
+    without = {name: value for name, value in request.headers.items() if name.lower() != "authorization"}
     yield replace(request, headers=without, why="without a token", is_invalid=True)
     for value in ("", "Bearer", "Bearer x", "Bearer a.b.c", "Basic YTpi"):
         yield replace(request, headers={**without, "authorization": value}, why=f"token {value!r}", is_invalid=True)
