@@ -165,7 +165,7 @@ job "service" {
             name        = "consul"
             aud         = ["consul.io"]
             file        = true
-            ttl         = "150s"
+            ttl         = "168h"
             change_mode = "noop"
           }
 
@@ -173,7 +173,7 @@ job "service" {
             name        = "vault"
             aud         = ["vault.io"]
             file        = true
-            ttl         = "150s"
+            ttl         = "168h"
             change_mode = "noop"
           }
 

@@ -96,19 +96,16 @@ def test_no_job_carries_a_secret(deployed: DeployedStack, jobs: set[str], secret
         assert not [secret for secret in secrets if secret in text]
 
 
-def test_an_identity_is_replaced_before_it_ends(deployed: DeployedStack, host: Any) -> None:
-    """Nomad's timer stands still while the machine sleeps, so half of this time may pass until a login."""
+def test_an_identity_outlives_a_long_sleep_and_a_restart_of_nomad(deployed: DeployedStack, host: Any) -> None:
+    """Nomad's timer for the next one stands still while the machine sleeps, and Nomad stores only the first one."""
     files = [
         host.file(f"{folder}/secrets/nomad_{name}.jwt")
         for job in SERVICES
         for folder in deployed.task_folders(job)
         for name in ("consul", "vault")
     ]
-    before = [file.content_string for file in files]
-    claims = [jwt.decode(text, options={"verify_signature": False}) for text in before]
-    assert {each["exp"] - each["iat"] for each in claims} == {150}
-    replaced = "every identity is replaced"
-    eventually(replaced, lambda: not set(before) & {file.content_string for file in files}, 120, every=2)
+    claims = [jwt.decode(file.content_string, options={"verify_signature": False}) for file in files]
+    assert {each["exp"] - each["iat"] for each in claims} == {7 * 24 * 3600}
 
 
 @pytest.mark.disturbs
