@@ -20,7 +20,7 @@ from support.traffic.load import Load, Request
 from support.traffic.performance_targets import Effort, efforts
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("healthy")]
-REQUESTS = 40
+REQUESTS = 30
 
 
 def test_an_edge_that_is_stopped_finishes_the_requests_in_progress(running: RunningStack) -> None:

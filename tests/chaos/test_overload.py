@@ -26,6 +26,7 @@ CALLERS = 16
 DISCONNECT = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                 WHERE datname = 'order_service' AND usename <> 'postgres'"""
 NO_LIMIT = {"limiter": {"calls_at_least": 100_000, "calls_at_most": 100_000}}
+NO_LIMIT_OF_GATEWAY = NO_LIMIT | {"clients": {"calls_per_user": 100_000}, "queue_seconds": 60.0}
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("healthy")]
 Arrivals = Callable[[int], Request]
@@ -127,7 +128,10 @@ def test_without_limits_no_request_is_rejected_as_overloaded(
 ) -> None:
     """Control: the same load without limits."""
     peak = _peak(running, reading, 3)
-    with changed_settings(running, "gateway", NO_LIMIT), changed_settings(running, "order-service", NO_LIMIT):
+    with (
+        changed_settings(running, "gateway", NO_LIMIT_OF_GATEWAY),
+        changed_settings(running, "order-service", NO_LIMIT),
+    ):
         seen = _offered(running, reading, 3 * peak, 3)
     # The edge keeps its limit. What it rejects has reached no gateway, so no span of it is recorded.
     of_services = [each for each in seen.rejections if not each.headers["traceresponse"].endswith("-00")]

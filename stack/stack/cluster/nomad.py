@@ -90,10 +90,7 @@ class Nomad:
 
     def has_work(self) -> bool:
         """Returns whether an allocation should run, also one from before a restart of the agent."""
-        return any(
-            alloc["DesiredStatus"] == "run" and alloc["ClientStatus"] in {"pending", "running"}
-            for alloc in self.api.allocations.get_allocations()
-        )
+        return any(map(_should_run, self.api.allocations.get_allocations()))
 
     def change(self, name: str) -> Iterator[Change]:
         """Yields the change that registers a job, if it differs from its file."""
@@ -108,8 +105,8 @@ class Nomad:
         self._registered[name] = self.api.job.register_job(name, {"Job": job})["JobModifyIndex"]
 
     def require_ports(self, name: str) -> None:
-        """Raises StackError if a port of a job that does not run yet is taken; Nomad itself would only wait."""
-        if not any(alloc["ClientStatus"] == "running" for alloc in self.api.job.get_allocations(name)):
+        """Raises StackError if a port of a job that should not run yet is taken; Nomad itself would only wait."""
+        if not any(_should_run(alloc) for alloc in self.api.job.get_allocations(name)):
             for port in PORTS.get(name, ()):
                 require_free(self.stack.port(port), port)
 
@@ -206,6 +203,11 @@ def stop(clients: Clients, name: str, seconds: float = 60) -> None:
         return
     failure = StackError(f"job {name} did not stop", f"waited {seconds:.0f} s", f"./justw logs {name}")
     wait_until(lambda: not any(map(_is_alive, job.get_allocations(name))), seconds, lambda: failure, interval=0.2)
+
+
+def _should_run(allocation: dict[str, Any]) -> bool:
+    """Also true for an allocation that Nomad is starting again, for example after a loss of power."""
+    return allocation["DesiredStatus"] == "run" and allocation["ClientStatus"] in {"pending", "running"}
 
 
 def _is_alive(allocation: dict[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from support.operator_commands import stack_in_a_free_slot
 from support.stack_under_test import RunningStack
 
 from stack.config import ROOT, cache
+from stack.machine.environment import for_downloads
 
 NOWHERE = "127.0.0.1:9"
 _PROGRAMS = (
@@ -97,7 +98,8 @@ def strange_checkout(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     stack = stack_in_a_free_slot("strange")
     if stack is None:
         pytest.skip("every slot is taken by another stack")
-    env = {name: value for name, value in os.environ.items() if not name.startswith("WAYPOST_")}
+    mine = for_downloads(os.environ)
+    env = {name: value for name, value in mine.items() if not name.startswith("WAYPOST_")}
     env |= {"WAYPOST_STACK": "strange", "WAYPOST_SLOT": str(stack.slot), "XDG_CONFIG_HOME": str(tmp_path)}
     env |= {"WAYPOST_CACHE": str(cache())}
     env |= SETTINGS["UV_DEFAULT_INDEX"] | SETTINGS["PYTHONWARNINGS"] | SETTINGS["UV_PROJECT"]
