@@ -110,7 +110,7 @@ def build(tools: Sequence[GoTool]) -> None:
             for line in _LICENCE:
                 say(f"    {line}")
             go = go_toolchain.go(_scratch(), max(tool.minimum_go for tool in missing))
-            _build_all(missing, go, cc.command, lock)
+            _build_all(missing, go, environment(go, cc.command, os.environ), lock)
         _remove_caches()
 
 
@@ -153,15 +153,14 @@ def environment(go: Path, cc: str, base: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _build_all(tools: Sequence[GoTool], go: Path, cc: str, lock: int) -> None:
-    env = environment(go, cc, os.environ)
+def _build_all(tools: Sequence[GoTool], go: Path, env: dict[str, str], lock: int) -> None:
     fetcher = ThreadPoolExecutor(max_workers=1)
     try:
         fetched = [fetcher.submit(_fetch, tool, go, env, lock) for tool in tools]
         for tool, stale in zip(tools, fetched, strict=True):
             with step(f"fetching {tool.name} {tool.version}", "30 s"):
                 packages = stale.result()
-            _compile(tool, go, cc, lock, packages)
+            _compile(tool, go, env, lock, packages)
     finally:
         fetcher.shutdown(cancel_futures=True)
 
@@ -171,8 +170,8 @@ def _fetch(tool: GoTool, go: Path, env: dict[str, str], lock: int) -> int:
     return len(_run(tool, env, lock, tool.listing(go), lambda _: None))
 
 
-def _compile(tool: GoTool, go: Path, cc: str, lock: int, packages: int) -> None:
-    final = tool.binary(bool(cc))
+def _compile(tool: GoTool, go: Path, env: dict[str, str], lock: int, packages: int) -> None:
+    final = tool.binary(env["CGO_ENABLED"] == "1")
     partial = final.parent.with_name(f"{final.parent.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with step(f"building {tool.name} {tool.version}", tool.expected_time) as now:
@@ -183,7 +182,7 @@ def _compile(tool: GoTool, go: Path, cc: str, lock: int, packages: int) -> None:
             compiled += not re.search(r"[#\s]", line)
             now.detail = f"{compiled}/{packages} packages"
 
-        _run(tool, environment(go, cc, os.environ), lock, tool.command(go, partial / tool.name), on_line)
+        _run(tool, env, lock, tool.command(go, partial / tool.name), on_line)
     final.parent.parent.mkdir(parents=True, exist_ok=True)
     partial.rename(final.parent)
 
