@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 
 from stack.build import tools
+from stack.machine import processes
 
 ROOT_TOKEN = "root-token-of-the-test"
 
@@ -44,9 +45,12 @@ class Server:
             time.sleep(0.05)
 
     def kill(self) -> None:
+        """Kills the server, and what it has started: processes of an agent outlive it."""
         if self.process is not None:
+            started = processes.family([self.process.pid]) - {self.process.pid}
             self.process.kill()
             self.process.wait(10)
+            processes.end(sorted(started), 5)
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
