@@ -1,25 +1,89 @@
-"""Spans of this process and the W3C trace context that joins them across processes."""
+"""Spans of this process and the W3C trace context that joins them across processes.
+
+Invariant: whether a trace is recorded is decided once, where it begins. Below a trace that is not recorded no span is
+made; its spans are the one of its beginning.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-SAMPLER = ParentBased(ALWAYS_ON, remote_parent_not_sampled=ALWAYS_ON)
-"""Records every span outside of a probe, also where the flags of the caller's traceparent say that it records none."""
+from chassis.telemetry.sampling import trace_rate
 
+SAMPLER = ParentBased(ALWAYS_ON)
+"""The sampler of the SDK. It follows the decision that `start_span` and `start_entry_span` have made before."""
+
+Attributes = Mapping[str, str | int]
+_tracer = trace.get_tracer("waypost")
 _w3c = TraceContextTextMapPropagator()
+_ids = RandomIdGenerator()
+_ROOT = Context()
 
 
 def tracer() -> trace.Tracer:
     """Returns the tracer of this process; it records nothing before `chassis.telemetry.export.start`."""
-    return trace.get_tracer("waypost")
+    return _tracer
+
+
+def start_span(
+    name: str,
+    *,
+    parent: Context | None = None,
+    kind: SpanKind = SpanKind.INTERNAL,
+    attributes: Attributes | None = None,
+) -> Span:
+    """Starts a span below that of `parent`, by default of the current context; outside of a trace it begins one.
+
+    Below a trace that is not recorded it returns the parent's own span, which ignores every change.
+    """
+    above = trace.get_current_span(parent)
+    context = above.get_span_context()
+    if context.is_valid:
+        recorded = context.trace_flags & TraceFlags.SAMPLED
+        return _tracer.start_span(name, parent, kind, attributes) if recorded else above
+    if trace_rate.admits():
+        return _tracer.start_span(name, _ROOT, kind, attributes)
+    return unrecorded_span()
+
+
+def start_entry_span(
+    name: str, caller: Context | None, *, kind: SpanKind, attributes: Callable[[], Attributes] = dict
+) -> Span:
+    """Starts the span of a request from outside of the system, which may name the trace but not decide about it.
+
+    `attributes` is called only if the trace is recorded.
+    """
+    if not trace_rate.admits():
+        return unrecorded_span(caller)
+    if caller is None:
+        return _tracer.start_span(name, _ROOT, kind, attributes())
+    return _tracer.start_span(name, _with_flag(caller), kind, attributes())
+
+
+def unrecorded_span(caller: Context | None = None) -> Span:
+    """Returns a span that is not recorded, with an id of its own, in the trace of `caller` or in a new one."""
+    above = None if caller is None else trace.get_current_span(caller).get_span_context()
+    if above is None or not above.is_valid:
+        ids, flags, state = _ids.generate_trace_id(), TraceFlags.RANDOM_TRACE_ID, None
+    else:
+        ids, flags, state = above.trace_id, above.trace_flags & TraceFlags.RANDOM_TRACE_ID, above.trace_state
+    return NonRecordingSpan(SpanContext(ids, _ids.generate_span_id(), False, TraceFlags(flags), state))
+
+
+def _with_flag(caller: Context) -> Context:
+    """Returns the context of a caller as if its trace were recorded."""
+    above = trace.get_current_span(caller).get_span_context()
+    flags = TraceFlags(above.trace_flags & TraceFlags.RANDOM_TRACE_ID | TraceFlags.SAMPLED)
+    context = SpanContext(above.trace_id, above.span_id, above.is_remote, flags, above.trace_state)
+    return trace.set_span_in_context(NonRecordingSpan(context), _ROOT)
 
 
 def traceparent(span: Span) -> str:
@@ -44,7 +108,7 @@ def trace_headers(span: Span) -> tuple[tuple[str, str], ...]:
     return (("traceparent", header), ("tracestate", state.to_header())) if state else (("traceparent", header),)
 
 
-def caller_context(parents: Sequence[str], states: Sequence[str]) -> Any:
+def caller_context(parents: Sequence[str], states: Sequence[str]) -> Context | None:
     """Returns the OpenTelemetry context of a caller, given its traceparent and tracestate headers.
 
     None, which begins a new trace, without exactly one valid traceparent. An invalid tracestate is left out.
@@ -52,7 +116,7 @@ def caller_context(parents: Sequence[str], states: Sequence[str]) -> Any:
     return remote_context(parents[0], states) if len(parents) == 1 else None
 
 
-def remote_context(header: str, states: Sequence[str] = ()) -> Any:
+def remote_context(header: str, states: Sequence[str] = ()) -> Context | None:
     """Parses a traceparent header into an OpenTelemetry context; None if it is empty or malformed."""
     if not header:
         return None
@@ -63,9 +127,8 @@ def remote_context(header: str, states: Sequence[str] = ()) -> Any:
 
 
 @contextmanager
-def continued(header: str, name: str, attributes: Mapping[str, str | int] | None = None) -> Iterator[Span]:
+def continued(header: str, name: str, attributes: Attributes | None = None) -> Iterator[Span]:
     """Runs the block in a consumer span that continues the trace of a traceparent; "" starts a new trace."""
-    with tracer().start_as_current_span(
-        name, context=remote_context(header), kind=SpanKind.CONSUMER, attributes=attributes
-    ) as span:
+    span = start_span(name, parent=remote_context(header) or _ROOT, kind=SpanKind.CONSUMER, attributes=attributes)
+    with trace.use_span(span, end_on_exit=True):
         yield span
