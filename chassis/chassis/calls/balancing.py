@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 import grpc
@@ -36,14 +35,20 @@ _ejections = meter().create_counter("balancer.ejections", description="ejections
 
 
 @dataclass(slots=True, eq=False)
-class Attempt:
-    """One attempt of a call at one instance."""
+class Attempt(Call):
+    """One attempt of a call at one instance; it ends with its block."""
 
+    balancer: Balancer
     instance: Instance
-    call: Call
-    is_fair: bool = True
+    is_fair: bool
     """False if the end of the caller's time is no fault of the instance."""
     is_stream: bool = False
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.balancer.end(self)
 
 
 class Balancer:
@@ -66,6 +71,7 @@ class Balancer:
         self._rules = rules
         self._clock = clock
         self._instances: dict[Endpoint, Instance] = {}
+        self._current: tuple[Instance, ...] = ()
         self._retired: dict[Endpoint, Instance] = {}
         self._typical_seconds: dict[str, float] = {}
         self._answered: set[str] = set()
@@ -77,50 +83,60 @@ class Balancer:
     def ejected(self) -> list[str]:
         """Addresses of the instances that get no calls now; the exporter of metrics reads this in its own thread."""
         now = self._clock()
-        return [each.endpoint.address for each in list(self._instances.values()) if not each.is_available(now)]
+        return [each.endpoint.address for each in self._current if not each.is_available(now)]
 
-    @contextmanager
-    def pick(self, tried: Set[Endpoint], method: Method, seconds: float) -> Iterator[Attempt]:
-        """Yields an attempt at an instance, if possible not in `tried`; raises RpcError(UNAVAILABLE) without any.
+    def pick(self, tried: Set[Endpoint], method: Method, seconds: float) -> Attempt:
+        """Starts an attempt at an instance, if possible not in `tried`; raises RpcError(UNAVAILABLE) without any.
 
-        `seconds` is the time that the caller has for it.
+        `seconds` is the time that the caller has for it. The attempt is a context manager, and ends with its block.
         """
         now = self._clock()
         typical = self._typical_seconds.get(method.path, self._rules.stall_seconds)
         is_fair = seconds >= self._fair_seconds(method)
-        attempt = Attempt(self._choose(tried, now), Call(now, _SLOW_FACTOR * typical), is_fair)
-        attempt.instance.start(attempt.call)
-        try:
-            yield attempt
-        finally:
-            self._end(attempt)
+        instance = self._choose(tried, now)
+        attempt = Attempt(now, _SLOW_FACTOR * typical, self, instance, is_fair)
+        instance.start(attempt)
+        return attempt
+
+    def end(self, attempt: Attempt) -> None:
+        """Ends an attempt, and disconnects its instance if that has left and this was its last call."""
+        instance = attempt.instance
+        if attempt.is_stream:
+            instance.streams -= 1
+        else:
+            instance.end(attempt)
+        if self._retired and instance.idle and self._retired.get(instance.endpoint) is instance:
+            del self._retired[instance.endpoint]
+            self._disconnect(instance)
 
     def mark_as_stream(self, attempt: Attempt) -> None:
         """Stops counting the attempt as load of its instance: it is a stream that has begun to answer."""
         if not attempt.is_stream:
             attempt.is_stream, attempt.is_fair = True, False  # it lasts as long as its caller wants
-            attempt.instance.end(attempt.call)
+            attempt.instance.end(attempt)
             attempt.instance.streams += 1
 
     def record(self, attempt: Attempt, method: Method, error: RpcError | None) -> None:
         """Counts the result of an attempt and ejects an instance that is unreachable, fails or is slow."""
-        now, instance, began = self._clock(), attempt.instance, attempt.call.began
+        now, instance, began = self._clock(), attempt.instance, attempt.began
+        if error is None:
+            instance.record_answer(began, now)
+            self._record_latency(instance, method.path, now - began)
+            if instance.is_slow(self._rules, self._current):
+                self._eject_outlier(instance, now, "slow")
+            return
         if isinstance(error, OutOfTime):
             return
         if isinstance(error, NotProcessed) and error.is_shed_load:
             self._record_shed(instance, began, now)
             return
-        if error is not None and error.code in FAULT_CODES:
+        if error.code in FAULT_CODES:
             if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
                 # A method that was never answered takes at least this long.
                 self._typical_seconds.setdefault(method.path, now - began)
             self._record_failure(instance, now, unreachable=isinstance(error, NotProcessed))
             return
         instance.record_answer(began, now)
-        if error is None:
-            self._record_latency(instance, method.path, now - began)
-            if instance.is_slow(self._rules, list(self._instances.values())):
-                self._eject_outlier(instance, now, "slow")
 
     def slow_after(self, method: Method) -> float:
         """Returns the seconds after which a call of the method is unusually slow; 0 if it has not been called yet."""
@@ -129,34 +145,41 @@ class Balancer:
     def has_alternative(self, tried: Set[Endpoint], *, with_capacity: bool = False) -> bool:
         """True if there is an available instance that was not tried; `with_capacity`: and that shed no call lately."""
         now, seconds = self._clock(), self._rules.shed_seconds
-        untried = (each for at, each in self._instances.items() if at not in tried)
-        return any(each.is_available(now) and not (with_capacity and each.sheds_load(now, seconds)) for each in untried)
+        for each in self._current:
+            has_capacity = not (with_capacity and each.sheds_load(now, seconds))
+            if has_capacity and each.endpoint not in tried and each.is_available(now):
+                return True
+        return False
 
     async def close(self) -> None:
         """Closes every connection."""
         closing = [*self._instances.values(), *self._retired.values()]
         self._instances.clear()
         self._retired.clear()
+        self._current = ()
         for instance in closing:
             await instance.connection.close()
 
     def _choose(self, tried: Set[Endpoint], now: float) -> Instance:
-        instances = list(self._instances.values())
+        instances, rules = self._current, self._rules
         for each in instances:
-            if each.is_stalled(now, self._rules.stall_seconds, instances):
+            if each.is_stalled(now, rules.stall_seconds, instances):
                 self._eject_outlier(each, now, "stalled")
         if not instances:
             raise unavailable("UNAVAILABLE", f"no healthy instance of {self._endpoints.service}", 1.0)
-        available = [each for each in instances if each.is_available(now)]
-        candidates = [each for each in available if each.endpoint not in tried] or available
-        if tried:
-            # A retry of shed load may be made only once, so it goes to an instance with capacity if there is one.
-            shed_seconds = self._rules.shed_seconds
-            candidates = [each for each in candidates if not each.sheds_load(now, shed_seconds)] or candidates
+        candidates = self._candidates(tried, now)
         if not candidates:
             return min(instances, key=lambda each: (each.endpoint in tried, each.ejected_until))
-        drawn = [each for each in candidates if _drawn(each.share(now, self._rules))] or candidates
-        return min(_two_of(drawn), key=lambda each: each.load(now, self._rules.shed_seconds))
+        drawn = [each for each in candidates if _drawn(each.share(now, rules))] or candidates
+        return _less_busy_of_two(drawn, now, rules.shed_seconds)
+
+    def _candidates(self, tried: Set[Endpoint], now: float) -> list[Instance]:
+        available = [each for each in self._current if each.is_available(now)]
+        if not tried:
+            return available
+        untried = [each for each in available if each.endpoint not in tried] or available
+        # A retry of shed load may be made only once, so it goes to an instance with capacity if there is one.
+        return [each for each in untried if not each.sheds_load(now, self._rules.shed_seconds)] or untried
 
     def _fair_seconds(self, method: Method) -> float:
         """The time that an instance needs to prove itself; without it, a timeout is no fault of the instance."""
@@ -178,7 +201,7 @@ class Balancer:
 
     def _eject_outlier(self, instance: Instance, now: float, reason: str) -> None:
         """Ejects an instance that still works, unless its calls would go to instances that have too many already."""
-        others = [each for each in self._instances.values() if each is not instance and not each.ejected]
+        others = [each for each in self._current if each is not instance and not each.ejected]
         if not all(each.sheds_load(now, self._rules.shed_seconds) for each in others):
             self._eject(instance, now, reason)
 
@@ -186,8 +209,8 @@ class Balancer:
         seconds = self._settings.value.ejection_seconds
         if not seconds or (instance.ejected and now < instance.ejected_until):
             return
-        ejected = 1 + sum(other.ejected for other in self._instances.values() if other is not instance)
-        if ejected > self._rules.max_share * len(self._instances):
+        ejected = 1 + sum(other.ejected for other in self._current if other is not instance)
+        if ejected > self._rules.max_share * len(self._current):
             return
         instance.eject(now, seconds)
         attributes = {"service": self._endpoints.service, "reason": reason}
@@ -202,16 +225,6 @@ class Balancer:
         self._typical_seconds[path] = typical + _SMOOTHING * (seconds - typical)
         instance.record_latency(seconds, max(typical, 1e-6))
 
-    def _end(self, attempt: Attempt) -> None:
-        instance = attempt.instance
-        if attempt.is_stream:
-            instance.streams -= 1
-        else:
-            instance.end(attempt.call)
-        if instance.idle and self._retired.get(instance.endpoint) is instance:
-            del self._retired[instance.endpoint]
-            self._disconnect(instance)
-
     def _update_instances(self) -> None:
         listed = set(self._endpoints.current)
         for endpoint in self._instances.keys() - listed:
@@ -223,6 +236,7 @@ class Balancer:
             # An instance that returns while it still has calls keeps its statistics.
             returned = self._retired.pop(endpoint) if endpoint in self._retired else None
             self._instances[endpoint] = returned or self._connect(endpoint, joined_at)
+        self._current = tuple(self._instances.values())
         if new:
             self._on_new_instance()
 
@@ -245,5 +259,12 @@ def _drawn(share: float) -> bool:
     return share >= 1 or random.random() < share  # noqa: S311
 
 
-def _two_of(instances: list[Instance]) -> list[Instance]:
-    return random.sample(instances, min(2, len(instances)))
+def _less_busy_of_two(instances: Sequence[Instance], now: float, shed_seconds: float) -> Instance:
+    """Returns the less busy of two random instances, either of them if they are equally busy."""
+    number = len(instances)
+    if number == 1:
+        return instances[0]
+    at = int(random.random() * number)  # noqa: S311
+    further = 1 + int(random.random() * (number - 1))  # noqa: S311
+    one, other = instances[at], instances[(at + further) % number]
+    return one if one.load(now, shed_seconds) <= other.load(now, shed_seconds) else other

@@ -183,13 +183,13 @@ class AsyncBreaker:
         """The state in pybreaker's storage."""
         return cast(State, self._storage.state)
 
-    async def call(self, func: Callable[[], Awaitable[T]]) -> T:
-        """Returns the result of `func()` and counts it; raises BreakerOpen without calling it while open."""
+    async def call(self, func: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Returns the result of `func(*args)` and counts it; raises BreakerOpen without calling it while open."""
         generation, began = self.admit(), self._clock()
         try:
             for listener in self.circuit.listeners:
-                listener.before_call(self.circuit, func)
-            result = await func()
+                listener.before_call(self.circuit, func, *args)
+            result = await func(*args)
         except OutOfTime:
             self.cancel(generation)
             raise

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -24,8 +25,8 @@ from chassis.calls.transport import GrpcTransport, Metadata, Method, NotProcesse
 from chassis.deadline import at_most, remaining
 from chassis.errors import RpcError, deadline_exceeded, unavailable
 from chassis.settings import Live
-from chassis.telemetry.metrics import LiveGauges, meter
-from chassis.telemetry.traces import trace_headers, tracer
+from chassis.telemetry.metrics import Durations, LiveGauges, meter
+from chassis.telemetry.traces import start_span, trace_headers
 
 if TYPE_CHECKING:
     from chassis.platform.discovery import Endpoints
@@ -36,8 +37,7 @@ T = TypeVar("T")
 _DISCOVERY_SECONDS = 1.0
 _RETRYABLE_BY_CALLER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
 _END_OF_STREAM: Any = object()
-_tracer = tracer()
-_duration = meter().create_histogram("rpc.client.duration", "ms", "duration of a call, all attempts included")
+_durations = Durations("rpc.client.duration", "ms", "duration of a call, all attempts included")
 _retries = meter().create_counter("rpc.client.retries", description="attempts after the first")
 
 
@@ -83,12 +83,7 @@ class Channel:
 
         The remaining keyword arguments are private to grpc's own channels and change between its versions.
         """
-        target = Method(method, request_serializer, response_deserializer, is_idempotent(method))
-
-        def call(request: Any, *, timeout: float | None = None, metadata: Metadata = ()) -> Awaitable[Any]:
-            return self._unary(target, request, timeout, metadata)
-
-        return call
+        return partial(self._unary, Method(method, request_serializer, response_deserializer, is_idempotent(method)))
 
     def unary_stream(
         self,
@@ -101,33 +96,36 @@ class Channel:
 
         The first message is due within the setting `deadline_seconds`; the breaker counts nothing after it.
         """
-        target = Method(method, request_serializer, response_deserializer, idempotent=False)
-
-        def call(request: Any, *, timeout: float | None = None, metadata: Metadata = ()) -> AsyncIterator[Any]:
-            return self._stream(target, request, timeout, metadata)
-
-        return call
+        return partial(self._stream, Method(method, request_serializer, response_deserializer, idempotent=False))
 
     async def close(self) -> None:
         """Closes the connections to all instances."""
         await self.balancer.close()
 
-    async def _unary(self, method: Method, request: Any, timeout: float | None, metadata: Metadata) -> Any:  # noqa: ASYNC109
+    async def _unary(
+        self,
+        method: Method,
+        request: Any,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
+        metadata: Metadata = (),
+    ) -> Any:
         seconds = at_most(self._settings.value.deadline_seconds if timeout is None else timeout)
         ends_at = time.monotonic() + seconds
-        with self._span(method) as span:
+        with CallTelemetry(method) as span:
             if seconds < LEAST_SECONDS:
                 raise OutOfTime
             sent = (*metadata, *trace_headers(span))
-            return await self._protected(lambda: self._attempts(method, request, ends_at, sent, span), seconds, span)
+            return await self._protected(seconds, span, self._attempts, method, request, ends_at, sent, span)
 
     async def _attempts(self, method: Method, request: Any, ends_at: float, metadata: Metadata, span: Span) -> Any:
-        await self._wait_for_discovery(ends_at - time.monotonic())
+        if not self._endpoints.loaded:
+            await self._wait_for_discovery(ends_at - time.monotonic())
         self.budget.deposit()
         retries = Retries(self._settings.value, self.budget, method, self._retry_rules)
         while True:
             try:
-                return await self._attempt(method, request, retries, ends_at=ends_at, metadata=metadata, span=span)
+                return await self._attempt(retries, request, ends_at, metadata, span)
             except RpcError as error:
                 is_shed = isinstance(error, NotProcessed) and error.is_shed_load
                 has_alternative = self.balancer.has_alternative(retries.tried, with_capacity=is_shed)
@@ -138,35 +136,49 @@ class Channel:
                 _retries.add(1, {"rpc.service": self.service})
             await asyncio.sleep(backoff)
 
-    async def _attempt(
-        self, method: Method, request: Any, retries: Retries, *, ends_at: float, metadata: Metadata, span: Span
-    ) -> Any:
-        left = ends_at - time.monotonic()
-        with self.balancer.pick(retries.tried, method, left) as attempt, self._failures_recorded(attempt, method):
-            if left < LEAST_SECONDS:
-                raise OutOfTime
-            retries.tried.add(attempt.instance.endpoint)
-            span.set_attribute("server.address", attempt.instance.endpoint.address)
-            has_alternative = self.balancer.has_alternative(retries.tried)
-            async with retries.attempt_timeout(left, has_alternative, self.balancer.slow_after(method)):
-                response = await attempt.instance.connection.unary(method, request, left, metadata)
+    async def _attempt(self, retries: Retries, request: Any, ends_at: float, metadata: Metadata, span: Span) -> Any:
+        method, left = retries.method, ends_at - time.monotonic()
+        with self.balancer.pick(retries.tried, method, left) as attempt:
+            instance = attempt.instance
+            try:
+                if left < LEAST_SECONDS:
+                    raise OutOfTime
+                retries.tried.add(instance.endpoint)
+                span.set_attribute("server.address", instance.endpoint.address)
+                seconds = retries.attempt_seconds(left, self.balancer.slow_after(method))
+                if seconds is not None and not self.balancer.has_alternative(retries.tried):
+                    seconds = None
+                sent = instance.connection.unary(method, request, left, metadata)
+                response = await (sent if seconds is None else retries.cancelled_after(seconds, sent))
+            except RpcError as error:
+                self._charge(attempt, method, error)
+                raise
             self.balancer.record(attempt, method, None)
             return response
+
+    def _charge(self, attempt: Attempt, method: Method, error: RpcError) -> None:
+        """Counts a failure against the instance, but raises OutOfTime if the time of the caller was too short."""
+        if error.code is grpc.StatusCode.DEADLINE_EXCEEDED and not attempt.is_fair:
+            raise OutOfTime from None
+        self.balancer.record(attempt, method, error)
 
     async def _stream(
         self,
         method: Method,
         request: Any,
-        timeout: float | None,  # noqa: ASYNC109
-        metadata: Metadata,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
+        metadata: Metadata = (),
     ) -> AsyncIterator[Any]:
         seconds = remaining() if timeout is None else at_most(timeout)
-        with self._span(method) as span:
+        with CallTelemetry(method) as span:
             if seconds is not None and seconds < LEAST_SECONDS:
                 raise OutOfTime
-            responses = self._responses(method, request, seconds, (*metadata, *trace_headers(span)), span)
+            sent = (*metadata, *trace_headers(span))
+            responses = self._responses(method, request, seconds, sent, span)
+            permit_seconds = self._settings.value.deadline_seconds if seconds is None else seconds
             try:
-                first = await self._protected(lambda: anext(responses, _END_OF_STREAM), seconds, span)
+                first = await self._protected(permit_seconds, span, anext, responses, _END_OF_STREAM)
                 if first is not _END_OF_STREAM:
                     yield first
                     async for response in responses:
@@ -180,46 +192,33 @@ class Channel:
         longest = self._settings.value.deadline_seconds
         first_seconds = longest if seconds is None else min(longest, seconds)
         ends_at = asyncio.get_running_loop().time() + first_seconds
-        await self._wait_for_discovery(first_seconds)
-        with (
-            self.balancer.pick(frozenset(), method, first_seconds) as attempt,
-            self._failures_recorded(attempt, method),
-        ):
+        if not self._endpoints.loaded:
+            await self._wait_for_discovery(first_seconds)
+        with self.balancer.pick(frozenset(), method, first_seconds) as attempt:
             span.set_attribute("server.address", attempt.instance.endpoint.address)
-            async with aclosing(attempt.instance.connection.stream(method, request, seconds, metadata)) as responses:
-                first = await _first(responses, ends_at)
-                self.balancer.record(attempt, method, None)
-                self.balancer.mark_as_stream(attempt)
-                if first is _END_OF_STREAM:
-                    return
-                yield first
-                async for response in responses:
-                    yield response
+            stream = attempt.instance.connection.stream(method, request, seconds, metadata)
+            try:
+                async with aclosing(stream) as responses:
+                    first = await _first(responses, ends_at)
+                    self.balancer.record(attempt, method, None)
+                    self.balancer.mark_as_stream(attempt)
+                    if first is _END_OF_STREAM:
+                        return
+                    yield first
+                    async for response in responses:
+                        yield response
+            except RpcError as error:
+                self._charge(attempt, method, error)
+                raise
 
-    @contextmanager
-    def _failures_recorded(self, attempt: Attempt, method: Method) -> Iterator[None]:
-        """Charges a failure to the instance of the attempt, but raises OutOfTime if the caller's time was too short."""
+    async def _protected(self, left: float, span: Span, work: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Runs `work(*args)` with a permit and through the breaker; raises RpcError if either of them rejects it."""
+        await self.bulkhead.acquire(left)
         try:
-            yield
-        except RpcError as error:
-            if error.code is grpc.StatusCode.DEADLINE_EXCEEDED and not attempt.is_fair:
-                raise OutOfTime from None
-            self.balancer.record(attempt, method, error)
-            raise
-
-    async def _protected(self, work: Callable[[], Awaitable[T]], left: float | None, span: Span) -> T:
-        """Runs `work` with a permit of the bulkhead and through the breaker; raises RpcError if either rejects it."""
-        await self.bulkhead.acquire(self._settings.value.deadline_seconds if left is None else left)
-        try:
-            return await self._through_breaker(work, span)
-        finally:
-            self.bulkhead.release()
-
-    async def _through_breaker(self, work: Callable[[], Awaitable[T]], span: Span) -> T:
-        try:
-            return await self.breaker.call(work)
+            return await self.breaker.call(work, *args)
         except BreakerOpen as rejection:
-            span.add_event("breaker.rejected", {"breaker.name": rejection.name, "retry_after": rejection.retry_after})
+            event = {"breaker.name": rejection.name, "retry_after": rejection.retry_after}
+            span.add_event("breaker.rejected", event)
             raise unavailable("BREAKER_OPEN", str(rejection), rejection.retry_after) from None
         except RpcError as error:
             if error.code in _RETRYABLE_BY_CALLER and error.retry_after is None:
@@ -227,31 +226,43 @@ class Channel:
             raise
         finally:
             span.set_attribute("breaker.state", self.breaker.state)
+            self.bulkhead.release()
 
     async def _wait_for_discovery(self, seconds: float) -> None:
         """Waits briefly for the first list of instances; without one the call fails because there is no instance."""
-        if not self._endpoints.loaded:
-            with suppress(TimeoutError):
-                await self._endpoints.ready(min(seconds, _DISCOVERY_SECONDS))
+        with suppress(TimeoutError):
+            await self._endpoints.ready(min(seconds, _DISCOVERY_SECONDS))
 
-    @contextmanager
-    def _span(self, method: Method) -> Iterator[Span]:
-        # Not made current: a stream's generator may end in another context than it began in.
-        span = _tracer.start_span(method.name, kind=SpanKind.CLIENT, attributes=method.attributes)
-        started, code = time.perf_counter(), "CANCELLED"
-        try:
-            yield span
-            code = "OK"
-        except RpcError as error:
-            code = error.code.name
-            span.set_attribute("error.type", error.reason)
-            span.set_status(Status(StatusCode.ERROR, error.message[:200]))
-            raise
-        finally:
+
+class CallTelemetry:
+    """Records the block as one call: its duration, and its span if the trace is sampled.
+
+    The span is not made current, because the generator of a stream may end in another context than it began in.
+    """
+
+    __slots__ = ("_began", "_method", "_span")
+
+    def __init__(self, method: Method) -> None:
+        self._method = method
+
+    def __enter__(self) -> Span:
+        self._began = time.monotonic()
+        self._span = start_span(self._method.name, kind=SpanKind.CLIENT, attributes=self._method.attributes)
+        return self._span
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        code = "OK" if error is None else error.code.name if isinstance(error, RpcError) else "CANCELLED"
+        method, span = self._method, self._span
+        series = method.durations.get(code)
+        if series is None:
+            series = method.durations[code] = _durations.series({**method.attributes, "rpc.grpc.status_code": code})
+        series.record((time.monotonic() - self._began) * 1000, span)
+        if span.is_recording():
+            if isinstance(error, RpcError):
+                span.set_attribute("error.type", error.reason)
+                span.set_status(Status(StatusCode.ERROR, error.message[:200]))
             span.set_attribute("rpc.grpc.status_code", code)
-            span.end()
-            milliseconds = (time.perf_counter() - started) * 1000
-            _duration.record(milliseconds, {**method.attributes, "rpc.grpc.status_code": code})
+        span.end()
 
 
 async def _first(responses: AsyncGenerator[Any, None], ends_at: float) -> Any:

@@ -6,8 +6,8 @@ The terms are those of Envoy's outlier detection and of gRFC A50.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from chassis.calls.transport import Connection
 from chassis.platform.discovery import Endpoint
@@ -44,7 +44,8 @@ class EjectionRules:
 EJECTION_RULES = EjectionRules()
 
 
-class Call(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Call:
     """A call under way: its start, and the seconds after which a call of its method is unusually slow."""
 
     began: float
@@ -104,7 +105,7 @@ class Instance:
 
     def load(self, now: float, shed_seconds: float) -> float:
         """Its calls under way, and those that it shed lately, which count less as time passes without another one."""
-        return self.outstanding + self._recently_shed(now, shed_seconds)
+        return self.outstanding + self._recently_shed(now, shed_seconds) if self.shed else self.outstanding
 
     def sheds_load(self, now: float, seconds: float) -> bool:
         """True if it shed a call within the last `seconds`."""
@@ -127,25 +128,31 @@ class Instance:
 
     def is_available(self, now: float) -> bool:
         """True if it may receive calls: not ejected, and no probe outstanding."""
+        if not self.ejected:
+            return True
         # A copy, because the exporter of metrics reads this in a thread of its own.
         probe_outstanding = any(call.began >= self.ejected_until for call in tuple(self.calls))
-        return not self.ejected or (now >= self.ejected_until and not probe_outstanding)
+        return now >= self.ejected_until and not probe_outstanding
 
     def share(self, now: float, rules: EjectionRules) -> float:
         """The part of a full share of calls that it gets now, 0 to 1."""
-        warm = _ramp(now - self.joined_at, rules.warmup_seconds, _SHARE_ON_JOINING)
-        return min(warm, _ramp(now - self.returned_at, rules.return_seconds, _SHARE_ON_RETURN))
+        since_joining, since_return = now - self.joined_at, now - self.returned_at
+        if since_joining >= rules.warmup_seconds and since_return >= rules.return_seconds:
+            return 1.0
+        warm = _ramp(since_joining, rules.warmup_seconds, _SHARE_ON_JOINING)
+        return min(warm, _ramp(since_return, rules.return_seconds, _SHARE_ON_RETURN))
 
-    def is_stalled(self, now: float, seconds: float, instances: list[Instance]) -> bool:
+    def is_stalled(self, now: float, seconds: float, instances: Sequence[Instance]) -> bool:
         """True if its oldest call has been unusually slow for `seconds` without any answer, while others answered."""
         if not self.calls or self.ejected:
             return False
         oldest = self.calls[0]
         since = max(oldest.began, self.answered_at)
-        others_answered = any(other.answered_at > since for other in instances if other is not self)
-        return others_answered and now - since > max(seconds, oldest.slow_after)
+        if now - since <= max(seconds, oldest.slow_after):
+            return False
+        return any(other.answered_at > since for other in instances if other is not self)
 
-    def is_slow(self, rules: EjectionRules, instances: list[Instance]) -> bool:
+    def is_slow(self, rules: EjectionRules, instances: Sequence[Instance]) -> bool:
         """True if it is much slower than the other instances, over enough calls of each."""
         if self.samples < _MIN_SAMPLES or self.mean_seconds < rules.slow_seconds:
             return False

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 
@@ -21,6 +21,8 @@ from chassis.calls.transport import Method, NotProcessed, OutOfTime
 from chassis.errors import RpcError, deadline_exceeded
 from chassis.platform.discovery import Endpoint
 from chassis.settings import Live
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,38 +71,37 @@ class RetryBudget:
 class Retries:
     """The retries of one call, and the instances it has tried."""
 
+    __slots__ = ("_budget", "_made", "_rules", "_settings", "_token_taken", "method", "tried")
+
     def __init__(self, settings: ClientSettings, budget: RetryBudget, method: Method, rules: RetryRules) -> None:
         self._settings = settings
         self._budget = budget
-        self._method = method
+        self.method = method
         self._rules = rules
         self._made = 1
         self._token_taken = False
         self.tried: set[Endpoint] = set()
 
-    @asynccontextmanager
-    async def attempt_timeout(self, left: float, has_alternative: bool, slow_after: float) -> AsyncIterator[None]:
-        """Cancels the attempt in the block (DEADLINE_EXCEEDED) if it is unusually slow and may be made elsewhere.
+    def attempt_seconds(self, left: float, slow_after: float) -> float | None:
+        """Returns the seconds after which the next attempt is unusually slow and may be made elsewhere.
 
-        It does so only if a retry token is available; otherwise the attempt may take all the time that is `left`.
+        None if it is not repeated, or may take all the time that is `left`.
         """
+        if not self.method.idempotent or self._made >= self._settings.attempts:
+            return None
         seconds = max(self._settings.attempt_seconds, slow_after)
-        may_retry = self._method.idempotent and has_alternative and self._made < self._settings.attempts
-        if seconds >= left or not may_retry:
-            yield
-            return
-        loop = asyncio.get_running_loop()
+        return seconds if seconds < left else None
 
-        def cancel_if_budgeted() -> None:
-            self._token_taken = self._budget.withdraw()
-            if self._token_taken:
-                timeout.reschedule(loop.time())
+    async def cancelled_after(self, seconds: float, attempt: Awaitable[T]) -> T:
+        """Returns the result of an attempt, but cancels it (DEADLINE_EXCEEDED) if it takes longer than `seconds`.
 
+        It does so only if a retry token is available; otherwise the attempt may take all the time that is left.
+        """
         try:
             async with asyncio.timeout(None) as timeout:
-                timer = loop.call_later(seconds, cancel_if_budgeted)
+                timer = asyncio.get_running_loop().call_later(seconds, self._cancel_if_budgeted, timeout)
                 try:
-                    yield
+                    return await attempt
                 finally:
                     timer.cancel()
         except TimeoutError:
@@ -120,6 +121,11 @@ class Retries:
         self._made += 1
         return seconds
 
+    def _cancel_if_budgeted(self, timeout: asyncio.Timeout) -> None:
+        self._token_taken = self._budget.withdraw()
+        if self._token_taken:
+            timeout.reschedule(asyncio.get_running_loop().time())
+
     def _is_retryable(self, error: RpcError) -> bool:
         if isinstance(error, OutOfTime) or (error.pushback is not None and error.pushback < 0):
             return False
@@ -127,7 +133,7 @@ class Retries:
             return True
         connection_lost = error.code is grpc.StatusCode.UNAVAILABLE and error.reason == "UNAVAILABLE"
         attempt_timed_out = error.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        return self._method.idempotent and (connection_lost or attempt_timed_out)
+        return self.method.idempotent and (connection_lost or attempt_timed_out)
 
     def _jittered(self, error: RpcError) -> float:
         if error.pushback is not None:

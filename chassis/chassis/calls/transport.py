@@ -7,9 +7,8 @@ CancelledError is raised only in a task that was cancelled itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import MethodOptions
 
 from chassis.errors import RpcError, from_grpc, is_cancelled
+from chassis.telemetry.metrics import DurationSeries
 
 Metadata = Sequence[tuple[str, str]]
 
@@ -75,6 +75,8 @@ class Method:
     serialize: Callable[[Any], bytes]
     deserialize: Callable[[bytes], Any]
     idempotent: bool
+    durations: dict[str, DurationSeries] = field(default_factory=dict, compare=False, repr=False)
+    """The metric of its calls by their status code; each series is made at the first call that ends so."""
 
     @cached_property
     def name(self) -> str:
@@ -137,8 +139,14 @@ class GrpcConnection:
 
     async def unary(self, method: Method, request: Any, timeout: float, metadata: Metadata) -> Any:  # noqa: ASYNC109
         """See Connection."""
-        with _as_rpc_errors():
-            return await self._call(method, "unary_unary")(request, timeout=timeout, metadata=metadata)
+        call = self._calls.get(method.path) or self._add(method, self._channel.unary_unary)
+        try:
+            return await call(request, timeout=timeout, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+        except asyncio.CancelledError:
+            _raise_if_closed()
+            raise
 
     async def stream(
         self,
@@ -148,11 +156,16 @@ class GrpcConnection:
         metadata: Metadata,
     ) -> AsyncGenerator[Any, None]:
         """See Connection."""
-        responses = self._call(method, "unary_stream")(request, timeout=timeout, metadata=metadata)
+        call = self._calls.get(method.path) or self._add(method, self._channel.unary_stream)
+        responses = call(request, timeout=timeout, metadata=metadata)
         try:
-            with _as_rpc_errors():
-                async for response in responses:
-                    yield response
+            async for response in responses:
+                yield response
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+        except asyncio.CancelledError:
+            _raise_if_closed()
+            raise
         finally:
             responses.cancel()
 
@@ -160,23 +173,17 @@ class GrpcConnection:
         """See Connection."""
         await self._channel.close(None)
 
-    def _call(self, method: Method, kind: str) -> Any:
-        if method.path not in self._calls:
-            make = getattr(self._channel, kind)
-            self._calls[method.path] = make(method.path, method.serialize, method.deserialize)
-        return self._calls[method.path]
+    def _add(self, method: Method, make: Callable[..., Any]) -> Any:
+        call = self._calls[method.path] = make(method.path, method.serialize, method.deserialize)
+        return call
 
 
-@contextmanager
-def _as_rpc_errors() -> Iterator[None]:
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise _translated(error) from error
-    except asyncio.CancelledError:
-        if is_cancelled():
-            raise
-        # grpc.aio ends the calls of a channel that is closed as if their caller had cancelled them.
+def _raise_if_closed() -> None:
+    """Raises RpcError(UNAVAILABLE) for a CancelledError that does not come from this task's own cancellation.
+
+    grpc.aio ends the calls of a channel that is closed as if their caller had cancelled them.
+    """
+    if not is_cancelled():
         raise _connection_lost("the connection was closed") from None
 
 

@@ -12,9 +12,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from chassis.calls import client
 from chassis.deadline import deadline, remaining
 from chassis.errors import RpcError
+from chassis.telemetry import traces
 
 from ..backends import Backends, error_of
 from ..echo_service import echo, never
@@ -139,7 +139,7 @@ async def test_an_unexpected_error_of_the_called_service_is_hidden_from_the_call
 def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(client, "_tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(traces, "_tracer", provider.get_tracer("test"))
     return exporter
 
 

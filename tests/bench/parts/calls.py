@@ -1,0 +1,92 @@
+"""Measures the CPU time of a call: by a plain stub of grpc.aio, by our channel, and with one of its layers off."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from bench.measurement.checkout import Checkout, checkouts
+from bench.measurement.processes import free_port, serving
+from bench.measurement.rounds import Measurement, Visit
+
+CALLS, WARM_UP = 3_000, 1_000
+TESTS = Path(__file__).parents[2]
+PEERS = TESTS / "bench" / "peers"
+DIRECT, OURS = "stub of grpc.aio", "our channel"
+WAYS = {
+    DIRECT: "direct",
+    OURS: "channel",
+    "our channel, every call recorded": "recorded",
+    "without telemetry": "no_telemetry",
+    "without balancing": "no_balancing",
+    "without retries": "no_retries",
+    "without breaker": "no_breaker",
+    "without bulkhead": "no_bulkhead",
+}
+WAYS_OF_ANOTHER = {OURS: "channel", "our channel, every call recorded": "recorded"}
+
+
+class Caller:
+    """A process that makes the calls in one way."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def visit(self, calls: int = CALLS) -> Visit:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{calls}\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("the caller has ended")
+        measured = json.loads(line)
+        return Visit(calls, measured["seconds"], {"caller": measured["cpu"]})
+
+
+@contextmanager
+def calling(checkout: Checkout, way: str, address: str) -> Iterator[Caller]:
+    """Starts a caller, with some calls before the first measured ones."""
+    command = [checkout.python, str(PEERS / "order_caller.py"), way, address]
+    environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**environment, "PYTHONPATH": str(TESTS)}
+    ) as process:
+        try:
+            caller = Caller(process)
+            caller.visit(WARM_UP)
+            yield caller
+        finally:
+            process.terminate()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("bench calls", description=__doc__)
+    parser.add_argument("--against", metavar="REV", help="an earlier commit to compare with")
+    parser.add_argument("--rounds", type=int, default=5)
+    wanted = parser.parse_args()
+    port = free_port()
+    with ExitStack() as stack:
+        service = stack.enter_context(serving([sys.executable, str(PEERS / "order_stub.py"), str(port)], port))
+        ways = {}
+        for checkout in stack.enter_context(checkouts(wanted.against)):
+            ours = checkout.python == sys.executable
+            for name, way in (WAYS if ours else WAYS_OF_ANOTHER).items():
+                label = name if ours else f"{name}, {checkout.name}"
+                ways[label] = stack.enter_context(calling(checkout, way, service.address)).visit
+        measured = Measurement.run(ways, wanted.rounds)
+    print(measured.table("caller"))
+    for name in ways:
+        if name != DIRECT:
+            ratio = measured.ratio(name, DIRECT, lambda visit: visit.microseconds("caller"))
+            print(f"{name:<44} {ratio.text(2)} times the {DIRECT}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Reads an order over gRPC in one of several ways: `order_caller.py WAY ORDER_SERVICE`.
+
+Each line of standard input is a number of calls; the answer is a line with their seconds and CPU seconds as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import grpc.aio
+import uvloop
+from opentelemetry import context, metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+
+from chassis.calls import client
+from chassis.calls.client_settings import ClientSettings
+from chassis.calls.transport import GrpcTransport
+from chassis.deadline import deadline
+from chassis.platform.discovery import Endpoint, Endpoints
+from chassis.settings import Live
+from shop.order.v1.order_pb2 import GetOrderRequest
+from shop.order.v1.order_pb2_grpc import OrderServiceStub
+
+CALLERS = 8
+SETTINGS = ClientSettings(
+    deadline_seconds=3.0, calls_at_once=32, failure_ratio=0.5, reset_seconds=3.0, attempts=3, attempt_seconds=1.0,
+    retry_budget_ratio=0.1, ejection_seconds=1.0,
+)  # fmt: skip
+ORDER = "0190a000-0000-7000-8000-0000000000ff"
+
+
+class NullExporter(SpanExporter):
+    """Drops what is exported."""
+
+    def export(self, spans: Any) -> SpanExportResult:
+        return SpanExportResult.SUCCESS
+
+
+def channel(address: str, **changes: Any) -> Any:
+    """Returns our channel to two instances."""
+    endpoints = Endpoints("order-service")
+    made = client.Channel("order-service", endpoints, Live(SETTINGS.model_copy(update=changes)), GrpcTransport())
+    endpoints.replace((Endpoint("a", address), Endpoint("b", address)))
+    return made
+
+
+def direct(address: str) -> Any:
+    """The stub on a channel of grpc.aio."""
+    return grpc.aio.insecure_channel(address)
+
+
+def without_telemetry(address: str) -> Any:
+    class Nothing:
+        def __init__(self, method: Any) -> None:
+            self.method = method
+
+        def __enter__(self) -> Any:
+            return INVALID_SPAN
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+    client.CallTelemetry = Nothing  # type: ignore[assignment,misc]
+    return channel(address)
+
+
+def without_breaker(address: str) -> Any:
+    class Nothing:
+        state = "closed"
+
+        async def call(self, work: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+            return await work(*args)
+
+    made = channel(address)
+    made.breaker = Nothing()
+    return made
+
+
+def without_bulkhead(address: str) -> Any:
+    class Nothing:
+        async def acquire(self, _seconds: float) -> None:
+            return None
+
+        def release(self) -> None:
+            return None
+
+    made = channel(address)
+    made.bulkhead = Nothing()
+    return made
+
+
+def without_balancing(address: str) -> Any:
+    class Nothing:
+        def __init__(self, connection: Any) -> None:
+            self.instance = SimpleNamespace(endpoint=Endpoint("a", address), connection=connection)
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+        def pick(self, *_: Any) -> Any:
+            return self
+
+        def record(self, *_: Any) -> None:
+            return None
+
+        def slow_after(self, _method: Any) -> float:
+            return 0.0
+
+        def has_alternative(self, _tried: Any) -> bool:
+            return True
+
+    made = channel(address)
+    made.balancer = Nothing(GrpcTransport().connect(address))
+    return made
+
+
+def without_retries(address: str) -> Any:
+    """One attempt, so that no timer runs for it."""
+    return channel(address, attempts=1)
+
+
+WAYS: dict[str, Callable[[str], Any]] = {
+    "direct": direct,
+    "channel": channel,
+    "recorded": channel,
+    "no_telemetry": without_telemetry,
+    "no_breaker": without_breaker,
+    "no_bulkhead": without_bulkhead,
+    "no_balancing": without_balancing,
+    "no_retries": without_retries,
+}
+
+
+def start_telemetry() -> None:
+    """Starts the SDK without a receiver: metrics are kept, and spans dropped when they are exported."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(NullExporter()))
+    trace.set_tracer_provider(provider)
+    metrics.set_meter_provider(MeterProvider([InMemoryMetricReader()]))
+
+
+def enter_trace(way: str) -> None:
+    """Makes the trace of a request current, as the gateway does; it is sampled only in the way `recorded`."""
+    flags = TraceFlags(TraceFlags.SAMPLED if way == "recorded" else TraceFlags.DEFAULT)
+    context.attach(set_span_in_context(NonRecordingSpan(SpanContext(0xA1, 0xB2, is_remote=True, trace_flags=flags))))
+
+
+async def measure(stub: Any, calls: int) -> dict[str, float]:
+    """Makes a number of calls, some of them at the same time."""
+    request, left = GetOrderRequest(order_id=ORDER), itertools.repeat(None, calls)
+
+    async def repeat() -> None:
+        with deadline(3600):
+            for _ in left:
+                await stub.GetOrder(request, timeout=3)
+
+    began, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(repeat() for _ in range(CALLERS)))
+    return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+
+
+async def main(way: str, address: str) -> None:
+    start_telemetry()
+    enter_trace(way)
+    stub: Any = OrderServiceStub(WAYS[way](address))  # type: ignore[no-untyped-call]
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        print(json.dumps(await measure(stub, int(line))), flush=True)
+
+
+if __name__ == "__main__":
+    uvloop.run(main(sys.argv[1], sys.argv[2]))
