@@ -28,6 +28,7 @@ from chassis.platform.discovery import Discovery
 from chassis.platform.vault import Vault
 from chassis.settings import Environment, Live, ProcessSettings, load_settings, watch_settings
 from chassis.telemetry import export, logs
+from chassis.telemetry.sampling import trace_rate
 
 log = structlog.get_logger(__name__)
 
@@ -162,11 +163,18 @@ async def configure(name: str, settings: type[K], stopping: asyncio.Event) -> Pr
     await consul.connect()
     values = await load_settings(consul, f"config/{name}", settings)
     export.start(name, environment.version, environment.instance_id, environment.otel_exporter_otlp_endpoint)
-    logs.set_level(values.value.log_level)
-    values.on_change(lambda value: logs.set_level(value.log_level))
+    _apply(values.value)
+    values.on_change(_apply)
     process = Process(name, environment, values, consul, stopping)
     process.supervise("settings", lambda: watch_settings(consul, f"config/{name}", values))
     return process
+
+
+def _apply(settings: ProcessSettings) -> None:
+    """Makes telemetry follow the settings."""
+    logs.set_level(settings.log_level)
+    logs.set_slow(settings.slow_seconds)
+    trace_rate.change(settings.traces_per_second, settings.trace_share)
 
 
 async def _serve(process: Process[K], compose: Callable[[Process[K]], Awaitable[int | None]]) -> int:

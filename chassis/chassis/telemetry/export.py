@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 
 from opentelemetry import metrics, trace
-from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
@@ -21,6 +20,7 @@ from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from chassis.telemetry.log_export import start_logs
+from chassis.telemetry.metric_export import MetricsExporter
 from chassis.telemetry.traces import SAMPLER
 
 METRIC_INTERVAL_SECONDS = 30.0
@@ -62,7 +62,7 @@ def _start_traces(resource: Resource, endpoint: str) -> Callable[[], object]:
 
 def _start_metrics(resource: Resource, endpoint: str) -> Callable[[], object]:
     reader = PeriodicExportingMetricReader(
-        OTLPMetricExporter(endpoint, insecure=True, timeout=_EXPORT_SECONDS),
+        MetricsExporter(endpoint, insecure=True, timeout=_EXPORT_SECONDS),
         export_interval_millis=METRIC_INTERVAL_SECONDS * 1000,
         export_timeout_millis=_EXPORT_SECONDS * 1000,
     )

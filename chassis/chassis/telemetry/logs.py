@@ -9,45 +9,46 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, MutableMapping
-from typing import Any, TextIO, cast
+from collections.abc import Callable, Iterable, MutableMapping
+from datetime import UTC, datetime
+from typing import Any
 
+import orjson
 import structlog
 from opentelemetry import trace
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.trace import SpanContext
 
 from chassis.telemetry.metrics import meter
 
 Record = MutableMapping[str, Any]
 
-_lines_lost = meter().create_counter("log.lines_lost", description="log lines that stdout did not take")
 _LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 _LIBRARY_LEVELS = {"httpx": 30, "httpcore": 30, "asyncio": 30, "urllib3": 30, "psycopg.pool": 40, "psycopg": 40}
 # It warns of each malformed tracestate, with its text, which a caller decides.
 _LIBRARY_LEVELS["opentelemetry.trace"] = 40
+_ALWAYS_EXPORTED = frozenset({"warning", "error", "critical"})
+# Such values are written as their text, as everything that JSON does not have.
+_JSON = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+
+# The class of every logger. A method of its base does nothing if its level is off.
+_Logger = type("LiveLogger", (structlog.make_filtering_bound_logger(logging.INFO),), {})
 
 
 class _State:
     service = ""
-    level = 20
     export: Callable[[Record], None] | None = None
+    slow_seconds = 1.0
+    lines_lost = 0
 
 
 def to_stdout(service: str) -> None:
     """Writes all logs of this process, from structlog and the standard library, as JSON lines to stdout."""
     _State.service = service
     structlog.configure(
-        processors=[
-            _drop_below_level,
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            _add_service_and_trace,
-            _export,
-            structlog.processors.JSONRenderer(serializer=_to_json),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
-        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, Stdout())),
+        processors=[_render],
+        wrapper_class=_Logger,
+        logger_factory=Stdout,
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_ToStructlog()], level=logging.INFO, force=True)
@@ -56,54 +57,77 @@ def to_stdout(service: str) -> None:
 
 
 def export_with(export: Callable[[Record], None] | None) -> None:
-    """Passes every later log record to `export` as well; None stops this."""
+    """Passes later log records to `export` as well, except those below WARNING of a trace that is not recorded.
+
+    None stops this.
+    """
     _State.export = export
 
 
 def set_level(level: str) -> None:
-    """Drops later records below `level`, a name such as "INFO"."""
-    _State.level = _LEVELS[level]
+    """Drops later records below `level`, a name such as "INFO", before anything of them is formatted."""
+    _Logger.__bases__ = (structlog.make_filtering_bound_logger(_LEVELS[level]),)
+
+
+def set_slow(seconds: float) -> None:
+    """Sets the time above which `is_slow` is true."""
+    _State.slow_seconds = seconds
+
+
+def is_slow(seconds: float) -> bool:
+    """True for a request that took so long that it is logged as a warning."""
+    return seconds > _State.slow_seconds
 
 
 class Stdout:
     """Writes lines to stdout; counts a line that cannot be written in the metric `log.lines_lost`."""
 
-    def write(self, line: str) -> None:
-        """Writes a line and flushes it."""
+    def write(self, line: bytes) -> None:
+        """Writes a line, which ends with a newline, and flushes it."""
         try:
-            sys.stdout.write(line)
-            sys.stdout.flush()
+            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
         except OSError:
-            _lines_lost.add(1)
+            _State.lines_lost += 1
 
-    def flush(self) -> None:
-        """Does nothing, because `write` flushes."""
-
-
-def _drop_below_level(_logger: object, method: str, record: Record) -> Record:
-    if _LEVELS.get(method.upper(), 40) < _State.level:
-        raise structlog.DropEvent
-    return record
+    debug = info = warning = error = critical = write
 
 
-def _add_service_and_trace(_logger: object, _method: str, record: Record) -> Record:
+def _render(logger: object, level: str, record: Record) -> bytes:
+    """Completes a record, exports it and returns its line."""
+    record["level"] = level
+    record["timestamp"] = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    if "exc_info" in record:
+        structlog.processors.format_exc_info(logger, level, record)
     record["service"] = _State.service
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
         record["trace_id"] = f"{context.trace_id:032x}"
         record["span_id"] = f"{context.span_id:016x}"
-    return record
-
-
-def _export(_logger: object, _method: str, record: Record) -> Record:
-    # An exporter that logs its own failure must not export that log.
-    if _State.export is not None and not str(record.get("logger", "")).startswith("opentelemetry"):
+    if _State.export is not None and _is_exported(level, record, context):
         _State.export(record)
-    return record
+    return _to_json(record)
 
 
-def _to_json(record: Record, **_kwargs: Any) -> str:
-    return json.dumps(record, default=str, ensure_ascii=False)
+def _is_exported(level: str, record: Record, context: SpanContext) -> bool:
+    # An exporter that logs its own failure must not export that log.
+    if str(record.get("logger", "")).startswith("opentelemetry"):
+        return False
+    return level in _ALWAYS_EXPORTED or not context.is_valid or context.trace_flags.sampled
+
+
+def _to_json(record: Record) -> bytes:
+    try:
+        return orjson.dumps(record, str, _JSON)
+    except TypeError:  # integers above 64 bits, keys that are no strings, half characters
+        return json.dumps(record, default=str).encode() + b"\n"
+
+
+def _lines_lost(_options: CallbackOptions) -> Iterable[Observation]:
+    return [Observation(_State.lines_lost)]
+
+
+meter().create_observable_counter("log.lines_lost", [_lines_lost], description="log lines that stdout did not take")
 
 
 class _ToStructlog(logging.Handler):

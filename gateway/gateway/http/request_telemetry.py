@@ -7,28 +7,19 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from ipaddress import ip_address, ip_network
-from typing import Any
+from types import TracebackType
 
 import structlog
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.trace import (
-    NonRecordingSpan,
-    Span,
-    SpanContext,
-    SpanKind,
-    Status,
-    StatusCode,
-    get_current_span,
-    use_span,
-)
+from opentelemetry import context as otel_context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 from sanic import Request
 
-from chassis.telemetry.metrics import meter
-from chassis.telemetry.traces import caller_context, traceparent, tracer
+from chassis.telemetry.logs import is_slow
+from chassis.telemetry.metrics import Durations, DurationSeries
+from chassis.telemetry.traces import caller_context, start_entry_span, traceparent, unrecorded_span
 
 log = structlog.get_logger(__name__)
 
@@ -37,49 +28,88 @@ _CLIENT_CLOSED_REQUEST = 499
 # As the semantic conventions of OpenTelemetry name them; every other method is one value.
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 _OTHER_METHOD = "_OTHER"
-_SCHEMES = frozenset({"http", "https"})
-_ids = RandomIdGenerator()
+_TRACE_ID = slice(3, 35)
+_durations = Durations("http.server.request.duration", "s", "time from head to last byte of the response")
 
 
-@contextmanager
-def recorded(request: Request) -> Iterator[None]:
-    """Runs the block in the server span of a request, which continues the caller's trace.
+def recorded(request: Request) -> RecordedRequest:
+    """Returns a context manager, whose block runs in the server span of a request and in the trace of the caller.
 
-    Sets `client_address`, `trace_id`, `traceresponse` and `status` of the request's context; the last is 499 until a
-    response begins.
+    It sets `client_address`, `trace_id`, `traceresponse` and `status` of the request's context; the last is 499 until
+    `begin_response` is called.
     """
-    began = time.perf_counter()
-    request.ctx.client_address = _client_address(request)
-    with _span(request) as span:
-        context = span.get_span_context()
-        request.ctx.trace_id = f"{context.trace_id:032x}"
-        request.ctx.traceresponse = traceparent(span)
-        request.ctx.status = _CLIENT_CLOSED_REQUEST
+    return RecordedRequest(request)
+
+
+def begin_response(request: Request, status: int) -> None:
+    """Notes the status of a response, and that the request has been answered; a stream may follow."""
+    request.ctx.status = status
+    request.ctx.answered = time.perf_counter()
+
+
+class RecordedRequest:
+    """See `recorded`; a class, because a generator for each request costs more."""
+
+    __slots__ = ("_began", "_request", "_span", "_token")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+        context = self._request.ctx
+        context.client_address = _client_address(self._request)
+        self._span = _start_span(self._request)
+        context.traceresponse = traceparent(self._span)
+        context.trace_id = context.traceresponse[_TRACE_ID]
+        context.status = _CLIENT_CLOSED_REQUEST
+        self._token = otel_context.attach(set_span_in_context(self._span))
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: TracebackType | None) -> None:
+        request, status, route = self._request, self._request.ctx.status, _route(self._request)
         try:
-            yield
-        finally:
-            status, route = request.ctx.status, _route(request)
-            span.update_name(_span_name(request, route))
-            span.set_attributes(_response_attributes(status, route))
-            if status >= 500:
-                span.set_status(Status(StatusCode.ERROR))
+            if self._span.is_recording():
+                _complete_span(self._span, request, route, error)
             if route not in PROBE_PATHS:
-                _report(request, status, route, time.perf_counter() - began)
+                self._report(status, route)
+        finally:
+            otel_context.detach(self._token)
+
+    def _report(self, status: int, route: str) -> None:
+        request, ended = self._request, time.perf_counter()
+        seconds = ended - self._began
+        _series(_method(request), _scheme(request), status, route).record(seconds, self._span)
+        slow = is_slow(getattr(request.ctx, "answered", ended) - self._began)
+        (log.warning if slow or status >= 500 else log.info)(
+            "request",
+            method=request.method,
+            path=request.path,
+            client=request.ctx.client_address,
+            route=route,
+            status=status,
+            milliseconds=round(seconds * 1000, 1),
+        )
 
 
-def _span(request: Request) -> AbstractContextManager[Span]:
-    headers = request.headers
-    parent = caller_context(headers.getall("traceparent", ()), headers.getall("tracestate", ()))
+def _start_span(request: Request) -> Span:
+    parents = request.headers.getall("traceparent", ())
+    caller = caller_context(parents, request.headers.getall("tracestate", ())) if parents else None
     if request.path in PROBE_PATHS:
-        trace_id = get_current_span(parent).get_span_context().trace_id or _ids.generate_trace_id()
-        return use_span(NonRecordingSpan(SpanContext(trace_id, _ids.generate_span_id(), is_remote=False)))
-    return tracer().start_as_current_span(
-        _span_name(request, ""),
-        context=parent,
-        kind=SpanKind.SERVER,
-        attributes=_request_attributes(request),
-        record_exception=False,
+        return unrecorded_span(caller)
+    return start_entry_span(
+        _span_name(request, ""), caller, kind=SpanKind.SERVER, attributes=lambda: _request_attributes(request)
     )
+
+
+def _complete_span(span: Span, request: Request, route: str, error: BaseException | None) -> None:
+    status = request.ctx.status
+    span.update_name(_span_name(request, route))
+    span.set_attributes(_response_attributes(status, route))
+    if isinstance(error, Exception):
+        span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+    elif status >= 500:
+        span.set_status(Status(StatusCode.ERROR))
+    span.end()
 
 
 def _client_address(request: Request) -> str:
@@ -90,11 +120,8 @@ def _client_address(request: Request) -> str:
     peer = str(request.ip)
     if not _is_within(peer, tuple(request.app.config.TRUSTED_PROXIES)):
         return peer
-    last = ",".join(request.headers.getall("x-forwarded-for", ())).rpartition(",")[2].strip()
-    try:
-        return str(ip_address(last))
-    except ValueError:
-        return peer
+    values = request.headers.getall("x-forwarded-for", ())
+    return (_valid_address(values[-1].rpartition(",")[2].strip()) if values else "") or peer
 
 
 @lru_cache(maxsize=4096)
@@ -106,6 +133,25 @@ def _is_within(address: str, networks: Sequence[str]) -> bool:
     return any(parsed in ip_network(network) for network in networks)
 
 
+@lru_cache(maxsize=4096)
+def _valid_address(text: str) -> str:
+    """Returns an address in its usual form, "" if the text is none."""
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        return ""
+
+
+def _method(request: Request) -> str:
+    """Returns the method; all that a caller invents are one, so that nobody can create series."""
+    return request.method if request.method in _METHODS else _OTHER_METHOD
+
+
+def _scheme(request: Request) -> str:
+    """Returns the scheme of the connection; no header of a caller changes it."""
+    return "https" if request.conn_info and request.conn_info.ssl else "http"
+
+
 def _span_name(request: Request, route: str) -> str:
     method = request.method if request.method in _METHODS else "HTTP"
     return f"{method} {route}" if route else method
@@ -113,21 +159,14 @@ def _span_name(request: Request, route: str) -> str:
 
 def _request_attributes(request: Request) -> dict[str, str]:
     return {
-        **_labels(request),
+        "http.request.method": _method(request),
+        "url.scheme": _scheme(request),
         **({} if request.method in _METHODS else {"http.request.method_original": request.method}),
         "url.path": request.path,
         "network.protocol.version": request.version,
         "client.address": request.ctx.client_address,
         # Bytes that are no UTF-8 cannot be sent to telemetry.
         "user_agent.original": request.headers.get("user-agent", "").encode(errors="replace").decode(),
-    }
-
-
-def _labels(request: Request) -> dict[str, str]:
-    """Returns the attributes of the metric and the span, whose values a caller can only choose from a fixed set."""
-    return {
-        "http.request.method": request.method if request.method in _METHODS else _OTHER_METHOD,
-        "url.scheme": request.scheme if request.scheme in _SCHEMES else "http",
     }
 
 
@@ -140,6 +179,13 @@ def _response_attributes(status: int, route: str) -> dict[str, str | int]:
     return attributes
 
 
+@cache
+def _series(method: str, scheme: str, status: int, route: str) -> DurationSeries:
+    """Returns the series of the metric; each argument has a fixed set of values."""
+    labels = {"http.request.method": method, "url.scheme": scheme}
+    return _durations.series(labels | _response_attributes(status, route))
+
+
 def _route(request: Request) -> str:
     return _template(request.route.path) if request.route else ""
 
@@ -148,23 +194,3 @@ def _route(request: Request) -> str:
 def _template(path: str) -> str:
     """Returns `v1/orders/<id:str>` as `/v1/orders/{id}`."""
     return "/" + re.sub(r"<(\w+)[^>]*>", r"{\1}", path)
-
-
-@cache
-def _durations() -> Any:
-    return meter().create_histogram(
-        "http.server.request.duration", unit="s", description="time from head to last byte of the response"
-    )
-
-
-def _report(request: Request, status: int, route: str, seconds: float) -> None:
-    _durations().record(seconds, _labels(request) | _response_attributes(status, route))
-    log.info(
-        "request",
-        method=request.method,
-        path=request.path,
-        client=request.ctx.client_address,
-        route=route,
-        status=status,
-        milliseconds=round(seconds * 1000, 1),
-    )

@@ -21,7 +21,14 @@ from .identities import Issuer
 from .servers import Server, consul
 
 KEY = "config/gateway"
-GOOD = {"log_level": "INFO", "drain_seconds": 1.0, "grace_seconds": 1.0}
+GOOD = {
+    "log_level": "INFO",
+    "drain_seconds": 1.0,
+    "grace_seconds": 1.0,
+    "traces_per_second": 20.0,
+    "trace_share": 1.0,
+    "slow_seconds": 1.0,
+}
 POLICY = """
 key "config/gateway" { policy = "read" }
 service "user-service" { policy = "read" }

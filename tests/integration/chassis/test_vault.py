@@ -23,7 +23,9 @@ from chassis.testing import FakeConsul, process
 from .identities import Issuer
 from .servers import Server
 
-SETTINGS = ProcessSettings(log_level="INFO", drain_seconds=0, grace_seconds=1)
+SETTINGS = ProcessSettings(
+    log_level="INFO", drain_seconds=0, grace_seconds=1, traces_per_second=20, trace_share=1, slow_seconds=1
+)
 POLICY = """
 path "database/creds/user-service" { capabilities = ["read"] }
 path "secret/data/user-service" { capabilities = ["read"] }

@@ -29,7 +29,14 @@ from chassis.testing import FakeConsul, process
 from .echo_service import NAME, Echo, Stub
 from .test_settings import place
 
-SETTINGS = ProcessSettings(log_level="INFO", drain_seconds=0.3, grace_seconds=5.0)
+SETTINGS = ProcessSettings(
+    log_level="INFO",
+    drain_seconds=0.3,
+    grace_seconds=5.0,
+    traces_per_second=20.0,
+    trace_share=1.0,
+    slow_seconds=1.0,
+)
 
 
 @pytest.fixture

@@ -21,6 +21,9 @@ GOOD: dict[str, Any] = {
     "log_level": "INFO",
     "drain_seconds": 2.0,
     "grace_seconds": 5,
+    "traces_per_second": 20,
+    "trace_share": 0.01,
+    "slow_seconds": 1,
     "deadline_seconds": 1.5,
     "users": {"fail_max": 5},
 }

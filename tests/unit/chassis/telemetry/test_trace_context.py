@@ -12,7 +12,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
-from chassis.serving import interceptors
+from chassis.serving import call_telemetry
 from chassis.telemetry import export, logs, traces
 
 HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -21,7 +21,7 @@ HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 @pytest.fixture
 def tracing(monkeypatch: pytest.MonkeyPatch) -> trace.Tracer:
     tracer = TracerProvider(traces.SAMPLER, shutdown_on_exit=False).get_tracer("test")
-    monkeypatch.setattr(traces, "tracer", lambda: tracer)
+    monkeypatch.setattr(traces, "_tracer", tracer)
     return tracer
 
 
@@ -68,18 +68,22 @@ def test_a_traceparent_is_continued(tracing: trace.Tracer) -> None:
     assert span_id != HEADER[36:52]
 
 
-@pytest.mark.parametrize("flags", ["00", "02", "fe"])
-def test_a_trace_is_recorded_although_its_caller_does_not_record_it(tracing: trace.Tracer, flags: str) -> None:
+@pytest.mark.parametrize(
+    ("flags", "recorded"), [("00", False), ("02", False), ("fe", False), ("01", True), ("ff", True)]
+)
+def test_work_that_continues_a_trace_follows_its_flag(tracing: trace.Tracer, flags: str, recorded: bool) -> None:
     with traces.continued(HEADER[:-2] + flags, "work") as span:
-        assert span.is_recording()
-        assert int(traces.current_traceparent()[-2:], 16) & 1
+        assert span.is_recording() is recorded
+        assert traces.current_traceparent()[3:35] == HEADER[3:35]
+        assert int(traces.current_traceparent()[-2:], 16) & 1 == recorded
 
 
 def test_a_span_below_a_probe_is_not_recorded(tracing: trace.Tracer) -> None:
     """Control: the decision of this process itself holds."""
     probe = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False))
-    with trace.use_span(probe), tracing.start_as_current_span("work") as span:
-        assert not span.is_recording()
+    with trace.use_span(probe):
+        assert not tracing.start_span("work").is_recording()
+        assert traces.start_span("work") is probe
 
 
 @pytest.mark.parametrize("parents", [[], [HEADER, HEADER], [HEADER, ""], ["", HEADER], [f"{HEADER},{HEADER}"]])
@@ -94,7 +98,7 @@ def test_a_call_with_other_than_one_traceparent_begins_a_new_trace(parents: list
         def invocation_metadata(self) -> list[tuple[str, str | bytes]]:
             return [("traceparent", parent) for parent in parents] + [("tracestate", "a=1"), ("x-bin", b"\x00")]
 
-    assert interceptors._caller(Context()) is None
+    assert call_telemetry._caller(Context()) is None
 
 
 def test_the_tracestate_of_the_caller_is_passed_on(tracing: trace.Tracer) -> None:
