@@ -59,6 +59,12 @@ logs service:
 trace id:
     {{ stack }} trace {{ quote(id) }}
 
+# Send an open-loop load of RATE requests a second to the running stack, and show rates, latencies and errors live
+[group('look')]
+[no-exit-message]
+load *options:
+    {{ stack }} load "$@"
+
 # Search the whole store for orders that are lost, placed twice or hold wrong credit (exit 1: findings)
 [group('operate')]
 [no-exit-message]
@@ -77,11 +83,11 @@ projection-rebuild name:
 test *tiers:
     {{ stack }} test {{ tiers }}
 
-# Run a benchmark; without a name, list all of them
+# Run a benchmark; without a name, list all of them; `bench NAME --help` shows its options
 [group('work')]
 [no-exit-message]
-bench name="":
-    {{ run }} python tests/bench {{ quote(name) }}
+bench *words:
+    {{ run }} python tests/bench "$@"
 
 # Cause a fault for a limited time: `chaos list` shows all faults, `chaos off` ends them
 [group('work')]

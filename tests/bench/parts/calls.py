@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bench.measurement.checkout import Checkout, checkouts
-from bench.measurement.processes import free_port, serving
 from bench.measurement.rounds import Measurement, Visit
+from bench.setup.checkout import Checkout, checkouts
+from bench.setup.processes import free_port, serving
 
 CALLS, WARM_UP = 3_000, 1_000
 TESTS = Path(__file__).parents[2]
-PEERS = TESTS / "bench" / "peers"
+PEERS, SETUP = TESTS / "bench" / "peers", TESTS / "bench" / "setup"
 DIRECT, OURS = "stub of grpc.aio", "our channel"
 WAYS = {
     DIRECT: "direct",
@@ -73,7 +73,7 @@ def main() -> None:
     wanted = parser.parse_args()
     port = free_port()
     with ExitStack() as stack:
-        service = stack.enter_context(serving([sys.executable, str(PEERS / "order_stub.py"), str(port)], port))
+        service = stack.enter_context(serving([sys.executable, str(SETUP / "order_stub.py"), str(port)], port))
         ways = {}
         for checkout in stack.enter_context(checkouts(wanted.against)):
             ours = checkout.python == sys.executable

@@ -6,12 +6,8 @@ The bound holds on a machine that runs nothing else.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import httpx
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from support.stack_under_test import RunningStack
 from support.traffic.api_user import register
 from support.traffic.projection_lag import TARGET_RATE, measure

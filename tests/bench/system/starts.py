@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.stack_under_test import RunningStack, eventually
 

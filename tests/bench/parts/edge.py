@@ -1,0 +1,227 @@
+"""Measures the CPU time of the edge per request, beside a plain Traefik, and what each of its features costs.
+
+The configuration is that of the running stack, read from its Envoy; only ports and the limits of one client address
+differ. Every edge forwards to the same trivial upstream, which returns one fixed answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+from bench.measurement.options import options
+from bench.measurement.rounds import Measurement, Visit
+from bench.measurement.visits import http_visit
+from bench.setup.access_tokens import TokenKey
+from bench.setup.processes import Server, free_port, serving
+from bench.traffic.http_client import request
+from support.stack_under_test import RunningStack, eventually
+
+Config = dict[str, Any]
+TRAEFIK, OURS = "plain Traefik", "edge"
+BODY = json.dumps({"id": "0190a000-0000-7000-8000-000000000001", "status": "confirmed", "lines": [{"sku": "tea"}] * 5})
+PATH = "/v1/orders/0190a000-0000-7000-8000-000000000001"
+USERS, ALL_OF_THEM = 50, 1_000_000
+EDGE = "edge"  # the name of the part
+
+
+def program(name: str) -> str:
+    """Returns a program of this environment; raises SystemExit if it is not installed."""
+    places = {"envoy": Path(sysconfig.get_path("purelib")) / "envoy" / "_bin" / "envoy"}
+    path = places.get(name, Path(sysconfig.get_path("scripts")) / name)
+    if not path.exists():
+        sys.exit(f"{name} is not installed; install the peers of the benchmarks: uv sync --group bench")
+    return str(path)
+
+
+def of_the_running_stack() -> Config:
+    """Returns the configuration of the stack's Envoy as JSON, from its admin socket."""
+    running = RunningStack()
+    (alloc,) = running.allocations("edge")
+    socket = running.folder(alloc, "edge") / "secrets" / "admin.sock"
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://admin") as admin:
+        dumped = admin.get("/config_dump", params={"resource": "bootstrap"}).raise_for_status().json()
+    found: Config = dumped["configs"][0]["bootstrap"] if "configs" in dumped else dumped["bootstrap"]
+    return found
+
+
+class EdgeConfig:
+    """Our configuration on a port of its own, with one instance; each `without_…` switches a feature off."""
+
+    def __init__(self, found: Config, port: int, upstream: int) -> None:
+        self.config = copy.deepcopy(found)
+        self.config["node"] = {"id": "bench", "cluster": "bench"}
+        self.config.pop("admin", None)
+        (listener,) = (each for each in self._resources["listeners"] if each["name"] == "http")
+        self._resources["listeners"] = [listener]
+        listener["address"]["socket_address"] |= {"address": "127.0.0.1", "port_value": port}
+        self.manager: Config = listener["filter_chains"][0]["filters"][0]["typed_config"]
+        for cluster in self._resources["clusters"]:
+            if cluster.get("type") == "EDS":
+                self._fix(cluster, upstream)
+        for limit in self._filters("local_ratelimit"):
+            for each in (limit, *limit.get("descriptors", ())):
+                each["token_bucket"] |= {"max_tokens": ALL_OF_THEM, "tokens_per_fill": ALL_OF_THEM}
+
+    @property
+    def _resources(self) -> Config:
+        found: Config = self.config["static_resources"]
+        return found
+
+    def _fix(self, cluster: Config, upstream: int) -> None:
+        del cluster["eds_cluster_config"]
+        address = {"socket_address": {"address": "127.0.0.1", "port_value": upstream}}
+        instances = [{"lb_endpoints": [{"endpoint": {"address": address}}]}]
+        cluster |= {"type": "STATIC", "load_assignment": {"cluster_name": cluster["name"], "endpoints": instances}}
+
+    def _filters(self, word: str) -> Iterator[Config]:
+        yield from (each["typed_config"] for each in self.manager["http_filters"] if word in each["name"])
+
+    def without_limits(self) -> None:
+        kept = [each for each in self.manager["http_filters"] if "ratelimit" not in each["name"]]
+        self.manager["http_filters"] = kept
+
+    def without_retries(self) -> None:
+        (host,) = self.manager["route_config"]["virtual_hosts"]
+        for each in (host, *(route.get("route", {}) for route in host["routes"])):
+            each.pop("retry_policy", None)
+
+    def without_buffer(self) -> None:
+        (host,) = self.manager["route_config"]["virtual_hosts"]
+        self.manager["http_filters"] = [each for each in self.manager["http_filters"] if "buffer" not in each["name"]]
+        for route in host["routes"]:
+            route.pop("typed_per_filter_config", None)
+
+    def without_log(self) -> None:
+        self.manager.pop("access_log", None)
+
+    def without_traces(self) -> None:
+        self.manager.pop("tracing", None)
+
+    def without_trace_ids(self) -> None:
+        kept = [each for each in self.manager["http_filters"] if "header_to_metadata" not in each["name"]]
+        self.manager["http_filters"] = kept
+
+
+FEATURES: dict[str, Callable[[EdgeConfig], None]] = {
+    "limits per client": EdgeConfig.without_limits,
+    "retries": EdgeConfig.without_retries,
+    "buffered bodies": EdgeConfig.without_buffer,
+    "access log": EdgeConfig.without_log,
+    "traces": EdgeConfig.without_traces,
+    "trace ids of its own answers": EdgeConfig.without_trace_ids,
+}
+
+
+@contextmanager
+def envoy(config: Config, port: int) -> Iterator[Server]:
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(config, file)
+        file.flush()
+        command = [program("envoy"), "--config-path", file.name, "--concurrency", "2", "--disable-hot-restart",
+                   "--log-level", "error", "--use-dynamic-base-id"]  # fmt: skip
+        with serving(command, port) as server:
+            yield server
+
+
+@contextmanager
+def our_edge(found: Config, upstream: int, without: Callable[[EdgeConfig], None] | None = None) -> Iterator[Server]:
+    port = free_port()
+    made = EdgeConfig(found, port, upstream)
+    if without:
+        without(made)
+    with envoy(made.config, port) as server:
+        yield server
+
+
+@contextmanager
+def upstream() -> Iterator[Server]:
+    """An Envoy that answers every request itself: it costs less than any edge in front of it."""
+    port = free_port()
+    answer = {"status": 200, "body": {"inline_string": BODY}}
+    routes = [{"match": {"prefix": "/"}, "direct_response": answer}]
+    kinds = "type.googleapis.com/envoy.extensions.filters"
+    router = {"name": "router", "typed_config": {"@type": f"{kinds}.http.router.v3.Router"}}
+    manager = {
+        "@type": f"{kinds}.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "upstream",
+        "http_filters": [router],
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+    }
+    listener = {
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    }
+    with envoy({"static_resources": {"listeners": [listener]}}, port) as server:
+        yield server
+
+
+@contextmanager
+def traefik(upstream: int) -> Iterator[Server]:
+    """A Traefik with one router and one service, and nothing else."""
+    port = free_port()
+    routers = {"all": {"rule": "PathPrefix(`/`)", "service": "all", "entryPoints": ["http"]}}
+    services = {"all": {"loadBalancer": {"servers": [{"url": f"http://127.0.0.1:{upstream}"}]}}}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        # JSON is YAML, and Traefik goes by the name of the file.
+        path = Path(file.name).with_suffix(".yaml")
+        path.write_text(json.dumps({"http": {"routers": routers, "services": services}}))
+        command = [program("traefik"), f"--entrypoints.http.address=127.0.0.1:{port}",
+                   f"--providers.file.filename={path}", "--log.level=ERROR", "--global.sendanonymoususage=false",
+                   "--global.checknewversion=false"]  # fmt: skip
+        try:
+            with serving(command, port) as server:
+                yield server
+        finally:
+            path.unlink()
+
+
+def check(name: str, server: Server, token: str) -> None:
+    """Raises SystemExit unless the edge passes the answer of the upstream on."""
+
+    def answer() -> httpx.Response | None:
+        reply = httpx.get(
+            f"http://{server.address}{PATH}", headers={"Authorization": f"Bearer {token}"}, timeout=20, trust_env=False
+        )
+        return reply if reply.status_code == httpx.codes.OK else None
+
+    found = eventually(f"{name} forwards", answer, 20)
+    if found.text != BODY:
+        raise SystemExit(f"{name} answers otherwise: {found.text}")
+
+
+def measure(chosen: argparse.Namespace) -> None:
+    found = of_the_running_stack()
+    key = TokenKey()
+    tokens = [key.token() for _ in range(USERS)]
+    requests = [request("GET", PATH, {"Authorization": f"Bearer {token}"}) for token in tokens]
+    with ExitStack() as stack:
+        behind = stack.enter_context(upstream()).port
+        ways = {TRAEFIK: traefik(behind), OURS: our_edge(found, behind)}
+        ways |= {f"edge without {name}": our_edge(found, behind, without) for name, without in FEATURES.items()}
+        visits: dict[str, Callable[[], Visit]] = {}
+        for name, way in ways.items():
+            server = stack.enter_context(way)
+            check(name, server, tokens[0])
+            parts = {EDGE: server.pids()}
+            http_visit(server.port, parts, requests, chosen.connections, chosen.seconds)  # warms it up
+            visits[name] = partial(http_visit, server.port, parts, requests, chosen.connections, chosen.seconds)
+        result = Measurement.run(visits, chosen.rounds)
+    print(result.table(EDGE))
+    print(f"edge / plain Traefik: {result.ratio(OURS, TRAEFIK, lambda visit: visit.microseconds(EDGE)).text(2)}")
+
+
+if __name__ == "__main__":
+    parser = options("edge", rounds=5, seconds=2.0)
+    parser.add_argument("--connections", type=int, default=8, help="of the closed loop (default 8)")
+    measure(parser.parse_args())

@@ -1,0 +1,50 @@
+"""A closed loop of gRPC calls on one connection, as a caller within the system makes them: with deadline and trace."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from typing import Any
+
+import grpc.aio
+import uvloop
+from bench.traffic.load import Load
+
+_DEADLINE_SECONDS = 3.0
+
+
+def closed_loop(
+    address: str, path: str, messages: list[bytes], callers: int, seconds: float, *, traced: bool = False
+) -> Load:
+    """Each caller sends the next message when it has the answer to the last one; raises grpc.RpcError."""
+    return uvloop.run(_closed(address, path, messages, callers, seconds, traced=traced))
+
+
+def call(address: str, path: str, message: bytes) -> bytes:
+    """Makes one call and returns the serialized answer; waits for the server."""
+    with grpc.insecure_channel(address) as channel:
+        answer: Any = channel.unary_unary(path)(message, timeout=20, wait_for_ready=True)
+        return bytes(answer)
+
+
+async def _closed(
+    address: str, path: str, messages: list[bytes], callers: int, seconds: float, *, traced: bool
+) -> Load:
+    load, following = Load(), itertools.cycle(messages)
+    async with grpc.aio.insecure_channel(address) as channel:
+        method = channel.unary_unary(path)
+        await channel.channel_ready()
+        began = time.perf_counter()
+
+        async def repeat() -> None:
+            while (sent := time.perf_counter()) - began < seconds:
+                metadata = (("traceparent", f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-0{int(traced)}"),)
+                await method(next(following), timeout=_DEADLINE_SECONDS, metadata=metadata)
+                load.latencies.append(time.perf_counter() - sent)
+
+        await asyncio.gather(*(repeat() for _ in range(callers)))
+        load.seconds = time.perf_counter() - began
+    load.statuses[200] = len(load.latencies)
+    return load
