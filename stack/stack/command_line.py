@@ -19,6 +19,7 @@ from stack.commands import plan as plans
 from stack.commands import shell_env, teardown, test_runner
 from stack.commands import status as overview
 from stack.commands import trace as traces
+from stack.load import live_load
 from stack.operations import consistency_check, rebuild
 
 
@@ -129,6 +130,15 @@ def chaos(
 ) -> None:
     """Cause a fault for a limited time: `list` shows all faults, `off` ends those that are active."""
     faults.chaos(config.current(), words or [], seconds)
+
+
+@app.command()
+def load(
+    rate: Annotated[float, typer.Argument(help="Requests a second.")],
+    seconds: Annotated[float | None, typer.Option("--for", help="How many seconds; without it, until Ctrl-C.")] = None,
+) -> None:
+    """Send an open-loop load to the running stack, and show rates, latencies and errors live."""
+    live_load.load(config.current(), rate, seconds)
 
 
 @app.command("audit-orders")

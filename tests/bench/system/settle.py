@@ -37,7 +37,7 @@ _STATE = """SELECT (SELECT count(*) FROM outbox),
 
 @dataclass(frozen=True)
 class Look:
-    """The store at a moment: open entries, age of the oldest open entry or order, settled orders, events not projected."""
+    """The store at a moment: open entries, age of the oldest open order, settled orders, events not projected."""
 
     at: float
     open: int
