@@ -50,8 +50,8 @@ def of_the_running_stack() -> Config:
     (alloc,) = running.allocations("edge")
     socket = running.folder(alloc, "edge") / "secrets" / "admin.sock"
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://admin") as admin:
-        dumped = admin.get("/config_dump", params={"resource": "bootstrap"}).raise_for_status().json()
-    found: Config = dumped["configs"][0]["bootstrap"] if "configs" in dumped else dumped["bootstrap"]
+        dumped = admin.get("/config_dump").raise_for_status().json()
+    found: Config = next(each["bootstrap"] for each in dumped["configs"] if "bootstrap" in each)
     return found
 
 

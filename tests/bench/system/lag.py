@@ -1,4 +1,4 @@
-"""Measures when an event is visible in lists, under 50 orders a second for 20 seconds; exit 1 if p99 is over 250 ms.
+"""Measures when an event is visible in lists, under 50 orders a second for 20 seconds; exit 1 if p99 is over 100 ms.
 
 The bound holds on a machine that runs nothing else.
 """

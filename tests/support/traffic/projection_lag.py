@@ -18,7 +18,7 @@ HEAD = "SELECT coalesce(max(notification_id), 0) FROM events"
 DECIDED = """SELECT notification_id,
                     extract(epoch FROM (convert_from(state, 'UTF8')::jsonb #>> '{meta,occurred_at}')::timestamptz)
              FROM events WHERE notification_id > %s"""
-TARGET_RATE, TARGET_SECONDS = 50, 0.25
+TARGET_RATE, TARGET_SECONDS = 50, 0.1
 _LOOK_SECONDS = 0.002
 
 
