@@ -5,6 +5,7 @@ Invariant: a call beyond the limit is rejected before any work is done for it; t
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -15,12 +16,14 @@ import grpc
 from opentelemetry import trace
 from pydantic import Field
 
+from chassis.deadline import remaining
 from chassis.errors import RpcError
 from chassis.settings import Live, Section
 from chassis.telemetry.metrics import LiveGauges
 
 _INITIAL_FACTOR = 4
 _RESERVE = 0.25
+_NEARLY_OVER = 0.1
 
 
 class LimiterSettings(Section):
@@ -88,6 +91,11 @@ class Limiter:
         if outcome is not Outcome.OTHER:
             self._adjust(permit, outcome, self._clock())
 
+    def release_failed(self, permit: Permit, error: BaseException) -> None:
+        """Releases the permit of a call that has ended with an error; call it within the deadline of that call."""
+        cut = _ended_by_deadline(error, self._clock() - permit.started)
+        self.release(permit, Outcome.DEADLINE if cut else Outcome.OTHER)
+
     def _adjust(self, permit: Permit, outcome: Outcome, now: float) -> None:
         settings = self._settings.value
         if now - permit.started <= settings.target_seconds:
@@ -99,6 +107,16 @@ class Limiter:
             self._shrunk_at = now
             highest = min(self.limit, max(permit.concurrency, self.in_use + 1))
             self.limit = max(float(settings.calls_at_least), highest * settings.shrink)
+
+
+def _ended_by_deadline(error: BaseException, seconds: float) -> bool:
+    """True if the deadline ended a call after so many seconds, however the handler noticed it."""
+    if isinstance(error, RpcError):
+        return error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    left = remaining()
+    # The timer of the caller may cancel the call shortly before ours.
+    cut = left is not None and left <= (seconds + left) * _NEARLY_OVER
+    return cut and isinstance(error, TimeoutError | asyncio.CancelledError)
 
 
 def _overloaded(seconds: float) -> RpcError:

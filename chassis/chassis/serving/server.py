@@ -1,4 +1,4 @@
-"""The gRPC server of a service: health, reflection, interceptors, and the drain after SIGTERM.
+"""The gRPC server of a service: health, reflection, the interceptor of each call, and the drain after SIGTERM.
 
 Invariant: health is SERVING only while every readiness probe passes; an accepted call is finished after SIGTERM.
 """
@@ -14,7 +14,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from chassis.serving.interceptors import INTERCEPTORS, limited
+from chassis.serving.interceptor import CallInterceptor
 from chassis.serving.limiter import Limiter, LimiterSettings
 
 if TYPE_CHECKING:
@@ -48,9 +48,8 @@ async def serve(
     calls beyond the concurrency limit fail with RESOURCE_EXHAUSTED. The `exempt` methods ("/package.Service/Name")
     are not limited, because they have a queue of their own; the `urgent` ones, which free resources, have a reserve.
     """
-    limits = limiter_settings and Limiter(process.name, limiter_settings)
-    interceptors = limited(limits, exempt, urgent) if limits else INTERCEPTORS
-    server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
+    limiter = Limiter(process.name, limiter_settings) if limiter_settings else None
+    server = grpc.aio.server(interceptors=(CallInterceptor(limiter, exempt, urgent),), options=_OPTIONS)
     register(server)
     health_service = HealthService(process, services)
     health_service.add_to(server)

@@ -12,7 +12,8 @@ import grpc.aio
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.wrappers_pb2 import StringValue
 
-from chassis.serving.interceptors import INTERCEPTORS
+from chassis.serving.interceptor import CallInterceptor
+from chassis.serving.limiter import Limiter
 
 NAME = "test.Echo"
 SAY, READ, COUNT = f"/{NAME}/Say", f"/{NAME}/Read", f"/{NAME}/Count"
@@ -36,7 +37,8 @@ class Echo:
     """One instance: its behaviour, and the requests it received."""
 
     behave: Behaviour
-    interceptors: Any = INTERCEPTORS
+    limiter: Limiter | None = None
+    exempt: tuple[str, ...] = ()
     seen: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
     address: str = ""
@@ -52,7 +54,8 @@ class Echo:
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(NAME, handlers)])
 
     async def start(self, address: str = "127.0.0.1:0") -> Echo:
-        self.server = grpc.aio.server(interceptors=self.interceptors, options=[("grpc.so_reuseport", 0)])
+        interceptor = CallInterceptor(self.limiter, self.exempt)
+        self.server = grpc.aio.server(interceptors=[interceptor], options=[("grpc.so_reuseport", 0)])
         self.register(self.server)
         port = self.server.add_insecure_port(address)
         await self.server.start()

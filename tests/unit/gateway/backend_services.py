@@ -16,7 +16,7 @@ from support.waiting import until
 
 from chassis.events.memory import MemoryEventStore
 from chassis.process import Process
-from chassis.serving.interceptors import INTERCEPTORS
+from chassis.serving.interceptor import CallInterceptor
 from chassis.settings import Live
 from chassis.testing import FakeConsul, process
 from order_service import commands as order_commands
@@ -73,7 +73,7 @@ class GrpcServers:
 
     async def start(self, name: str, register: Callable[[grpc.aio.Server], None]) -> str:
         """Starts one more instance and returns its address."""
-        server = grpc.aio.server(interceptors=[_Hang(self.hanging, name), *INTERCEPTORS])
+        server = grpc.aio.server(interceptors=[_Hang(self.hanging, name), CallInterceptor()])
         register(server)
         address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()

@@ -14,7 +14,6 @@ from chassis.calls.client import Channel
 from chassis.calls.outlier_detection import EJECTION_RULES, EjectionRules
 from chassis.calls.transport import GrpcTransport
 from chassis.errors import RpcError
-from chassis.serving.interceptors import limited
 from chassis.serving.limiter import Limiter, LimiterSettings
 from chassis.settings import Live
 
@@ -47,7 +46,7 @@ async def start_limited(backends: Backends, *seconds: float, at_least: int) -> l
     bounds = LimiterSettings(
         calls_at_least=at_least, calls_at_most=256, target_seconds=0.25, shrink=0.5, retry_after_seconds=1.0
     )
-    limiters = [limited(Limiter("echo", Live(bounds))) for _ in seconds]
+    limiters = [Limiter("echo", Live(bounds)) for _ in seconds]
     started = [await Echo(after(each), limiter).start() for each, limiter in zip(seconds, limiters, strict=True)]
     backends.servers += started
     backends.announce(*started)

@@ -12,7 +12,6 @@ from google.protobuf.wrappers_pb2 import StringValue
 from support.waiting import until
 
 from chassis.errors import RpcError, deadline_exceeded
-from chassis.serving.interceptors import limited
 from chassis.serving.limiter import Limiter, LimiterSettings, Outcome
 from chassis.settings import Live
 
@@ -33,7 +32,7 @@ def backends(backends: Backends) -> Backends:
 
 async def start(backends: Backends, behave: Any, *exempt: str, least: int = 1, most: int = 1) -> tuple[Echo, Limiter]:
     limiter = Limiter("echo", Live(limits(calls_at_least=least, calls_at_most=most)))
-    server = await Echo(behave, interceptors=limited(limiter, exempt)).start()
+    server = await Echo(behave, limiter, exempt).start()
     backends.servers.append(server)
     backends.announce(server)
     return server, limiter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -14,8 +14,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from support.waiting import until
 
-from chassis.serving import interceptors
-from chassis.serving.interceptors import INTERCEPTORS
+from chassis.serving.call_telemetry import MethodTelemetry
+from chassis.serving.interceptor import CallInterceptor
 
 SERVICE = "test.Messages"
 HEALTH = "/grpc.health.v1.Health/Check"
@@ -51,7 +51,7 @@ def _handlers() -> dict[str, Any]:
 
 @pytest.fixture
 async def channel() -> AsyncIterator[grpc.aio.Channel]:
-    server = grpc.aio.server(interceptors=INTERCEPTORS)
+    server = grpc.aio.server(interceptors=[CallInterceptor()])
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, _handlers())])
     health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
     reflection.enable_server_reflection((SERVICE,), server)
@@ -66,13 +66,13 @@ async def channel() -> AsyncIterator[grpc.aio.Channel]:
 def codes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Method and code of each call that has ended its span and its metric."""
     seen: list[tuple[str, str]] = []
-    record: Callable[..., None] = interceptors._record
+    end = MethodTelemetry.end
 
-    def recorded(span: Any, code: str, attributes: dict[str, str], milliseconds: float) -> None:
-        seen.append((attributes["rpc.method"], code))
-        record(span, code, attributes, milliseconds)
+    def recorded(method: MethodTelemetry, span: Any, code: str, began: float) -> None:
+        seen.append((method.name, code))
+        end(method, span, code, began)
 
-    monkeypatch.setattr(interceptors, "_record", recorded)
+    monkeypatch.setattr(MethodTelemetry, "end", recorded)
     return seen
 
 

@@ -1,0 +1,174 @@
+"""Runs the handler of a method within telemetry, the caller's deadline and the concurrency limit, in this order.
+
+Everything is in one function for each kind of call, because each layer around it would be paid for at each call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+from opentelemetry.trace import Span
+
+from chassis.deadline import shorten
+from chassis.errors import RpcError
+from chassis.serving.call_errors import answer_error, with_deadline
+from chassis.serving.call_telemetry import MethodTelemetry
+from chassis.serving.limiter import Limiter, Outcome, Permit
+from chassis.serving.messages import receiver
+
+Context = Any
+Messages = AsyncIterator[bytes]
+
+# The name that OpenTelemetry's conventions give to values outside a known set: callers must not choose names of series.
+_OTHER = "/_OTHER/_OTHER"
+
+
+@dataclass(frozen=True, slots=True)
+class MethodLimit:
+    """The concurrency limit of a method; calls of an `urgent` one may also use the reserve."""
+
+    limiter: Limiter
+    urgent: bool
+
+    def acquire(self) -> Permit:
+        """Returns a permit; raises RpcError at the limit."""
+        return self.limiter.acquire(urgent=self.urgent)
+
+
+class _Call:
+    """A call in progress: its span, its start by `time.perf_counter`, and its permit once it has one."""
+
+    __slots__ = ("began", "permit", "span")
+
+    def __init__(self, span: Span | None) -> None:
+        self.span = span
+        self.began = time.perf_counter()
+        self.permit: Permit | None = None
+
+
+class MethodHandler:
+    """Answers the calls of one method with the function of its service.
+
+    Without `telemetry`, a call has no span and no metric, and its deadline is left to the function; without `limit`, it
+    takes no permit.
+    """
+
+    def __init__(
+        self, handler: Any, path: str, telemetry: MethodTelemetry | None, limit: MethodLimit | None = None
+    ) -> None:
+        kind = "_".join(
+            "stream" if many else "unary" for many in (handler.request_streaming, handler.response_streaming)
+        )
+        self._inner = getattr(handler, kind)
+        self._path = path
+        self._telemetry = telemetry
+        self._limit = limit
+        self._receive = receiver(handler, path)
+        self._serializer = handler.response_serializer
+        self._encode = handler.response_serializer or bytes
+        self._streams = handler.response_streaming
+
+    def of_bytes(self) -> Any:
+        """Returns the handler for grpc.aio, which passes undecoded messages."""
+        if not self._streams:
+            return grpc.stream_unary_rpc_method_handler(self._unary)
+        if inspect.isasyncgenfunction(self._inner):
+            return grpc.stream_stream_rpc_method_handler(self._stream)
+        # It sends its responses with `context.write`, which uses the serializer of the handler.
+        return grpc.stream_stream_rpc_method_handler(self._writing, response_serializer=self._serializer)
+
+    async def _unary(self, messages: Messages, context: Context) -> bytes:
+        call = self._begin(context)
+        try:
+            request = await self._receive(messages, context)
+            self._acquire(call)
+            response = await self._inner(request, context)
+            self._release(call)
+            body: bytes = self._encode(response)
+        except BaseException as error:
+            await self._fail(call, context, error)
+        self._end(call, "OK")
+        return body
+
+    async def _stream(self, messages: Messages, context: Context) -> AsyncIterator[bytes]:
+        call = self._begin(context)
+        try:
+            request = await self._receive(messages, context)
+            self._acquire(call)
+            # Closed explicitly: after a cancellation its resources must not wait for the garbage collector.
+            async with aclosing(self._inner(request, context)) as responses:
+                async for response in responses:
+                    self._release(call)
+                    yield self._encode(response)
+            self._release(call)
+        except BaseException as error:
+            await self._fail(call, context, error)
+        self._end(call, "OK")
+
+    async def _writing(self, messages: Messages, context: Context) -> None:
+        call = self._begin(context)
+        try:
+            request = await self._receive(messages, context)
+            self._acquire(call)
+            await self._inner(request, context)
+            self._release(call)
+        except BaseException as error:
+            await self._fail(call, context, error)
+        self._end(call, "OK")
+
+    def _begin(self, context: Context) -> _Call:
+        if self._telemetry is None:
+            return _Call(None)
+        call = _Call(self._telemetry.begin(context))
+        shorten(context.time_remaining())
+        return call
+
+    def _acquire(self, call: _Call) -> None:
+        if self._limit is not None:
+            call.permit = self._limit.acquire()
+
+    def _release(self, call: _Call) -> None:
+        """Releases the permit after an answer. A stream holds its permit until its first response."""
+        if call.permit is not None and self._limit is not None:
+            self._limit.limiter.release(call.permit, Outcome.ANSWERED)
+            call.permit = None
+
+    def _end(self, call: _Call, code: str) -> None:
+        if self._telemetry is not None and call.span is not None:
+            self._telemetry.end(call.span, code, call.began)
+
+    async def _fail(self, call: _Call, context: Context, error: BaseException) -> NoReturn:
+        """Releases the permit, records the error and answers with it; raises what ends the call in grpc.aio."""
+        if call.permit is not None and self._limit is not None:
+            self._limit.limiter.release_failed(call.permit, error)
+        if call.span is not None:
+            error = with_deadline(error)
+            self._end(call, _code_of(error, call.span))
+        await answer_error(error, self._path, context)
+
+
+def unknown_method() -> Any:
+    """Returns the handler of methods that do not exist; their calls share one span name and one metric series."""
+
+    async def unimplemented(_request: Any, _context: Context) -> None:
+        raise RpcError(grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_METHOD", "the method does not exist")
+
+    handler: Any = grpc.stream_stream_rpc_method_handler(unimplemented)
+    return MethodHandler(handler, _OTHER, MethodTelemetry(_OTHER)).of_bytes()
+
+
+def _code_of(error: BaseException, span: Span) -> str:
+    """Returns the code of a failed call and adds the error to its span."""
+    if isinstance(error, RpcError):
+        span.set_attribute("error.type", error.reason)
+        return error.code.name
+    if isinstance(error, Exception):
+        span.record_exception(error)
+        return "INTERNAL"
+    return "CANCELLED"
