@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import h11
 import httptools
@@ -72,8 +73,7 @@ class Connection(asyncio.Protocol):
         await loop.create_connection(lambda: self, "127.0.0.1", self._port, local_addr=address)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
