@@ -48,7 +48,7 @@ def to_stdout(service: str) -> None:
     structlog.configure(
         processors=[_render],
         wrapper_class=_Logger,
-        logger_factory=Stdout,
+        logger_factory=lambda *_name: Stdout(),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_ToStructlog()], level=logging.INFO, force=True)
