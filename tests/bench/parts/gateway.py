@@ -26,6 +26,7 @@ from bench.setup.checkout import Checkout, checkouts, here
 from bench.setup.our_process import started
 from bench.setup.processes import Server, free_port, serving
 from bench.traffic.http_client import request
+from support.stack_under_test import eventually
 
 PEERS, SETUP = (Path(__file__).parents[1] / name for name in ("peers", "setup"))
 PLAIN, PEER_SHARE, PEER_ALL = (
@@ -119,12 +120,22 @@ def check(name: str, server: Server, token: str) -> None:
     """Raises SystemExit unless the answers are those of the contract."""
     order_id = str(uuid4())
     url = f"http://{server.address}/v1/orders/{order_id}"
-    reply = httpx.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=20)
+    reply = _first_answer(url, {"Authorization": f"Bearer {token}"})
     wanted = as_json(order(order_id))
-    if (reply.status_code, reply.json(), reply.headers.get("etag")) != (200, wanted, '"2"'):
+    if reply.status_code != httpx.codes.OK or (reply.json(), reply.headers.get("etag")) != (wanted, '"2"'):
         raise SystemExit(f"{name} answers otherwise: {reply.status_code} {reply.text}")
     if name != PLAIN and httpx.get(url, timeout=20).status_code not in {401, 403}:
         raise SystemExit(f"{name} answers without a token")
+
+
+def _first_answer(url: str, headers: dict[str, str]) -> httpx.Response:
+    """Reads again while a process that has just started does not know its keys and instances yet."""
+
+    def answer() -> httpx.Response | None:
+        reply = httpx.get(url, headers=headers, timeout=20)
+        return reply if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE else None
+
+    return eventually(f"{url} is served", answer, 20)
 
 
 def measure(chosen: argparse.Namespace) -> None:

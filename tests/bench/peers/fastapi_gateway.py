@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import grpc.aio
@@ -38,7 +39,17 @@ from shop_contract.access_tokens import ALGORITHM, AUDIENCE, ISSUER
 
 Scope = MutableMapping[str, Any]
 log = logging.getLogger("access")
-app = FastAPI()
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Connects to the Order Service."""
+    async with grpc.aio.insecure_channel(app.state.order_service) as channel:
+        app.state.orders = OrderServiceStub(channel)  # type: ignore[no-untyped-call]
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
 
 
 class Line(BaseModel):
@@ -131,15 +142,11 @@ def log_as_json() -> None:
     logging.basicConfig(handlers=[handler], level=logging.INFO)
 
 
-async def connect(order_service: str) -> None:
-    app.state.orders = OrderServiceStub(grpc.aio.insecure_channel(order_service))  # type: ignore[no-untyped-call]
-
-
 def main(port: int, order_service: str, otlp: str, share: float, key: str) -> None:
     log_as_json()
     instrument(otlp, share)
     app.state.key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
-    app.router.on_startup.append(lambda: connect(order_service))
+    app.state.order_service = order_service
     uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False, loop="uvloop", http="httptools")
 
 

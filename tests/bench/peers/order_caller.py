@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import grpc.aio
+import structlog
 import uvloop
 from opentelemetry import context, metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -147,6 +149,7 @@ WAYS: dict[str, Callable[[str], Any]] = {
 
 def start_telemetry() -> None:
     """Starts the SDK without a receiver: metrics are kept, and spans dropped when they are exported."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(NullExporter()))
     trace.set_tracer_provider(provider)
