@@ -12,7 +12,7 @@ from chassis.events.record import RecordedEvent, from_state, to_state
 
 
 class MemoryEventStore:
-    """Keeps events in a list. `write_rows` gets None instead of a cursor."""
+    """Keeps events in a list. `write_rows` gets None instead of a transaction."""
 
     def __init__(self, write_rows: WriteRows | None = None) -> None:
         self._write_rows = write_rows

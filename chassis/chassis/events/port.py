@@ -6,16 +6,21 @@ Invariant: a stream has versions 1, 2, 3 …; positions are assigned in commit o
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, LiteralString, Protocol
 from uuid import UUID
 
 from chassis.events.record import RecordedEvent
 
-if TYPE_CHECKING:
-    from psycopg import Cursor
 
-WriteRows = Callable[["Cursor[Any] | None", Sequence["RecordedEvent"], Mapping[str, Any]], None]
-"""Writes further rows in the transaction of an append; the cursor is synchronous, None in the memory store."""
+class Transaction(Protocol):
+    """The transaction of an append."""
+
+    def execute(self, query: LiteralString, params: Sequence[object]) -> None:
+        """Adds a statement; it is executed later, before the events are inserted, and its result cannot be read."""
+
+
+WriteRows = Callable[[Transaction | None, Sequence[RecordedEvent], Mapping[str, Any]], None]
+"""Writes further rows in the transaction of an append, which is None in the memory store."""
 
 
 class VersionConflict(Exception):  # noqa: N818 - the word of the field

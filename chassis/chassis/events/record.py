@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
+
+import orjson
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,10 @@ class RecordedEvent:
 def to_state(event: RecordedEvent) -> bytes:
     """Encodes data, metadata and schema of an event, with a new unique id."""
     state = {"id": uuid4().hex, "schema": event.schema, "data": event.data, "meta": event.meta}
-    return json.dumps(state, separators=(",", ":")).encode()
+    return orjson.dumps(state)
 
 
 def from_state(stream: UUID, version: int, kind: str, state: bytes) -> RecordedEvent:
     """Decodes a stored event; one without a schema is older than schema numbers and has schema 1."""
-    found = json.loads(state)
+    found = orjson.loads(state)
     return RecordedEvent(stream, version, kind, found["data"], found["meta"], found.get("schema", 1))

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
 C = TypeVar("C")
@@ -25,10 +25,7 @@ _UNREACHABLE = "the database refuses connections"
 
 
 class Connectivity:
-    """Shared by the pools of one database; all methods but `acquire` are thread-safe.
-
-    `login_rejected` is called, in any thread, with the error message when Postgres rejects a login.
-    """
+    """The state of one database; `login_rejected` is called with the error message when Postgres rejects a login."""
 
     def __init__(self, login_rejected: Callable[[str], None]) -> None:
         self._login_rejected = login_rejected
@@ -45,7 +42,8 @@ class Connectivity:
             return
         self._failed_until = time.monotonic() + _FAILURE_VALID_SECONDS
         for failure in list(self._waiting):
-            failure.get_loop().call_soon_threadsafe(_complete, failure)
+            if not failure.done():
+                failure.set_result(None)
 
     def connect_succeeded(self) -> None:
         """Records that a connection was opened."""
@@ -77,7 +75,7 @@ class Connectivity:
             raise psycopg.OperationalError(_UNREACHABLE)
         return getting.result()
 
-    def async_connection_class(self) -> type[AsyncConnection[DictRow]]:
+    def connection_class(self) -> type[AsyncConnection[DictRow]]:
         """Returns a connection class for pools that reports each attempt to connect here."""
         connectivity = self
 
@@ -94,30 +92,8 @@ class Connectivity:
 
         return ReportingConnection
 
-    def sync_connection_class(self) -> type[Connection[DictRow]]:
-        """Returns the same for sync connections."""
-        connectivity = self
-
-        class ReportingConnection(Connection[DictRow]):
-            @classmethod
-            def connect(cls, *args: Any, **options: Any) -> Any:
-                try:
-                    connection = super().connect(*args, **options)
-                except psycopg.Error as error:
-                    connectivity.connect_failed(error)
-                    raise
-                connectivity.connect_succeeded()
-                return connection
-
-        return ReportingConnection
-
     def _release_late(self, getting: asyncio.Task[C], release: Callable[[C], Awaitable[None]]) -> None:
         if not getting.cancelled() and getting.exception() is None:
             task = asyncio.ensure_future(release(getting.result()))
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)
-
-
-def _complete(failure: asyncio.Future[None]) -> None:
-    if not failure.done():
-        failure.set_result(None)

@@ -7,26 +7,27 @@ transaction and are closed. While the database is unavailable, callers get RpcEr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 import structlog
 from grpc import StatusCode
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import PoolTimeout
 
 from chassis.backoff import backoff
-from chassis.deadline import at_most, remaining
+from chassis.deadline import remaining
 from chassis.errors import RpcError, deadline_exceeded, unavailable, unstorable_value
 from chassis.platform.database_credentials import DatabaseCredentials, OwnerLogin, owner_login
 from chassis.platform.vault import Lease, Vault
 from chassis.postgres.connectivity import Connectivity
-from chassis.postgres.cursors import TracedAsyncCursor, check_connection, reset_timeout
+from chassis.postgres.cursors import TracedAsyncCursor, reset_timeout
 from chassis.postgres.migrate import MigrationBlocked, is_migrated, migrate
+from chassis.postgres.pool import Pool
 
 if TYPE_CHECKING:
     from chassis.platform.discovery import Endpoint, Endpoints
@@ -34,21 +35,19 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
 Supervise = Callable[[str, Callable[[], Awaitable[None]]], object]
-ACQUIRE_SECONDS = 3.0
-RECONNECT_SECONDS = 2.0
 UNAVAILABLE_BACKOFF_SECONDS = (0.2, 2.0)
 # While a migration waits for a lock, all later statements on the table wait too; between attempts they catch up.
 _BLOCKED_BACKOFF_SECONDS = (1.0, 5.0)
 _STATEMENT_SECONDS = 10
 # A stopped (SIGSTOP) process keeps its connections, and with them every lock of an open transaction.
-IDLE_IN_TRANSACTION_SECONDS = 3
+_IDLE_IN_TRANSACTION_SECONDS = 3
 _RETRY_AFTER_SECONDS = 1.0
 _CLOSE_SECONDS = 1.0
 IDLE_IN_TRANSACTION = (psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.TransactionTimeout)
 """The server has closed a connection whose transaction was open for too long."""
-_CONNECTION_LOST = (psycopg.OperationalError, psycopg.InterfaceError, *IDLE_IN_TRANSACTION)
+CONNECTION_LOST = (psycopg.OperationalError, psycopg.InterfaceError, *IDLE_IN_TRANSACTION)
+"""The connection was lost, none could be obtained, or the server could not execute a statement."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Login:
             "tcp_user_timeout": 5000,
             "keepalives_idle": 10,
             "options": f"-c search_path={self.dbname} -c statement_timeout={_STATEMENT_SECONDS}s"
-            f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_SECONDS}s",
+            f" -c idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_SECONDS}s",
             "application_name": self.dbname,
             "row_factory": dict_row,
         }
@@ -102,20 +101,14 @@ class Database:
         self._owner = owner
         self._servers = servers
         self._server: Endpoint | None = None
-        self._closers: list[Callable[[], Awaitable[None]]] = []
-        self._pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(
-            connection_class=self.connectivity.async_connection_class(),
+        self.pool = Pool(
+            self.connectivity,
+            max_size,
             kwargs=lambda: {**self.login().keywords(), "cursor_factory": TracedAsyncCursor},
-            min_size=1,
-            max_size=max_size,
-            open=False,
             configure=self._configure,
-            check=check_connection,
-            timeout=ACQUIRE_SECONDS,
-            reconnect_timeout=RECONNECT_SECONDS,
             name=name,
         )
-        self.on_credentials_replaced(lambda: supervise("database drain", self._pool.drain))
+        self.on_credentials_replaced(lambda: supervise("database drain", self.pool.drain))
 
     @classmethod
     async def open(cls, process: Process[Any], *, name: str, max_size: int = 5) -> Database:
@@ -135,7 +128,7 @@ class Database:
         database = cls(name, credentials, login_as_owner, servers, supervise=process.supervise, max_size=max_size)
         process.supervise("database credentials", credentials.maintain)
         await asyncio.gather(credentials.ready(), servers.ready(None))
-        await database._pool.open()
+        await database.pool.open()
         process.on_close(database.close)
         process.add_readiness("postgres", database.check)
         return database
@@ -152,21 +145,9 @@ class Database:
         host, _, port = self._server.address.rpartition(":")
         return Login(host, int(port), self.name, lease.username, lease.password)
 
-    def check_user(self, connection: psycopg.BaseConnection[Any]) -> None:
-        """Raises psycopg.OperationalError if the credentials were replaced while this connection was being opened.
-
-        A pool that is drained at that moment would keep the connection, although its user is about to be dropped.
-        """
-        if connection.info.user != self.login().user:
-            raise psycopg.OperationalError("the credentials were replaced meanwhile")
-
     def on_credentials_replaced(self, callback: Callable[[], object]) -> None:
         """Calls `callback` when connections of the old user should be replaced."""
         self._credentials.on_replaced(callback)
-
-    def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:
-        """Calls `closer` before the pool closes."""
-        self._closers.append(closer)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection[DictRow]]:
@@ -175,26 +156,32 @@ class Database:
         Raises RpcError: UNAVAILABLE if the database is unavailable, DEADLINE_EXCEEDED after the deadline,
         INVALID_ARGUMENT for a value that Postgres cannot store.
         """
-        try:
-            async with self._borrowed() as connection:
+        with _rpc_errors():
+            async with self.pool.borrowed(autocommit=False) as connection, connection:
+                reset_timeout(connection)
                 yield connection
-        except _CONNECTION_LOST as error:
-            raise to_rpc_error(error) from error
-        except psycopg.DataError as error:
-            if error.sqlstate:
-                raise
-            raise unstorable_value() from error
 
-    async def read(self, work: Callable[[AsyncConnection[DictRow]], Awaitable[T]]) -> T:
-        """Returns the result of `work(connection)`, which must only read: it is repeated if the connection is lost."""
+    async def fetch(self, query: LiteralString, params: Sequence[object] | Mapping[str, object] = ()) -> list[DictRow]:
+        """Returns the rows of a statement that only reads, in one round trip; repeats it if the connection is lost.
+
+        Raises RpcError as `connection` does.
+        """
         try:
-            async with self.connection() as connection:
-                return await work(connection)
+            with _rpc_errors():
+                return await self.pool.fetch(query, params, row_factory=dict_row)
         except RpcError as error:
-            if not isinstance(error.__cause__, _CONNECTION_LOST) or isinstance(error.__cause__, PoolTimeout):
+            if not isinstance(error.__cause__, CONNECTION_LOST) or isinstance(error.__cause__, PoolTimeout):
                 raise
-        async with self.connection() as connection:
-            return await work(connection)
+        with _rpc_errors():
+            return await self.pool.fetch(query, params, row_factory=dict_row)
+
+    async def change(self, query: LiteralString, params: Sequence[object] = ()) -> list[DictRow]:
+        """Returns what a statement that changes rows returns; it is one transaction, in one round trip.
+
+        Raises RpcError as `connection` does.
+        """
+        with _rpc_errors():
+            return await self.pool.fetch(query, params, row_factory=dict_row)
 
     async def migrate(self, *packages: str) -> None:
         """Applies the SQL files in `<package>/migrations/`; repeats until the database and all locks are available.
@@ -222,46 +209,42 @@ class Database:
                     for package in packages:
                         async with connection.transaction():
                             await migrate(connection, package)
-            except _CONNECTION_LOST as error:
+            except CONNECTION_LOST as error:
                 raise to_rpc_error(error) from error
 
     async def check(self) -> None:
         """Raises unless the database answers."""
-        async with self.connection() as connection:
-            await connection.execute("SELECT 1")
+        await self.fetch("SELECT 1")
 
     async def close(self) -> None:
-        """Closes everything that uses this database, then its connections."""
-        for closer in reversed(self._closers):
-            await closer()
-        await self._pool.close(timeout=_CLOSE_SECONDS)
+        """Closes the connections; one in use is closed when it is returned."""
+        await self.pool.close(timeout=_CLOSE_SECONDS)
 
     async def _configure(self, connection: AsyncConnection[DictRow]) -> None:
-        self.check_user(connection)
+        # A pool that is drained at that moment would keep the connection, although its user is about to be dropped.
+        if connection.info.user != self.login().user:
+            raise psycopg.OperationalError("the credentials were replaced while the connection was opened")
 
-    @asynccontextmanager
-    async def _borrowed(self) -> AsyncIterator[AsyncConnection[DictRow]]:
-        """Borrows a pooled connection; fails as soon as the server refuses connections."""
-        if not self._pool.get_stats()["pool_available"]:
-            self.connectivity.check()
-        getting = asyncio.create_task(self._pool.getconn(at_most(ACQUIRE_SECONDS)))
-        connection = await self.connectivity.acquire(getting, self._pool.putconn)
-        try:
-            reset_timeout(connection)
-            async with connection:
-                yield connection
-        finally:
-            await self._pool.putconn(connection)
+
+@contextmanager
+def _rpc_errors() -> Iterator[None]:
+    try:
+        yield
+    except CONNECTION_LOST as error:
+        raise to_rpc_error(error) from error
+    except psycopg.DataError as error:
+        if error.sqlstate:
+            raise
+        raise unstorable_value() from error
 
 
 def to_rpc_error(error: BaseException) -> RpcError:
     """Returns the error for the caller when a connection is lost or missing, or when the disk is full."""
-    cause = error.__cause__ or error
     # The timeout of a statement is the deadline, but the server's timer may fire slightly before ours.
-    timed_out = isinstance(cause, psycopg.errors.QueryCanceled) and remaining() is not None
+    timed_out = isinstance(error, psycopg.errors.QueryCanceled) and remaining() is not None
     if timed_out or remaining() == 0:
         return deadline_exceeded()
-    if isinstance(cause, psycopg.errors.DiskFull):
+    if isinstance(error, psycopg.errors.DiskFull):
         # Not UNAVAILABLE: that would open the callers' breakers, and reads still work.
         full = "the storage is full"
         return RpcError(StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL", full, retry_after=_RETRY_AFTER_SECONDS)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _BACKOFF_SECONDS = (0.5, 2.0)
+_READ_SECONDS = 0.05
 
 
 class Wakeup:
@@ -45,8 +46,9 @@ class Notifications:
         self._channel = channel
         self._wakeup = Wakeup()
         self._started = False
-        self._connection: AsyncConnection[object] | None = None
-        self._listening = False
+        self._event = asyncio.Event()
+        self.listening = False
+        """True while notifications arrive; otherwise readers have to poll."""
         self._replacing = False
 
     def start(self) -> None:
@@ -63,31 +65,41 @@ class Notifications:
     async def _listen(self) -> None:
         delays = backoff(*_BACKOFF_SECONDS)
         while True:
-            self._listening = self._replacing = False
+            self.listening = self._replacing = False
             try:
                 await self._follow()
             except OperationalError as error:
                 if self._replacing:
                     continue
                 log.debug("LISTEN failed, readers poll", channel=self._channel, error=type(error).__name__)
-                if self._listening:
+                if self.listening:
                     delays = backoff(*_BACKOFF_SECONDS)
-                self._listening = False
+                self.listening = False
                 await asyncio.sleep(next(delays))
 
     async def _follow(self) -> None:
         keywords = self._database.login().keywords()
         async with await AsyncConnection.connect(**keywords, autocommit=True) as connection:
-            self._connection = connection
             await connection.execute(SQL("LISTEN {}").format(Identifier(self._channel)))
-            self._listening = True
-            async for _ in connection.notifies():
+            self.listening = True
+            while not self._replacing:
                 self._wakeup.set()
                 self._wakeup = Wakeup()
+                await self._readable_or_replacing(connection.fileno())
+                # Without a limit psycopg would look for notifications ten times a second.
+                async for _ in connection.notifies(timeout=_READ_SECONDS, stop_after=1):
+                    pass
+
+    async def _readable_or_replacing(self, descriptor: int) -> None:
+        loop = asyncio.get_running_loop()
+        self._event.clear()
+        loop.add_reader(descriptor, self._event.set)
+        try:
+            await self._event.wait()
+        finally:
+            loop.remove_reader(descriptor)
 
     def _reconnect(self) -> None:
-        """Closes the connection of the old login, which makes `_listen` open a new one."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            self._replacing = True
-            self._database.supervise(f"close listen {self._channel}", connection.close)
+        """Ends the connection of the old login, which makes `_listen` open a new one."""
+        self._replacing = True
+        self._event.set()

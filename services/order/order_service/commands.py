@@ -15,6 +15,7 @@ from uuid import UUID, uuid5
 from uuid_utils.compat import uuid7
 
 from chassis.events.port import AlreadyRecorded, EventLog, VersionConflict
+from chassis.events.record import RecordedEvent
 from chassis.settings import Live
 from order_service import domain
 from order_service.domain import Event, Invalid, Line, Order, OrderUnknown
@@ -24,6 +25,7 @@ from order_service.storage.event_codec import PROCESS_MANAGER, Cause
 from order_service.storage.idempotency_keys import IdempotencyKey, IdempotencyKeys
 
 Decide = Callable[[Order], list[Event]]
+Past = Sequence[RecordedEvent]
 _ATTEMPTS = 5
 
 
@@ -65,6 +67,7 @@ class Commands:
                 used = await self._keys.find(user_id, key)
                 if used is not None:
                     return await self._placed_before(used, new_key.request_hash)
+                await self._keys.delete_expired(user_id, key)
             else:
                 return _require_order(event_codec.fold(events))
         raise Contended("the idempotency key expires right now")
@@ -79,24 +82,30 @@ class Commands:
 
         return await self._change(order_id, decide, Cause(str(user_id), uuid7()))
 
-    async def confirm_order(self, order_id: UUID, command_id: UUID | None = None) -> Order:
-        """Confirms the order if it is pending; otherwise returns it unchanged."""
-        return await self._change(order_id, domain.confirm, Cause(PROCESS_MANAGER, command_id or uuid7()))
+    async def confirm_order(self, order_id: UUID, command_id: UUID | None = None, past: Past | None = None) -> Order:
+        """Confirms the order if it is pending; otherwise returns it unchanged. See `reject_order`."""
+        return await self._change(order_id, domain.confirm, Cause(PROCESS_MANAGER, command_id or uuid7()), past)
 
-    async def reject_order(self, order_id: UUID, reason: str, command_id: UUID | None = None) -> Order:
-        """Rejects the order if it is pending; otherwise returns it unchanged."""
+    async def reject_order(
+        self, order_id: UUID, reason: str, command_id: UUID | None = None, past: Past | None = None
+    ) -> Order:
+        """Rejects the order if it is pending; otherwise returns it unchanged.
+
+        `past` are the events of the order as far as the caller has read them, which saves a read.
+        """
         cause = Cause(PROCESS_MANAGER, command_id or uuid7())
-        return await self._change(order_id, lambda order: domain.reject(order, reason), cause)
+        return await self._change(order_id, lambda order: domain.reject(order, reason), cause, past)
 
-    async def _change(self, order_id: UUID, decide: Decide, cause: Cause) -> Order:
+    async def _change(self, order_id: UUID, decide: Decide, cause: Cause, past: Past | None = None) -> Order:
         for _ in range(_ATTEMPTS):
-            past = await self._store.read(order_id)
+            past = await self._store.read(order_id) if past is None else past
             order = _require_order(event_codec.fold(past))
             events = event_codec.encode(order_id, order.version, decide(order), cause)
             try:
                 if events:
                     await self._store.append(order_id, order.version, events)
             except VersionConflict:
+                past = None
                 continue
             return _require_order(event_codec.fold([*past, *events]))
         raise Contended("the order changes too fast")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, LiteralString, Protocol
 from uuid import UUID
 
 from chassis.events.memory import MemoryEventStore
@@ -66,17 +66,11 @@ class PostgresReadTable:
 
     async def newest(self, user_id: UUID, status: Status | None, before: UUID | None, limit: int) -> list[Order]:
         """See ReadTable."""
-
-        async def read(connection: Any) -> list[dict[str, Any]]:
-            cursor = await connection.execute(
-                _NEWEST, {"user": user_id, "status": status, "before": before, "limit": limit}
-            )
-            return list(await cursor.fetchall())
-
-        return [_order(row) for row in await self._database.read(read)]
+        values = {"user": user_id, "status": status, "before": before, "limit": limit}
+        return [_order(row) for row in await self._database.fetch(_NEWEST, values)]
 
 
-_NEWEST = """SELECT id, user_id, status, currency, lines, total, version, placed_at FROM orders
+_NEWEST: LiteralString = """SELECT id, user_id, status, currency, lines, total, version, placed_at FROM orders
              WHERE user_id = %(user)s AND (%(status)s::text IS NULL OR status = %(status)s)
                AND (%(before)s::uuid IS NULL OR id < %(before)s)
              ORDER BY id DESC LIMIT %(limit)s"""
@@ -109,5 +103,5 @@ def _owned(user_id: UUID, past: Sequence[RecordedEvent]) -> Order:
 
 def _owned_or_none(user_id: UUID, past: Sequence[RecordedEvent]) -> Order | None:
     # The first event has the owner, so that no other user learns that a later event cannot be decoded.
-    first = event_codec.fold(past[:1])
-    return event_codec.fold(past) if first and first.user_id == user_id else None
+    order = event_codec.fold(past[:1])
+    return event_codec.fold(past[1:], order) if order and order.user_id == user_id else None

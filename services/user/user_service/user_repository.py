@@ -68,15 +68,13 @@ class PostgresUserRepository:
 
     async def find(self, user_id: UUID) -> User | None:
         """See UserRepository."""
-        async with self._database.connection() as connection:
-            row = await _fetch_one(connection, _SELECT_USER, user_id)
-        return None if row is None else User(user_id, row["email"], row["name"], _credit(row))
+        rows = await self._database.fetch(_SELECT_USER, (user_id,))
+        return User(user_id, rows[0]["email"], rows[0]["name"], _credit(rows[0])) if rows else None
 
     async def credentials(self, email: str) -> Credentials | None:
         """See UserRepository."""
-        async with self._database.connection() as connection:
-            row = await _fetch_one(connection, _SELECT_CREDENTIALS, email_key(email))
-        return None if row is None else Credentials(row["id"], row["password_hash"], row["currency"])
+        rows = await self._database.fetch(_SELECT_CREDENTIALS, (email_key(email),))
+        return Credentials(rows[0]["id"], rows[0]["password_hash"], rows[0]["currency"]) if rows else None
 
     async def replace_hash(self, user_id: UUID, old_hash: str, new_hash: str) -> None:
         """See UserRepository."""
@@ -109,7 +107,7 @@ _UPSERT_RESERVATION = """INSERT INTO reservations (order_id, user_id, amount, st
 _ADD_HELD = "UPDATE users SET held = held + %s WHERE id = %s"
 
 
-async def _fetch_one(connection: Connection, statement: LiteralString, key: UUID | str) -> DictRow | None:
+async def _fetch_one(connection: Connection, statement: LiteralString, key: UUID) -> DictRow | None:
     return await (await connection.execute(statement, (key,))).fetchone()
 
 

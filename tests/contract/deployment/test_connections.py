@@ -29,7 +29,7 @@ def _code(service: str) -> str:
 
 
 def _of_one_process(service: str) -> int:
-    """The most connections of a process: its pool, and the pool and the listener of its event store."""
+    """The most connections of a process: its pool, what its event store adds to the pool, and the listener."""
     pools = _largest_pool(Database.open) if "Database.open(" in _code(service) else 0
     return pools + (_largest_pool(EventStore.open) + LISTENER if "EventStore.open(" in _code(service) else 0)
 

@@ -44,8 +44,8 @@ async def test_waiting_for_a_full_pool_ends_at_the_deadline(under_test: Database
             await gate.wait()
 
     holders = [asyncio.create_task(hold()) for _ in range(5)]
-    await until("no connection is free", lambda: under_test.database._pool.get_stats().get("pool_available") == 0)
-    await until("all connections are held", lambda: under_test.database._pool.get_stats().get("pool_size") == 5)
+    await until("no connection is free", lambda: under_test.database.pool.get_stats().get("pool_available") == 0)
+    await until("all connections are held", lambda: under_test.database.pool.get_stats().get("pool_size") == 5)
     with deadline(0.3), pytest.raises(RpcError) as raised:
         await under_test.database.check()
     assert raised.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -56,22 +56,16 @@ async def test_waiting_for_a_full_pool_ends_at_the_deadline(under_test: Database
 async def test_a_read_is_repeated_when_its_connection_was_lost(
     under_test: DatabaseUnderTest, postgres: Postgres
 ) -> None:
-    calls = 0
-
-    async def work(connection: psycopg.AsyncConnection[dict[str, int]]) -> int:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            await asyncio.to_thread(
-                postgres.execute,
-                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-                f" WHERE pid = {connection.info.backend_pid}",
-            )
-        row = await (await connection.execute("SELECT 7 AS seven")).fetchone()
-        return row["seven"] if row else 0
-
-    assert await under_test.database.read(work) == 7
-    assert calls == 2
+    slow_once = """SELECT CASE WHEN nextval('times') = 1 THEN pg_sleep(60) END, currval('times') AS times"""
+    async with under_test.database.connection() as connection:
+        await connection.execute("CREATE SEQUENCE times")
+    reading = asyncio.create_task(under_test.database.fetch(slow_once))
+    await until("it sleeps", lambda: len(sleeping(postgres)) == 1)
+    end = (
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND datname = '{}'"
+    )
+    await asyncio.to_thread(postgres.execute, end.format(under_test.database.name))
+    assert [row["times"] for row in await reading] == [2]
 
 
 async def test_idle_connections_that_the_server_closed_are_replaced_without_an_error(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -20,8 +19,7 @@ from support.waiting import until
 from chassis.deadline import deadline
 from chassis.errors import RpcError
 from chassis.events.port import AlreadyRecorded, VersionConflict
-from chassis.postgres import event_store
-from chassis.postgres.event_recorder import ConnectionLost
+from chassis.postgres import event_recorder, event_store
 from chassis.postgres.event_store import EventStore
 
 from .test_event_store import create_tables, insert_key
@@ -35,15 +33,15 @@ async def store(under_test: DatabaseUnderTest) -> EventStore:
 
 def lose_results(store: EventStore, times: int) -> None:
     """Make the next appends commit and then fail as if the connection had been lost."""
-    insert: Callable[..., None] = store._recorder.insert
+    insert = store._recorder.insert
     left = iter(range(times))
 
-    def lossy(*arguments: Any) -> None:
-        insert(*arguments)
+    async def lossy(*arguments: Any) -> None:
+        await insert(*arguments)
         if next(left, None) is not None:
-            raise ConnectionLost("server closed the connection unexpectedly")
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
 
-    store._recorder.insert = lossy  # type: ignore[method-assign, assignment]
+    store._recorder.insert = lossy  # type: ignore[method-assign]
 
 
 async def test_reads_do_not_wait_while_appends_wait_for_the_table_lock(
@@ -65,33 +63,32 @@ async def test_reads_do_not_wait_while_appends_wait_for_the_table_lock(
     await asyncio.gather(*waiting)
 
 
-async def test_reads_do_not_wait_while_cancelled_appends_still_wait_for_the_table_lock(
+async def test_a_cancelled_append_is_cancelled_in_postgres_before_the_next_one_starts(
     store: EventStore, under_test: DatabaseUnderTest
 ) -> None:
-    """As above, but the callers have given up. Their threads still wait; later appends must not take the last one."""
-    store._recorder.lock_table_statements = ["LOCK TABLE events IN EXCLUSIVE MODE"]  # waits for ten seconds
-    waiting = "SELECT 1 FROM pg_locks WHERE NOT granted"
+    """At most two appends ever wait for the lock, also if the callers give up, so that reads find a connection."""
+
+    def waiting() -> int:
+        return len(under_test.vault.postgres.rows("SELECT 1 FROM pg_locks WHERE NOT granted"))
+
     async with under_test.database.connection() as connection:
-        await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         await connection.execute("LOCK TABLE events IN EXCLUSIVE MODE")
-        for number in (1, 2):
-            await cancelled_append(store)
-            await until("it waits", lambda: len(under_test.vault.postgres.rows(waiting)) == number)  # noqa: B023
-        for _ in range(4):
-            await cancelled_append(store)
-        async with asyncio.timeout(5):
-            assert await store.head() == 0
-        assert len(under_test.vault.postgres.rows(waiting)) == 2
-    stream = uuid4()
-    await store.append(stream, 0, [event(stream, 1)], key="after")
-
-
-async def cancelled_append(store: EventStore) -> None:
-    stream = uuid4()
-    appending = asyncio.create_task(store.append(stream, 0, [event(stream, 1)], key=stream.hex))
-    await asyncio.sleep(0.1)
-    appending.cancel()
-    await asyncio.wait([appending])
+        for _ in range(3):
+            appends = [asyncio.create_task(store.append(each, 0, [event(each, 1)], key=each.hex))
+                       for each in (uuid4() for _ in range(6))]  # fmt: skip
+            await until("two of them wait", lambda: waiting() == 2)
+            for append in appends:
+                append.cancel()
+            following = asyncio.create_task(store.append(stream := uuid4(), 0, [event(stream, 1)], key=stream.hex))
+            await asyncio.wait(appends)
+            assert all(append.cancelled() for append in appends)
+            assert waiting() <= 1
+            following.cancel()
+            await asyncio.wait([following])
+            assert waiting() == 0
+            async with asyncio.timeout(1):
+                assert await store.head() == 0
+    await store.append(stream := uuid4(), 0, [event(stream, 1)], key="after")
 
 
 async def test_an_append_that_waits_for_other_appends_fails_at_its_deadline(
@@ -114,11 +111,11 @@ async def test_an_append_that_waits_for_other_appends_fails_at_its_deadline(
 async def test_a_lost_connection_is_retried_only_if_the_deadline_leaves_time_for_the_pause(
     store: EventStore, monkeypatch: pytest.MonkeyPatch, seconds: float | None
 ) -> None:
-    def lost(*_: Any) -> None:
-        time.sleep(0.2)
-        raise ConnectionLost("server closed the connection unexpectedly")
+    async def lost(*_: Any) -> int:
+        await asyncio.sleep(0.2)
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
 
-    store._recorder.head = lost  # type: ignore[method-assign, assignment]
+    store._recorder.head = lost  # type: ignore[method-assign]
     monkeypatch.setattr(event_store, "_RETRY_SECONDS", (4.0, 4.0))
     began = time.monotonic()
     with deadline(seconds), pytest.raises(RpcError):
@@ -153,25 +150,34 @@ async def test_an_error_does_not_contain_the_row(store: EventStore) -> None:
     assert key not in text
 
 
-async def test_each_statement_ends_at_the_deadline_and_the_server_logs_no_warning(
+async def test_an_append_and_a_read_under_a_deadline_cause_no_warning_of_the_server(
     store: EventStore, postgres: Postgres
 ) -> None:
     stream = uuid4()
     with deadline(5.0):
         await store.append(stream, 0, [event(stream, 1)], key="k")
         assert [found.version for found in await store.read(stream)] == [1]
-    with deadline(1.0), store._datastore.get_connection() as connection:
-        connection.execute("SELECT 1")
-        began = time.monotonic()
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            connection.execute("SELECT pg_sleep(10)")
-        assert time.monotonic() - began < 5
-        left = connection.execute("SHOW statement_timeout").fetchone()
-        assert left is not None
-        assert left["statement_timeout"].endswith("ms")
-    with store._datastore.get_connection() as connection:
-        assert connection.execute("SHOW statement_timeout").fetchone() == {"statement_timeout": "10s"}
     assert "WARNING" not in (postgres.folder / "log").read_text()
+
+
+async def test_a_process_that_is_stopped_within_an_append_does_not_keep_the_lock(
+    store: EventStore, under_test: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_recorder, "_LIMITS", event_recorder._LIMITS.replace("10s", "1s"))
+    limits = event_recorder._LIMITS
+    async with under_test.database.pool.borrowed(autocommit=True) as stopped:
+        pipeline = stopped.pipeline()
+        await pipeline.__aenter__()
+        for query in (limits, "LOCK TABLE events IN EXCLUSIVE MODE"):
+            await psycopg.AsyncCursor(stopped).execute(query.encode())
+        held = "SELECT 1 FROM pg_locks WHERE mode = 'ExclusiveLock' AND relation IS NOT NULL AND granted"
+        await until(
+            "it holds the lock", lambda: bool(under_test.vault.postgres.rows(held, dbname=under_test.database.name))
+        )
+        await until("it is gone", lambda: not under_test.vault.postgres.rows(held, dbname=under_test.database.name), 5)
+        with pytest.raises((psycopg.OperationalError, psycopg.errors.TransactionTimeout)):
+            await pipeline.__aexit__(None, None, None)
+    await store.append(stream := uuid4(), 0, [event(stream, 1)], key="after")
 
 
 async def test_the_store_works_after_a_restart_of_the_server(store: EventStore, postgres: Postgres) -> None:
@@ -212,7 +218,7 @@ async def test_an_unavailable_server_is_reported_within_the_deadline_and_works_a
 async def test_a_subscription_continues_after_a_restart_of_the_server(store: EventStore, postgres: Postgres) -> None:
     stream, found = uuid4(), store.subscribe(0)
     following = asyncio.ensure_future(anext(found))
-    await until("it listens", lambda: store._notifications._listening)
+    await until("it listens", lambda: store.notifications.listening)
     postgres.stop()
     await asyncio.to_thread(postgres.start)
     await store.append(stream, 0, [event(stream, 1)])
@@ -222,7 +228,7 @@ async def test_a_subscription_continues_after_a_restart_of_the_server(store: Eve
 async def test_a_notification_wakes_a_subscription(store: EventStore) -> None:
     stream, found = uuid4(), store.subscribe(0)
     following = asyncio.ensure_future(anext(found))
-    await until("it listens", lambda: store._notifications._listening)
+    await until("it listens", lambda: store.notifications.listening)
     for _ in range(3):
         await asyncio.sleep(0)
     started_at = time.monotonic()

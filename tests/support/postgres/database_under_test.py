@@ -90,7 +90,7 @@ class DatabaseUnderTest:
     async def start(self) -> None:
         self.supervise("database credentials", self.credentials.maintain)
         await self.credentials.ready()
-        await self.database._pool.open()
+        await self.database.pool.open()
 
     async def stop(self) -> None:
         await self.database.close()

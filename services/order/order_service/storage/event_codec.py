@@ -68,9 +68,8 @@ def occurred_at(recorded: RecordedEvent) -> datetime:
     return datetime.fromisoformat(recorded.meta["occurred_at"])
 
 
-def fold(history: Iterable[RecordedEvent]) -> Order | None:
-    """Returns the order after its events, None if there are none; raises upcasts.UnknownEvent."""
-    order: Order | None = None
+def fold(history: Iterable[RecordedEvent], order: Order | None = None) -> Order | None:
+    """Returns the order after its next events, None before the first one; raises upcasts.UnknownEvent."""
     for recorded in history:
         order = advance(order, recorded)
     return order

@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, LiteralString, Protocol
 from uuid import UUID
 
-from chassis.events.port import AlreadyRecorded
+from chassis.events.port import AlreadyRecorded, Transaction
 from chassis.events.record import RecordedEvent
 
 if TYPE_CHECKING:
-    from psycopg import Cursor
-
     from chassis.postgres.database import Database
 
 _CONSTRAINT = "idempotency_keys_pkey"
@@ -39,25 +37,26 @@ class IdempotencyKeys(Protocol):
     async def find(self, user_id: UUID, key: str) -> IdempotencyKey | None:
         """Returns the key as it was first used; None if it was never used or has expired."""
 
+    async def delete_expired(self, user_id: UUID, key: str) -> None:
+        """Deletes the key if it has expired, so that it can be used again."""
+
     async def purge(self) -> int:
-        """Deletes expired keys and returns their number."""
+        """Deletes all expired keys and returns their number."""
 
 
-def insert_key(cursor: Cursor[Any] | None, _: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
+def insert_key(transaction: Transaction | None, _: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
     """Inserts the key of an append in its transaction; a key in use violates the primary key and fails the append."""
-    if cursor is None or "key" not in extra:
+    if transaction is None or "key" not in extra:
         return
     key: IdempotencyKey = extra["key"]
-    # The cursor is in pipeline mode, so no result can be read between the two statements.
-    cursor.execute(_EXPIRE, (key.user_id, key.key))
-    cursor.execute(_INSERT, (key.user_id, key.key, key.request_hash, key.order_id, key.expires_at))
+    transaction.execute(_INSERT, (key.user_id, key.key, key.request_hash, key.order_id, key.expires_at))
 
 
-_EXPIRE = "DELETE FROM idempotency_keys WHERE user_id = %s AND key = %s AND expires_at <= now()"
-_INSERT = """INSERT INTO idempotency_keys (user_id, key, request_hash, order_id, expires_at)
+_INSERT: LiteralString = """INSERT INTO idempotency_keys (user_id, key, request_hash, order_id, expires_at)
              VALUES (%s, %s, %s, %s, %s)"""
-_FIND = """SELECT user_id, key, request_hash, order_id, expires_at FROM idempotency_keys
+_FIND: LiteralString = """SELECT user_id, key, request_hash, order_id, expires_at FROM idempotency_keys
            WHERE user_id = %s AND key = %s AND expires_at > now()"""
+_DELETE_EXPIRED = "DELETE FROM idempotency_keys WHERE user_id = %s AND key = %s AND expires_at <= now()"
 # In batches, so that no lock and no connection is held for long; several workers can purge side by side.
 _PURGE = """DELETE FROM idempotency_keys WHERE (user_id, key) IN (
                 SELECT user_id, key FROM idempotency_keys WHERE expires_at <= now() LIMIT %s FOR UPDATE SKIP LOCKED)"""
@@ -72,9 +71,13 @@ class PostgresIdempotencyKeys:
 
     async def find(self, user_id: UUID, key: str) -> IdempotencyKey | None:
         """See IdempotencyKeys."""
+        rows = await self._database.fetch(_FIND, (user_id, key))
+        return IdempotencyKey(**rows[0]) if rows else None
+
+    async def delete_expired(self, user_id: UUID, key: str) -> None:
+        """See IdempotencyKeys."""
         async with self._database.connection() as connection:
-            row = await (await connection.execute(_FIND, (user_id, key))).fetchone()
-        return None if row is None else IdempotencyKey(**row)
+            await connection.execute(_DELETE_EXPIRED, (user_id, key))
 
     async def purge(self) -> int:
         """See IdempotencyKeys."""
@@ -97,13 +100,18 @@ class MemoryIdempotencyKeys:
         if "key" not in extra:
             return
         key: IdempotencyKey = extra["key"]
-        if self._unexpired(key.user_id, key.key):
+        if (key.user_id, key.key) in self._keys:
             raise AlreadyRecorded(_CONSTRAINT)
         self._keys[key.user_id, key.key] = key
 
     async def find(self, user_id: UUID, key: str) -> IdempotencyKey | None:
         """See IdempotencyKeys."""
         return self._unexpired(user_id, key)
+
+    async def delete_expired(self, user_id: UUID, key: str) -> None:
+        """See IdempotencyKeys."""
+        if self._unexpired(user_id, key) is None:
+            self._keys.pop((user_id, key), None)
 
     async def purge(self) -> int:
         """See IdempotencyKeys."""

@@ -31,9 +31,12 @@ def upcast(recorded: RecordedEvent) -> RecordedEvent:
     steps = _STEPS.get(recorded.type)
     if steps is None or not 1 <= recorded.schema <= len(steps) + 1:
         raise UnknownEvent(recorded)
+    current = len(steps) + 1
+    if recorded.schema == current:
+        return recorded
     for step in steps[recorded.schema - 1 :]:
         recorded = step(recorded)
-    return replace(recorded, schema=len(steps) + 1)
+    return replace(recorded, schema=current)
 
 
 def _placed_2(recorded: RecordedEvent) -> RecordedEvent:
