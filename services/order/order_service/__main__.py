@@ -16,11 +16,13 @@ from chassis.serving import server
 from order_service.commands import Commands
 from order_service.operations import order_check, projection_rebuild
 from order_service.order_watches import OrderWatches
+from order_service.placing_admission import PlacingAdmission
 from order_service.queries import PostgresReadTable, Queries
 from order_service.rpc import SERVICE, OrderRpc
 from order_service.settings import Settings
 from order_service.storage.databases import open_storage
 from order_service.storage.idempotency_keys import PostgresIdempotencyKeys
+from order_service.storage.placing_pause import PostgresPlacingPause
 from order_service.worker import composition
 from shop.order.v1.order_pb2_grpc import add_OrderServiceServicer_to_server
 
@@ -32,7 +34,8 @@ async def compose(process: Process[Settings]) -> None:
     database, store = await open_storage(process)
     commands = Commands(store, PostgresIdempotencyKeys(database), process.settings)
     queries = Queries(store, PostgresReadTable(database))
-    rpc = OrderRpc(commands, queries, OrderWatches(process, store, queries))
+    admission = PlacingAdmission(PostgresPlacingPause(database), process.settings)
+    rpc = OrderRpc(commands, queries, OrderWatches(process, store, queries), admission.check)
 
     def register(grpc_server: grpc.aio.Server) -> None:
         add_OrderServiceServicer_to_server(rpc, grpc_server)

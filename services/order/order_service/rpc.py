@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from uuid import UUID
 
@@ -46,16 +46,23 @@ _REASONS: dict[type[Exception], tuple[grpc.StatusCode, str]] = {
 
 
 class OrderRpc(OrderServiceServicer):
-    """Implements the servicer on commands, queries and watches."""
+    """Implements the servicer on commands, queries and watches.
 
-    def __init__(self, commands: Commands, queries: Queries, watches: OrderWatches) -> None:
+    `admit` is called before an order is placed and raises RpcError if no order is accepted now.
+    """
+
+    def __init__(
+        self, commands: Commands, queries: Queries, watches: OrderWatches, admit: Callable[[], None] = lambda: None
+    ) -> None:
         self._commands = commands
         self._queries = queries
         self._watches = watches
+        self._admit = admit
 
     async def PlaceOrder(self, request: wire.PlaceOrderRequest, _: Context) -> wire.PlaceOrderResponse:
         if not _KEY.fullmatch(request.idempotency_key):
             raise RpcError(grpc.StatusCode.INVALID_ARGUMENT, "IDEMPOTENCY_KEY_MISSING")
+        self._admit()
         lines = [Line(line.sku, line.quantity, line.unit_price) for line in request.lines]
         with _domain_errors():
             user_id = _uuid("user_id", request.user_id)

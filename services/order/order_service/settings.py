@@ -21,6 +21,7 @@ class Settings(ProcessSettings):
     leadership_term_seconds: float = Field(ge=0.5, le=60, description="time after which a silent leader is replaced")
     lag_interval_seconds: float = Field(gt=0, le=60, description="pause between two measurements of the lag")
     outbox_concurrency: int = Field(ge=1, le=1_000, description="outbox entries that are processed at the same time")
+    backlog_seconds: float = Field(gt=0, le=60, description="longest time behind before placing orders is paused")
     outbox_attempt_seconds: float = Field(gt=0, le=300, description="deadline of an attempt; a claim lasts twice that")
     outbox_retry_first_seconds: float = Field(gt=0, le=60, description="pause after the first failed attempt")
     outbox_retry_longest_seconds: float = Field(gt=0, le=3600, description="longest pause between two attempts")

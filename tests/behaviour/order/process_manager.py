@@ -248,6 +248,44 @@ async def test_an_entry_whose_claim_expires_in_progress_is_not_processed_twice_a
     assert await service.storage.pending_entries() == 0
 
 
+async def test_entries_of_one_order_are_processed_one_after_the_other_and_those_of_others_meanwhile(
+    service: Service, gated: Gated
+) -> None:
+    order = await service.place()
+    await service.storage.add_entry(order.id, "reserve")
+    await service.place("k2")
+    await service.project()
+    stopping = asyncio.Event()
+    running = asyncio.create_task(service.process_manager.run(stopping))
+    await until("a reservation of each order waits", lambda: gated.waiting == 2)
+    await asyncio.sleep(0.05)
+    assert gated.begun == 2
+    gated.gate.set()
+    stopping.set()
+    await asyncio.wait_for(running, 20)
+    assert await service.storage.pending_entries() == 0
+
+
+async def test_a_postponed_entry_is_processed_when_it_is_due_and_not_at_the_next_poll(
+    service: Service, make_settings: SettingsFactory
+) -> None:
+    service.settings.replace(make_settings(worker_poll_seconds=60.0, outbox_retry_first_seconds=0.05))
+    service.user_credit.failure = UNAVAILABLE
+    order, claim, claims = await service.place(), service.outbox.claim, 0
+    await service.project()
+
+    async def counted(limit: int, seconds: float) -> list[OutboxEntry]:
+        nonlocal claims
+        claims += 1
+        if claims == 2:
+            service.user_credit.failure = None
+            await service.storage.pass_time()
+        return await claim(limit, seconds)
+
+    service.outbox.claim = counted  # type: ignore[method-assign]
+    await followed_until(service, order.id)
+
+
 async def test_a_process_manager_that_is_cancelled_works_on_no_entry_any_more(service: Service, gated: Gated) -> None:
     running = asyncio.create_task(service.process_manager.run(asyncio.Event()))
     await until("the reservation waits", lambda: gated.waiting == 1)

@@ -15,13 +15,15 @@ from support.postgres.private_postgres import Postgres
 
 from chassis.events.port import EventLog, VersionConflict
 from chassis.events.record import RecordedEvent
+from chassis.postgres import event_recorder
 from chassis.postgres.event_store import EventStore
 from chassis.settings import Live
 from order_service import domain
 from order_service.domain import Order, OrderClosed, Status, VersionMismatch
 from order_service.storage import event_codec, idempotency_keys
 from order_service.storage.event_codec import Cause
-from order_service.worker.projections import Connection, Projection, Projector
+from order_service.worker.projections import Batch, Connection, Projection
+from order_service.worker.projector import Projector
 
 from .gate import GATE, closed, waiting_session
 
@@ -115,9 +117,9 @@ async def test_an_event_that_commits_late_is_not_overtaken(
 
 
 async def test_without_the_table_lock_it_would_be_overtaken_and_skipped(
-    storage: PostgresStorage, postgres: Postgres, tables: str, late_commits: None
+    storage: PostgresStorage, postgres: Postgres, tables: str, late_commits: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage.store._recorder.lock_table_statements = []
+    monkeypatch.setattr(event_recorder, "_LOCK", "SELECT 1")
     slow, quick = uuid4(), uuid4()
     with closed(postgres, tables):
         first = asyncio.create_task(storage.store.append(slow, 0, [event(slow, 1, SLOW)]))
@@ -141,8 +143,9 @@ async def write(store: EventStore, streams: int) -> None:
 
 
 def projector(storage: PostgresStorage, number: int) -> Projector:
-    async def onto_seen(connection: Connection, position: int, _: RecordedEvent) -> None:
-        await connection.execute("INSERT INTO seen (position, projector) VALUES (%s, %s)", (position, number))
+    async def onto_seen(connection: Connection, batch: Batch) -> None:
+        for position, _ in batch:
+            await connection.execute("INSERT INTO seen (position, projector) VALUES (%s, %s)", (position, number))
 
     projection = Projection("seen", onto_seen)
     return Projector(projection, storage.store, storage.database, Live(shipped(worker_poll_seconds=0.05)))

@@ -26,7 +26,8 @@ from order_service.operations.projection_check import Connection
 from order_service.settings import Settings
 from order_service.storage.databases import open_storage
 from order_service.storage.upcasts import UnknownEvent
-from order_service.worker.projections import ADVANCE, ORDERS
+from order_service.worker.projections import ORDERS
+from order_service.worker.projector import ADVANCE
 
 # Each round projects the events that arrived during the one before, so little is left for the time under the lock.
 _ROUNDS = 3
@@ -118,8 +119,7 @@ class Rebuild:
                 # Only the shadow is in the search path of writes, so they can change no live table.
                 await self._session.execute(_SEARCH, ("pg_temp",))
                 async with self._session.pipeline():
-                    for at, event in batch:
-                        await ORDERS.apply(self._session, at, event)
+                    await ORDERS.apply(self._session, batch)
             position = batch[-1][0] if batch else target
         return position
 

@@ -1,4 +1,6 @@
-"""Starts the parts of the worker: projections, process manager, leadership and cleanup. Each is restarted on its own.
+"""Starts the parts of the worker: projections, process manager, back-pressure, leadership and cleanup.
+
+Each is restarted on its own.
 
 Invariant: any number of workers may run, and only the leader works. If two lead for a moment, locks and claims in the
 database keep the data correct.
@@ -14,23 +16,27 @@ import structlog
 
 from chassis.calls import client
 from chassis.errors import RpcError
-from chassis.events.port import EventLog
+from chassis.postgres.event_store import EventStore
 from chassis.process import FLUSH_SECONDS, Process
 from chassis.serving import server
 from order_service.commands import Commands
 from order_service.settings import Settings
 from order_service.storage.databases import open_storage
 from order_service.storage.idempotency_keys import IdempotencyKeys, PostgresIdempotencyKeys
+from order_service.storage.placing_pause import PostgresPlacingPause
 from order_service.worker import projection_lag
 from order_service.worker.leadership import Leadership
 from order_service.worker.outbox import PostgresOutbox
 from order_service.worker.process_manager import ProcessManager
-from order_service.worker.projections import ORDERS, OUTBOX, Projector
+from order_service.worker.projections import ORDERS, OUTBOX
+from order_service.worker.projector import Projector
 from order_service.worker.user_credit import GrpcUserCredit
 
 log = structlog.get_logger(__name__)
 
 _PURGE_SECONDS = 600
+_NOT_LISTENING_POLL_SECONDS = 0.5
+_LISTENING_POLL_SECONDS = 60.0
 
 
 async def compose(process: Process[Settings]) -> None:
@@ -47,7 +53,12 @@ async def compose(process: Process[Settings]) -> None:
     leadership = Leadership(database, instance, settings)
     for name, projector in {"projection orders": orders, "projection outbox": outbox}.items():
         process.add_readiness(name, partial(readiness, leadership, projector))
-    parts = {"projection orders": orders.run, "projection outbox": outbox.run, "process manager": manager.run}
+    parts = {
+        "projection orders": orders.run,
+        "projection outbox": outbox.run,
+        "process manager": manager.run,
+        "back-pressure": partial(manager.back_pressure.run, pause=PostgresPlacingPause(database)),
+    }
     loops = [
         process.supervise(name, lambda work=work: leadership.while_leader(process.stopping, work))  # type: ignore[misc]
         for name, work in parts.items()
@@ -79,10 +90,15 @@ async def _cancelled(tasks: Collection[asyncio.Task[None]]) -> None:
         await asyncio.wait(tasks, timeout=FLUSH_SECONDS)
 
 
-async def _wake(store: EventLog, *wakeups: asyncio.Event) -> None:
-    async for _ in store.subscribe(await store.head()):
-        for wakeup in wakeups:
-            wakeup.set()
+async def _wake(store: EventStore, *wakeups: asyncio.Event) -> None:
+    """Sets the wake-ups after each append; without a connection that listens, at short intervals instead."""
+    store.notifications.start()
+    while True:
+        appended = store.notifications.wakeup()
+        for each in wakeups:
+            each.set()
+        listening = store.notifications.listening
+        await appended.wait(_LISTENING_POLL_SECONDS if listening else _NOT_LISTENING_POLL_SECONDS)
 
 
 async def _purge(keys: IdempotencyKeys) -> None:

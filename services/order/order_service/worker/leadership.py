@@ -85,8 +85,7 @@ class Leadership:
         """Ends the term now, so that another worker need not wait for its end."""
         self._step_down()
         try:
-            async with self._database.connection() as connection:
-                await connection.execute(_END_TERM, (_NAME, self._instance))
+            await self._database.change(_END_TERM, (_NAME, self._instance))
         except RpcError as error:
             log.warning("leadership not given up, it expires on its own", error=str(error))
 
@@ -107,9 +106,7 @@ class Leadership:
             self._step_down()
 
     async def _take_term(self, seconds: float) -> bool:
-        async with self._database.connection() as connection:
-            found = await connection.execute(_TAKE_TERM, (_NAME, self._instance, seconds))
-            return await found.fetchone() is not None
+        return bool(await self._database.change(_TAKE_TERM, (_NAME, self._instance, seconds)))
 
     def _start_leading(self) -> None:
         self._stop_timer()
@@ -150,4 +147,4 @@ _TAKE_TERM: LiteralString = """
     ON CONFLICT (name) DO UPDATE SET leader = excluded.leader, ends_at = excluded.ends_at
         WHERE current.leader = excluded.leader OR current.ends_at <= clock_timestamp()
     RETURNING leader"""
-_END_TERM: LiteralString = "DELETE FROM leader_terms WHERE name = %s AND leader = %s"
+_END_TERM: LiteralString = "DELETE FROM leader_terms WHERE name = %s AND leader = %s RETURNING name"

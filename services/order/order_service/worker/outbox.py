@@ -6,9 +6,12 @@ Invariant: a claim expires, so the entries of a worker that dies are delayed but
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, LiteralString, Protocol
 from uuid import UUID, uuid5
+
+from chassis.batching import Batcher
 
 if TYPE_CHECKING:
     from chassis.postgres.database import Database
@@ -39,7 +42,7 @@ class Outbox(Protocol):
     """Port: the pending entries."""
 
     async def claim(self, limit: int, seconds: float) -> list[OutboxEntry]:
-        """Returns at most `limit` due entries; no other worker can claim them for `seconds`."""
+        """Returns at most `limit` due entries, oldest first; no other worker can claim them for `seconds`."""
 
     async def take_over(self) -> int:
         """Makes entries due that former leaders have claimed, and returns their number."""
@@ -51,42 +54,50 @@ class Outbox(Protocol):
         """Makes an entry due again in `seconds`, unless it has been claimed again."""
 
 
+_COMPLETED_AT_MOST = 500
+
+
 class PostgresOutbox:
-    """Table `outbox`, which the projection of that name fills."""
+    """Table `outbox`, which the projection of that name fills. Entries that succeed together are removed together."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._completions: Batcher[int, None] = Batcher(self._remove, _COMPLETED_AT_MOST)
 
     async def claim(self, limit: int, seconds: float) -> list[OutboxEntry]:
         """See Outbox."""
-        async with self._database.connection() as connection:
-            rows = await (await connection.execute(_CLAIM, (seconds, limit))).fetchall()
-        return [OutboxEntry(**row) for row in rows]
+        rows = await self._database.change(_CLAIM, (seconds, limit))
+        return sorted((OutboxEntry(**row) for row in rows), key=lambda entry: entry.position)
 
     async def take_over(self) -> int:
         """See Outbox."""
-        async with self._database.connection() as connection:
-            return (await connection.execute(_TAKE_OVER)).rowcount
+        return len(await self._database.change(_TAKE_OVER))
 
     async def complete(self, entry: OutboxEntry) -> None:
         """See Outbox."""
-        async with self._database.connection() as connection:
-            await connection.execute("DELETE FROM outbox WHERE position = %s", (entry.position,))
+        await self._completions.submit(entry.position)
 
     async def postpone(self, entry: OutboxEntry, seconds: float) -> None:
         """See Outbox."""
-        async with self._database.connection() as connection:
-            await connection.execute(_POSTPONE, (seconds, entry.position, entry.attempts))
+        await self._database.change(_POSTPONE, (seconds, entry.position, entry.attempts))
+
+    async def _remove(self, positions: Sequence[int]) -> list[None]:
+        await self._database.change(_COMPLETE, (list(positions),))
+        return [None] * len(positions)
 
 
-_CLAIM = """UPDATE outbox SET due_at = now() + make_interval(secs => %s), attempts = attempts + 1, claimed = true
-            WHERE position IN (SELECT position FROM outbox WHERE due_at <= now()
-                               ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED)
-            RETURNING position, order_id, kind, traceparent, attempts"""
-_TAKE_OVER = "UPDATE outbox SET due_at = now(), claimed = false WHERE claimed AND due_at > now()"
+_CLAIM: LiteralString = """
+    UPDATE outbox SET due_at = now() + make_interval(secs => %s), attempts = attempts + 1, claimed = true
+    WHERE position IN (SELECT position FROM outbox WHERE due_at <= now()
+                       ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED)
+    RETURNING position, order_id, kind, traceparent, attempts"""
+_COMPLETE: LiteralString = "DELETE FROM outbox WHERE position = ANY(%s) RETURNING position"
+_TAKE_OVER: LiteralString = """
+    UPDATE outbox SET due_at = now(), claimed = false WHERE claimed AND due_at > now() RETURNING position"""
 # The number of attempts shows that nobody has claimed the entry since: a late statement must not end that claim.
-_POSTPONE = """UPDATE outbox SET due_at = now() + make_interval(secs => %s), claimed = false
-               WHERE position = %s AND attempts = %s"""
+_POSTPONE: LiteralString = """
+    UPDATE outbox SET due_at = now() + make_interval(secs => %s), claimed = false
+    WHERE position = %s AND attempts = %s RETURNING position"""
 
 
 class MemoryOutbox:

@@ -37,13 +37,11 @@ async def run(leadership: Leadership, database: Database, settings: Live[Setting
 
 
 async def _measure(database: Database) -> None:
-    async with database.connection() as connection:
-        for row in await (await connection.execute(_BEHIND)).fetchall():
-            _events.set(row["behind"], {"projection": row["name"]})
-        outbox = await (await connection.execute(_OUTBOX)).fetchone()
-    if outbox is not None:
-        _pending.set(outbox["pending"])
-        _oldest.set(float(outbox["oldest"]))
+    for row in await database.fetch(_BEHIND):
+        _events.set(row["behind"], {"projection": row["name"]})
+    for row in await database.fetch(_OUTBOX):
+        _pending.set(row["pending"])
+        _oldest.set(float(row["oldest"]))
 
 
 _BEHIND: LiteralString = """

@@ -20,7 +20,8 @@ from order_service.queries import MemoryReadTable, PostgresReadTable
 from order_service.storage import idempotency_keys
 from order_service.storage.idempotency_keys import MemoryIdempotencyKeys, PostgresIdempotencyKeys
 from order_service.worker.outbox import ENTRY_KINDS, Kind, MemoryOutbox, PostgresOutbox
-from order_service.worker.projections import ORDERS, OUTBOX, Projector
+from order_service.worker.projections import ORDERS, OUTBOX
+from order_service.worker.projector import Projector
 
 TABLES = "events, orders, projections, outbox, idempotency_keys"
 

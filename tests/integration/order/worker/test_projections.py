@@ -13,7 +13,6 @@ from psycopg import AsyncConnection
 from support.waiting import until
 
 from chassis.errors import RpcError
-from chassis.events.record import RecordedEvent
 from chassis.settings import Live
 from order_service.storage import event_codec
 from order_service.storage.upcasts import UnknownEvent
@@ -22,12 +21,13 @@ from order_service.worker.leadership import Leadership
 from order_service.worker.projections import (
     ORDERS,
     OUTBOX,
+    Batch,
     Connection,
     Projection,
-    Projector,
     project_orders,
     project_outbox,
 )
+from order_service.worker.projector import Projector
 
 
 @pytest.fixture
@@ -50,10 +50,9 @@ async def test_a_worker_that_dies_within_a_batch_changes_neither_rows_nor_positi
     for number in range(4):
         await service.place(f"k{number}")
 
-    async def dies(connection: Connection, position: int, event: RecordedEvent) -> None:
-        if position == 3:
-            raise RuntimeError("the worker is gone")
-        await project_orders(connection, position, event)
+    async def dies(connection: Connection, batch: Batch) -> None:
+        await project_orders(connection, batch[:2])
+        raise RuntimeError("the worker is gone")
 
     with pytest.raises(RuntimeError):
         await projector(storage, Projection("orders", dies)).step()
@@ -68,10 +67,10 @@ async def test_while_one_worker_holds_a_projection_another_projects_nothing(
     await service.place()
     began, finish = asyncio.Event(), asyncio.Event()
 
-    async def slow(connection: Connection, position: int, event: RecordedEvent) -> None:
+    async def slow(connection: Connection, batch: Batch) -> None:
         began.set()
         await finish.wait()
-        await project_outbox(connection, position, event)
+        await project_outbox(connection, batch)
 
     first = asyncio.create_task(projector(storage, Projection("outbox", slow)).step())
     await asyncio.wait_for(began.wait(), 20)
@@ -93,8 +92,8 @@ async def test_a_worker_that_is_stopped_within_a_batch_blocks_the_projection_for
     await service.place()
     began, finish = asyncio.Event(), asyncio.Event()
 
-    async def hangs(connection: Connection, position: int, event: RecordedEvent) -> None:
-        await project_outbox(connection, position, event)
+    async def hangs(connection: Connection, batch: Batch) -> None:
+        await project_outbox(connection, batch)
         began.set()
         await finish.wait()
 
@@ -139,10 +138,11 @@ async def test_events_that_take_longer_than_a_term_are_projected_in_smaller_batc
         await service.place(f"k{number}")
     sizes: list[int] = []
 
-    async def slowly(connection: Connection, position: int, event: RecordedEvent) -> None:
-        sizes.append(position)
-        await connection.execute("SELECT pg_sleep(0.1)")
-        await project_orders(connection, position, event)
+    async def slowly(connection: Connection, batch: Batch) -> None:
+        for position, _ in batch:
+            sizes.append(position)
+            await connection.execute("SELECT pg_sleep(0.1)")
+        await project_orders(connection, batch)
 
     settings = Live(shipped(leadership_term_seconds=0.5, worker_poll_seconds=0.01))
     slow = Projector(Projection("orders", slowly), storage.store, storage.database, settings)
@@ -156,9 +156,10 @@ async def test_an_event_that_alone_takes_longer_than_a_term_is_projected(
     await service.place("k1")
     await service.place("k2")
 
-    async def slowly(connection: Connection, position: int, event: RecordedEvent) -> None:
-        await connection.execute("SELECT pg_sleep(1.0)")
-        await project_orders(connection, position, event)
+    async def slowly(connection: Connection, batch: Batch) -> None:
+        for _ in batch:
+            await connection.execute("SELECT pg_sleep(1.0)")
+        await project_orders(connection, batch)
 
     settings = Live(shipped(leadership_term_seconds=0.5, worker_poll_seconds=0.01))
     slow = Projector(Projection("orders", slowly), storage.store, storage.database, settings)
@@ -198,7 +199,7 @@ async def test_a_worker_that_no_longer_leads_is_ready_again(service: Service, st
 async def test_a_projection_that_fails_is_not_ready(service: Service, storage: PostgresStorage) -> None:
     await service.place()
 
-    async def broken(connection: Connection, position: int, event: RecordedEvent) -> None:
+    async def broken(connection: Connection, batch: Batch) -> None:
         raise RuntimeError("a defect")
 
     failing = projector(storage, Projection("orders", broken))
@@ -237,6 +238,52 @@ async def test_a_projection_stops_before_an_event_of_a_newer_version_and_is_not_
     with pytest.raises(UnknownEvent, match="OrderShipped"):
         await stopped.step()
     assert await listed(service) == 1
+
+
+async def test_a_row_has_the_last_state_of_its_order_in_a_batch_that_begins_with_it_or_continues_it(
+    service: Service, storage: PostgresStorage
+) -> None:
+    settled, continued = await service.place("k1"), await service.place("k2")
+    await service.commands.confirm_order(settled.id)
+    await service.commands.cancel_order(ADA, settled.id, [])
+    assert await projector(storage, ORDERS).step() == 4
+    await service.commands.confirm_order(continued.id)
+    await service.commands.cancel_order(ADA, continued.id, [])
+    assert await projector(storage, ORDERS).step() == 2
+    rows = (await service.queries.list_orders(ADA, None, None, 100)).orders
+    assert [(row.status.value, row.version) for row in rows] == [("cancelled", 3)] * 2
+    assert rows == [event_codec.fold(await service.store.read(order.id)) for order in (continued, settled)]
+
+
+async def test_a_batch_takes_the_same_statements_however_many_events_it_has(
+    service: Service, storage: PostgresStorage
+) -> None:
+    executed: list[str] = []
+
+    def counting(projection: Projection) -> Projection:
+        async def counted(connection: Connection, batch: Batch) -> None:
+            cursor_class, cursors = connection.cursor_factory, [0]
+
+            class Counting(cursor_class):  # type: ignore[misc, valid-type]
+                async def execute(self, query: object, *args: object, **options: object) -> object:
+                    cursors[0] += 1
+                    return await super().execute(query, *args, **options)
+
+            connection.cursor_factory = Counting
+            await projection.apply(connection, batch)
+            connection.cursor_factory = cursor_class
+            executed.append(f"{projection.name} {len(batch)} events: {cursors[0]} statements")
+
+        return Projection(projection.name, counted)
+
+    for orders in (1, 40):
+        for number in range(orders):
+            order = await service.place(f"{orders} {number}")
+            await service.commands.confirm_order(order.id)
+        for each in (ORDERS, OUTBOX):
+            await projector(storage, counting(each)).step()
+    assert executed == ["orders 2 events: 1 statements", "outbox 2 events: 1 statements",
+                        "orders 80 events: 1 statements", "outbox 80 events: 1 statements"]  # fmt: skip
 
 
 async def test_rows_equal_the_fold_of_the_events(service: Service, storage: PostgresStorage) -> None:

@@ -1,0 +1,95 @@
+"""Concurrent calls share a batch; each gets its own result or error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from support.waiting import until
+
+from chassis.batching import Batcher
+from chassis.deadline import deadline, remaining
+
+
+class Work:
+    """Doubles each item. Waits at a gate; an item below 0 fails."""
+
+    def __init__(self, most: int = 100) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = asyncio.Event()
+        self.remaining: list[float | None] = []
+        self.batcher: Batcher[int, int] = Batcher(self.run, most)
+
+    async def run(self, items: Sequence[int]) -> list[int | Exception]:
+        self.batches.append(list(items))
+        self.remaining.append(remaining())
+        await self.gate.wait()
+        if 99 in items:
+            raise LookupError("the batch fails")
+        return [ValueError(item) if item < 0 else 2 * item for item in items]
+
+    def submit(self, *items: int) -> list[asyncio.Task[int]]:
+        return [asyncio.create_task(self.batcher.submit(item)) for item in items]
+
+
+async def test_a_single_call_is_a_batch_of_its_own_and_waits_for_no_other() -> None:
+    work = Work()
+    work.gate.set()
+    assert await work.batcher.submit(1) == 2
+    assert await work.batcher.submit(2) == 4
+    assert work.batches == [[1], [2]]
+
+
+async def test_calls_that_arrive_during_a_batch_form_the_next_one() -> None:
+    work = Work()
+    first = work.submit(1)
+    await until("the first batch runs", lambda: work.batches == [[1]])
+    others = work.submit(2, 3, 4)
+    await asyncio.sleep(0)
+    work.gate.set()
+    assert await asyncio.gather(*first, *others) == [2, 4, 6, 8]
+    assert work.batches == [[1], [2, 3, 4]]
+
+
+async def test_a_batch_has_at_most_so_many_items() -> None:
+    work = Work(most=2)
+    calls = work.submit(1, 2, 3, 4, 5)
+    work.gate.set()
+    assert await asyncio.gather(*calls) == [2, 4, 6, 8, 10]
+    assert work.batches == [[1, 2], [3, 4], [5]]
+
+
+async def test_an_item_that_fails_fails_alone() -> None:
+    work = Work()
+    work.gate.set()
+    outcomes = await asyncio.gather(*work.submit(1, -2, 3), return_exceptions=True)
+    assert [outcomes[0], type(outcomes[1]), outcomes[2]] == [2, ValueError, 6]
+
+
+async def test_a_batch_that_fails_fails_for_each_of_its_calls_and_for_no_other() -> None:
+    work = Work(most=2)
+    work.gate.set()
+    outcomes = await asyncio.gather(*work.submit(1, 99, 3), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [LookupError, LookupError, int]
+
+
+async def test_a_caller_that_is_cancelled_does_not_disturb_the_others() -> None:
+    work = Work()
+    cancelled, other = work.submit(1, 2)
+    await until("the batch runs", lambda: work.batches == [[1, 2]])
+    cancelled.cancel()
+    work.gate.set()
+    assert await other == 4
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+
+
+async def test_each_batch_has_the_deadline_of_its_first_call() -> None:
+    work = Work()
+    work.gate.set()
+    with deadline(10):
+        await work.batcher.submit(1)
+    await work.batcher.submit(2)
+    assert work.remaining[0] == pytest.approx(10, abs=1)
+    assert work.remaining[1] is None
