@@ -105,12 +105,12 @@ job "service" {
           type         = var.protocol
           path         = local.liveness.path
           grpc_service = local.liveness.grpc_service
-          interval     = "1s"
+          interval     = "5s"
           timeout      = "60s"
 
           # A process ends itself when its loop is stuck; this is for one that cannot even do that.
           check_restart {
-            limit = 91
+            limit = 19
             grace = "120s"
           }
         }

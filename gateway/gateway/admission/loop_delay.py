@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 _INTERVAL_SECONDS = 0.05
+# A loop that is in time is measured less often, because each measurement wakes a process at rest.
+_IN_TIME_SECONDS, _IN_TIME_INTERVAL_SECONDS = 0.01, 0.25
 
 
 class LoopDelay:
@@ -17,6 +19,7 @@ class LoopDelay:
         """Measures repeatedly until it is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + _INTERVAL_SECONDS
-            await asyncio.sleep(_INTERVAL_SECONDS)
+            interval = _IN_TIME_INTERVAL_SECONDS if self.seconds < _IN_TIME_SECONDS else _INTERVAL_SECONDS
+            due = loop.time() + interval
+            await asyncio.sleep(interval)
             self.seconds = loop.time() - due

@@ -54,7 +54,7 @@ async def test_the_delay_of_the_event_loop_is_measured() -> None:
     delay = LoopDelay()
     measuring = asyncio.create_task(delay.measure())
     await asyncio.sleep(0)
-    time.sleep(0.4)
+    time.sleep(0.6)
     await asyncio.sleep(0)
     await until("the delay is noticed", lambda: delay.seconds > 0.2, seconds=1)
     await until("the delay is over", lambda: delay.seconds < 0.2)
