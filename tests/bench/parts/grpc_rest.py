@@ -1,12 +1,13 @@
 """Compares the same read of an order as gRPC and as REST with JSON, between the same two processes.
 
-The server is grpc.aio and Sanic, the client grpc.aio and httpx: the libraries of this system. One order has one line,
-the other has a hundred.
+The server has grpc.aio and Sanic, which this system uses. The client has grpc.aio, and for REST aiohttp, which is fast,
+or httpx, which this system uses. One order has one line, the other has a hundred.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 
 import httpx
 from bench.measurement.cpu import cpu_seconds
-from bench.measurement.options import options
+from bench.measurement.options import need_peers, options
 from bench.measurement.rounds import Measurement, Visit
 from bench.peers.fixed_order import as_json, order
 from bench.setup.processes import Server, free_port, serving
@@ -28,7 +29,7 @@ from bench.traffic.grpc_load import call
 from shop.order.v1.order_pb2 import GetOrderRequest, GetOrderResponse
 
 PEERS = Path(__file__).parents[1] / "peers"
-LINES = (1, 100)
+LINES, REST = (1, 100), ("aiohttp", "httpx")
 GET = "/shop.order.v1.OrderService/GetOrder"
 CLIENT, SERVER = "client", "server"
 
@@ -90,10 +91,11 @@ def check(grpc_port: int, rest_port: int) -> None:
 
 
 def measure(chosen: argparse.Namespace) -> None:
-    ports = {"grpc": free_port(), "rest": free_port()}
-    words = [str(PEERS / "grpc_rest_server.py"), str(ports["grpc"]), str(ports["rest"])]
-    with serving([sys.executable, *words], ports["rest"]) as server:
-        check(ports["grpc"], ports["rest"])
+    grpc_port, rest_port = free_port(), free_port()
+    ports = {"grpc": grpc_port, **dict.fromkeys(REST, rest_port)}
+    words = [str(PEERS / "grpc_rest_server.py"), str(grpc_port), str(rest_port)]
+    with serving([sys.executable, *words], rest_port) as server:
+        check(grpc_port, rest_port)
         reads = {f"{way}, {lines} lines": Reads(server, way, ports[way], lines, chosen)
                  for lines in LINES for way in ports}  # fmt: skip
         ways: dict[str, Callable[[], Visit]] = {name: each.visit for name, each in reads.items()}
@@ -106,8 +108,8 @@ def measure(chosen: argparse.Namespace) -> None:
             for way, port in ports.items():
                 sent, received = bytes_of_a_read(way, port, lines)
                 print(f"{f'{way}, {lines} lines':<44} {sent:,} bytes sent, {received:,} bytes received per read")
-            for part in (SERVER, CLIENT):
-                names = f"rest, {lines} lines", f"grpc, {lines} lines"
+            for way, part in itertools.product(REST, (SERVER, CLIENT)):
+                names = f"{way}, {lines} lines", f"grpc, {lines} lines"
                 ratio = found.ratio(*names, lambda visit, part=part: visit.microseconds(part))  # type: ignore[misc]
                 print(f"{f'{names[0]} / {names[1]}, {part}':<44} {ratio.text(2)}")
 
@@ -115,4 +117,6 @@ def measure(chosen: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = options("grpc-rest", rounds=4, seconds=2.0)
     parser.add_argument("--callers", type=int, default=8, help="concurrent reads (default 8)")
-    measure(parser.parse_args())
+    chosen = parser.parse_args()
+    need_peers("aiohttp")
+    measure(chosen)

@@ -1,7 +1,6 @@
-"""One process that reads an order as gRPC or as REST: `grpc_rest_client.py grpc|rest PORT LINES CALLERS SECONDS`.
+"""One process that reads an order as gRPC or as REST: `grpc_rest_client.py WAY PORT LINES CALLERS SECONDS`.
 
-Prints one JSON document: requests, seconds, CPU seconds of this process, latencies. The client of REST is httpx, which
-the rest of the system uses as well.
+WAY is grpc, aiohttp or httpx. Prints one JSON document: requests, seconds, CPU seconds of this process, latencies.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import aiohttp
 import grpc.aio
 import httpx
 import uvloop
@@ -29,7 +29,18 @@ async def by_grpc(port: int, lines: str, run: Callable[[Read], Awaitable[None]])
         await run(lambda: stub.GetOrder(GetOrderRequest(order_id=lines), timeout=3))
 
 
-async def by_rest(port: int, lines: str, run: Callable[[Read], Awaitable[None]]) -> None:
+async def by_aiohttp(port: int, lines: str, run: Callable[[Read], Awaitable[None]]) -> None:
+    timeout = aiohttp.ClientTimeout(total=3)
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout, raise_for_status=True) as session:
+
+        async def read() -> object:
+            async with session.get(f"/v1/orders/{lines}") as reply:
+                return await reply.json()
+
+        await run(read)
+
+
+async def by_httpx(port: int, lines: str, run: Callable[[Read], Awaitable[None]]) -> None:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=3, trust_env=False) as client:
 
         async def read() -> object:
@@ -55,5 +66,5 @@ async def repeated(read: Read, callers: int, seconds: float) -> None:
 
 if __name__ == "__main__":
     way, port, lines, callers, seconds = sys.argv[1:]
-    read_by = {"grpc": by_grpc, "rest": by_rest}[way]
+    read_by = {"grpc": by_grpc, "aiohttp": by_aiohttp, "httpx": by_httpx}[way]
     uvloop.run(read_by(int(port), lines, lambda read: repeated(read, int(callers), float(seconds))))
