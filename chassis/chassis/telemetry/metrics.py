@@ -60,7 +60,12 @@ class DurationSeries:
         self._lock = Lock()
 
     def record(self, value: float, span: Span | None = None) -> None:
-        """Adds a value. If the trace of `span`, by default of the current span, is sampled, it becomes the exemplar."""
+        """Adds a value, which becomes an exemplar if the trace of `span`, by default the current span, is recorded.
+
+        A negative value, of a clock that was set back, is dropped.
+        """
+        if value < 0:
+            return
         bucket = bisect_left(self._bounds, value)
         context = (get_current_span() if span is None else span).get_span_context()
         with self._lock:

@@ -33,8 +33,8 @@ def clock() -> Clock:
 
 
 def never() -> float:
-    """A chance that no share reaches."""
-    return 1.0
+    """A chance that no share below 1 reaches."""
+    return 0.999_999
 
 
 def admitted(rate: TraceRate, offered: int) -> int:

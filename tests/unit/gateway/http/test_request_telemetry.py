@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricsData
 from support.waiting import until
 
+from chassis.telemetry import traces
+from chassis.telemetry.metrics import Durations
+from chassis.telemetry.sampling import TraceRate
 from gateway.http import request_telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -25,18 +26,23 @@ ORDER = "/v1/orders/01a20ad9-ad31-72d5-8db0-0f031df77a40"
 
 
 @pytest.fixture
-def metrics(monkeypatch: pytest.MonkeyPatch) -> InMemoryMetricReader:
-    reader = InMemoryMetricReader()
-    histogram = MeterProvider([reader], shutdown_on_exit=False).get_meter("test").create_histogram("duration")
-    monkeypatch.setattr(request_telemetry, "_durations", lambda: histogram)
-    return reader
+def metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[Durations]:
+    """The durations of the requests of one test."""
+    durations = Durations("http.server.request.duration", "s", "")
+    monkeypatch.setattr(request_telemetry, "_durations", durations)
+    request_telemetry._series.cache_clear()
+    yield durations
+    request_telemetry._series.cache_clear()
 
 
-def series(reader: InMemoryMetricReader) -> list[Mapping[str, Any]]:
+def points(durations: Durations) -> list[Any]:
+    metric = durations.metric(1)
+    return list(metric.data.data_points) if metric else []
+
+
+def series(durations: Durations) -> list[Mapping[str, Any]]:
     """Returns the attributes of each series of the durations."""
-    data = reader.get_metrics_data() or MetricsData([])
-    metrics = [metric for of in data.resource_metrics for scope in of.scope_metrics for metric in scope.metrics]
-    return [point.attributes or {} for metric in metrics for point in metric.data.data_points]
+    return [point.attributes or {} for point in points(durations)]
 
 
 async def span_of(spans: InMemorySpanExporter, trace_id: str) -> ReadableSpan:
@@ -61,17 +67,16 @@ def trace_of(response: Any) -> str:
 # --- series
 
 
-async def test_invented_methods_and_paths_are_one_series(
-    gateway: RunningGateway, metrics: InMemoryMetricReader
-) -> None:
+async def test_invented_methods_and_paths_are_one_series(gateway: RunningGateway, metrics: Durations) -> None:
     for number in range(30):
         await gateway.http.request(f"M{number}", f"/v1/users?n={number}", headers={"user-agent": f"agent {number}"})
         await gateway.http.request(f"M{number}", f"/nowhere/{number}")
     assert {each["http.request.method"] for each in series(metrics)} == {"_OTHER"}
     assert len(series(metrics)) == 2
+    assert sum(point.count for point in points(metrics)) == 60
 
 
-async def test_values_of_a_caller_are_no_series(gateway: RunningGateway, metrics: InMemoryMetricReader) -> None:
+async def test_values_of_a_caller_are_no_series(gateway: RunningGateway, metrics: Durations) -> None:
     """Control: the same requests with known methods are the series that they should be."""
     token = await gateway.guest()
     for number in range(10):
@@ -91,15 +96,6 @@ async def test_values_of_a_caller_are_no_series(gateway: RunningGateway, metrics
     allowed = {"http.request.method", "http.route", "http.response.status_code", "url.scheme", "error.type"}
     assert {name for each in series(metrics) for name in each} <= allowed
     assert {each["url.scheme"] for each in of_reads} == {"http"}
-
-
-@pytest.mark.parametrize("scheme", ["gopher", "http\udcff", "x" * 1000, ""])
-def test_an_unknown_scheme_is_http(scheme: str) -> None:
-    class Request:
-        method = "GET"
-
-    Request.scheme = scheme  # type: ignore[attr-defined]
-    assert request_telemetry._labels(Request()) == {"http.request.method": "GET", "url.scheme": "http"}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["BREW", "get", "_OTHER", "PROPFIND", "!#$%", "HTTP"])
@@ -204,3 +200,48 @@ async def test_a_valid_tracestate_reaches_the_service(
     await span_of(spans, TRACE)
     servers = [span for span in spans.get_finished_spans() if span.kind.name == "SERVER"]
     assert [span.context.trace_state.to_header() for span in servers] == [passed_on] * 2
+
+
+# --- what the rate does not admit
+
+
+@pytest.fixture
+def unrecorded(monkeypatch: pytest.MonkeyPatch) -> TraceRate:
+    """A rate that admits no trace."""
+    rate = TraceRate()
+    rate.change(0, 0)
+    monkeypatch.setattr(traces, "trace_rate", rate)
+    return rate
+
+
+@pytest.mark.parametrize("flags", ["00", "01", "02", "03", None])
+async def test_a_trace_beyond_the_rate_has_its_id_and_no_span(
+    gateway: RunningGateway,
+    spans: InMemorySpanExporter,
+    unrecorded: TraceRate,
+    metrics: Durations,
+    flags: str | None,
+) -> None:
+    token = await gateway.guest()
+    spans.clear()
+    header = {} if flags is None else {"traceparent": f"00-{TRACE}-{PARENT}-{flags}"}
+    first = await gateway.http.get(ORDER, headers=token | header)
+    second = await gateway.http.get("/nowhere", headers=header)
+    assert spans.get_finished_spans() == ()
+    for response in (first, second):
+        version, trace_id, span_id, own = response.headers["traceresponse"].split("-")
+        assert (version, len(trace_id), int(own, 16) & 1) == ("00", 32, 0)
+        assert (trace_id == TRACE) is (flags is not None)
+        assert span_id not in (PARENT, "0" * 16)
+    assert second.json()["trace_id"] == trace_of(second)
+    read = [point for point in points(metrics) if "http.route" in point.attributes][-1]
+    assert not read.exemplars
+    # Control: the next request is recorded, in both processes.
+    unrecorded.change(0, 1)
+    third = await gateway.http.get(ORDER, headers=token | header)
+    assert int(third.headers["traceresponse"][-2:], 16) & 1
+    await span_of(spans, trace_of(third))
+    servers = [span for span in spans.get_finished_spans() if span.kind.name == "SERVER"]
+    assert len(servers) == 2
+    read = [point for point in points(metrics) if "http.route" in point.attributes][-1]
+    assert [f"{each.trace_id:032x}" for each in read.exemplars] == [trace_of(third)]
