@@ -81,6 +81,6 @@ class Summary:
         for kind, found in self.kinds.items():
             rows += [f"  {count} × {kind}: {name}" for name, count in found.errors.most_common()]  # noqa: RUF001
         rows.append(
-            f"this command used {cores:.2f} core; {self.late} requests left it later than 50 ms after they were due"
+            f"this command used {cores:.2f} core; it sent {self.late} requests more than 50 ms late"
         )
         return rows

@@ -20,6 +20,7 @@ PATTERNS = {
     "edge": r"drained_envoy|/envoy ",
     "Postgres": r"^postgres|/postgres ",
     "telemetry": r"otel-desktop-viewer",
+    "artifacts": r"artifacts\.py",
     "Consul": r"(^|/)consul ",
     "OpenBao": r"(^|/)bao ",
     "Nomad": r"(^|/)nomad ",
