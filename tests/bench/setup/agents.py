@@ -78,6 +78,13 @@ def _routes(agents: Agents) -> Mapping[str, Callable[[str], Answer]]:
     }
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """Prints nothing: a process that ends cuts its blocking queries."""
+
+
 @contextmanager
 def answering(agents: Agents) -> Iterator[Agents]:
     """Answers for the agents at `agents.url` until the block ends."""
@@ -106,8 +113,7 @@ def answering(agents: Agents) -> Iterator[Agents]:
         def log_message(self, *_: Any) -> None:
             """Prints nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), Handler)
     agents.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
