@@ -72,6 +72,8 @@ class Balancer:
         self._clock = clock
         self._instances: dict[Endpoint, Instance] = {}
         self._current: tuple[Instance, ...] = ()
+        self._full_shares_from = float("-inf")
+        self._stalled_from = float("-inf")
         self._retired: dict[Endpoint, Instance] = {}
         self._typical_seconds: dict[str, float] = {}
         self._answered: set[str] = set()
@@ -120,7 +122,7 @@ class Balancer:
         """Counts the result of an attempt and ejects an instance that is unreachable, fails or is slow."""
         now, instance, began = self._clock(), attempt.instance, attempt.began
         if error is None:
-            instance.record_answer(began, now)
+            self._record_answer(instance, began, now)
             self._record_latency(instance, method.path, now - began)
             if instance.is_slow(self._rules, self._current):
                 self._eject_outlier(instance, now, "slow")
@@ -136,7 +138,7 @@ class Balancer:
                 self._typical_seconds.setdefault(method.path, now - began)
             self._record_failure(instance, now, unreachable=isinstance(error, NotProcessed))
             return
-        instance.record_answer(began, now)
+        self._record_answer(instance, began, now)
 
     def slow_after(self, method: Method) -> float:
         """Returns the seconds after which a call of the method is unusually slow; 0 if it has not been called yet."""
@@ -145,6 +147,8 @@ class Balancer:
     def has_alternative(self, tried: Set[Endpoint], *, with_capacity: bool = False) -> bool:
         """True if there is an available instance that was not tried; `with_capacity`: and that shed no call lately."""
         now, seconds = self._clock(), self._rules.shed_seconds
+        if not with_capacity and now >= self._full_shares_from and len(self._current) > len(tried):
+            return True
         for each in self._current:
             has_capacity = not (with_capacity and each.sheds_load(now, seconds))
             if has_capacity and each.endpoint not in tried and each.is_available(now):
@@ -162,11 +166,12 @@ class Balancer:
 
     def _choose(self, tried: Set[Endpoint], now: float) -> Instance:
         instances, rules = self._current, self._rules
-        for each in instances:
-            if each.is_stalled(now, rules.stall_seconds, instances):
-                self._eject_outlier(each, now, "stalled")
         if not instances:
             raise unavailable("UNAVAILABLE", f"no healthy instance of {self._endpoints.service}", 1.0)
+        if now > self._stalled_from:
+            self._eject_stalled(now)
+        if not tried and now >= self._full_shares_from:
+            return _less_busy_of_two(instances, now, rules.shed_seconds)
         candidates = self._candidates(tried, now)
         if not candidates:
             return min(instances, key=lambda each: (each.endpoint in tried, each.ejected_until))
@@ -186,6 +191,22 @@ class Balancer:
         if method.path in self._answered:
             return self._typical_seconds[method.path]
         return min(_FAIR_SECONDS, self._settings.value.deadline_seconds / 2)
+
+    def _eject_stalled(self, now: float) -> None:
+        """Ejects stalled instances, and sets the time before which no further instance can be stalled."""
+        instances, seconds = self._current, self._rules.stall_seconds
+        for each in instances:
+            if each.is_stalled(now, seconds, instances):
+                self._eject_outlier(each, now, "stalled")
+        self._stalled_from = seconds + min(
+            now if each.waiting_since is None else each.waiting_since for each in instances
+        )
+
+    def _record_answer(self, instance: Instance, began: float, now: float) -> None:
+        was_ejected = instance.ejected
+        instance.record_answer(began, now)
+        if was_ejected:
+            self._note_shares()
 
     def _record_shed(self, instance: Instance, began: float, now: float) -> None:
         instance.record_shed(now, self._rules.shed_seconds)
@@ -213,6 +234,7 @@ class Balancer:
         if ejected > self._rules.max_share * len(self._current):
             return
         instance.eject(now, seconds)
+        self._note_shares()
         attributes = {"service": self._endpoints.service, "reason": reason}
         address = instance.endpoint.address
         _ejections.add(1, attributes)
@@ -237,8 +259,14 @@ class Balancer:
             returned = self._retired.pop(endpoint) if endpoint in self._retired else None
             self._instances[endpoint] = returned or self._connect(endpoint, joined_at)
         self._current = tuple(self._instances.values())
+        self._note_shares()
+        self._stalled_from = float("-inf")
         if new:
             self._on_new_instance()
+
+    def _note_shares(self) -> None:
+        """Sets the time from which every instance gets a full share, unless one is ejected, returns or joins."""
+        self._full_shares_from = max((each.full_share_from(self._rules) for each in self._current), default=0.0)
 
     def _connect(self, endpoint: Endpoint, joined_at: float) -> Instance:
         return Instance(endpoint, self._transport.connect(endpoint.address), joined_at)
@@ -265,6 +293,6 @@ def _less_busy_of_two(instances: Sequence[Instance], now: float, shed_seconds: f
     if number == 1:
         return instances[0]
     at = int(random.random() * number)  # noqa: S311
-    further = 1 + int(random.random() * (number - 1))  # noqa: S311
+    further = 1 if number == 2 else 1 + int(random.random() * (number - 1))  # noqa: S311
     one, other = instances[at], instances[(at + further) % number]
     return one if one.load(now, shed_seconds) <= other.load(now, shed_seconds) else other

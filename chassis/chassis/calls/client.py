@@ -20,7 +20,7 @@ from chassis.calls.breaker import BREAKER_RULES, AsyncBreaker, BreakerOpen, Brea
 from chassis.calls.bulkhead import Bulkhead
 from chassis.calls.client_settings import ClientSettings
 from chassis.calls.outlier_detection import EJECTION_RULES, EjectionRules
-from chassis.calls.retry import LEAST_SECONDS, RETRY_RULES, Retries, RetryBudget, RetryRules
+from chassis.calls.retry import LEAST_SECONDS, RETRY_RULES, AttemptTimer, Retries, RetryBudget, RetryRules
 from chassis.calls.transport import GrpcTransport, Metadata, Method, NotProcessed, OutOfTime, Transport, is_idempotent
 from chassis.deadline import at_most, remaining
 from chassis.errors import RpcError, deadline_exceeded, unavailable
@@ -70,6 +70,7 @@ class Channel:
         self._endpoints = endpoints
         self._settings = settings
         self._retry_rules = retry_rules
+        self._timer = AttemptTimer()
         _channels.add(self)
 
     def unary_unary(
@@ -146,10 +147,11 @@ class Channel:
                 retries.tried.add(instance.endpoint)
                 span.set_attribute("server.address", instance.endpoint.address)
                 seconds = retries.attempt_seconds(left, self.balancer.slow_after(method))
-                if seconds is not None and not self.balancer.has_alternative(retries.tried):
-                    seconds = None
-                sent = instance.connection.unary(method, request, left, metadata)
-                response = await (sent if seconds is None else retries.cancelled_after(seconds, sent))
+                call = instance.connection.unary(method, request, left, metadata)
+                if seconds is not None and self.balancer.has_alternative(retries.tried):
+                    response = await self._timer.response(call, retries, seconds)
+                else:
+                    response = await call
             except RpcError as error:
                 self._charge(attempt, method, error)
                 raise
@@ -217,8 +219,7 @@ class Channel:
         try:
             return await self.breaker.call(work, *args)
         except BreakerOpen as rejection:
-            event = {"breaker.name": rejection.name, "retry_after": rejection.retry_after}
-            span.add_event("breaker.rejected", event)
+            span.add_event("breaker.rejected", {"breaker.name": rejection.name, "retry_after": rejection.retry_after})
             raise unavailable("BREAKER_OPEN", str(rejection), rejection.retry_after) from None
         except RpcError as error:
             if error.code in _RETRYABLE_BY_CALLER and error.retry_after is None:

@@ -82,6 +82,17 @@ class Instance:
         """True if it has neither a call nor a stream."""
         return not self.outstanding and not self.streams
 
+    @property
+    def waiting_since(self) -> float | None:
+        """The time since which it has had a call without answering any; None without a call, or while it is ejected."""
+        return max(self.calls[0].began, self.answered_at) if self.calls and not self.ejected else None
+
+    def full_share_from(self, rules: EjectionRules) -> float:
+        """The time from which it is available and gets a full share of calls; infinite while it is ejected."""
+        if self.ejected:
+            return float("inf")
+        return max(self.joined_at + rules.warmup_seconds, self.returned_at + rules.return_seconds)
+
     def start(self, call: Call) -> None:
         """Adds a call that starts now."""
         self.outstanding += 1
@@ -136,19 +147,13 @@ class Instance:
 
     def share(self, now: float, rules: EjectionRules) -> float:
         """The part of a full share of calls that it gets now, 0 to 1."""
-        since_joining, since_return = now - self.joined_at, now - self.returned_at
-        if since_joining >= rules.warmup_seconds and since_return >= rules.return_seconds:
-            return 1.0
-        warm = _ramp(since_joining, rules.warmup_seconds, _SHARE_ON_JOINING)
-        return min(warm, _ramp(since_return, rules.return_seconds, _SHARE_ON_RETURN))
+        warm = _ramp(now - self.joined_at, rules.warmup_seconds, _SHARE_ON_JOINING)
+        return min(warm, _ramp(now - self.returned_at, rules.return_seconds, _SHARE_ON_RETURN))
 
     def is_stalled(self, now: float, seconds: float, instances: Sequence[Instance]) -> bool:
         """True if its oldest call has been unusually slow for `seconds` without any answer, while others answered."""
-        if not self.calls or self.ejected:
-            return False
-        oldest = self.calls[0]
-        since = max(oldest.began, self.answered_at)
-        if now - since <= max(seconds, oldest.slow_after):
+        since = self.waiting_since
+        if since is None or now - since <= max(seconds, self.calls[0].slow_after):
             return False
         return any(other.answered_at > since for other in instances if other is not self)
 

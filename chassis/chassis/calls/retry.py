@@ -9,20 +9,19 @@ capacity, even if the server forbids a retry, which it can only do for itself.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-from collections.abc import Awaitable
+import time
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import grpc
 
 from chassis.calls.client_settings import ClientSettings
-from chassis.calls.transport import Method, NotProcessed, OutOfTime
+from chassis.calls.transport import Method, NotProcessed, OutOfTime, UnaryCall
 from chassis.errors import RpcError, deadline_exceeded
 from chassis.platform.discovery import Endpoint
 from chassis.settings import Live
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class RetryRules:
 RETRY_RULES = RetryRules()
 # With less time left, an attempt is not made: the answer could not arrive in time.
 LEAST_SECONDS = 0.005
+# The timers of an event loop may run out this much too early.
+_TIMER_SECONDS = 0.001
 
 
 class RetryBudget:
@@ -71,7 +72,7 @@ class RetryBudget:
 class Retries:
     """The retries of one call, and the instances it has tried."""
 
-    __slots__ = ("_budget", "_made", "_rules", "_settings", "_token_taken", "method", "tried")
+    __slots__ = ("_budget", "_made", "_rules", "_settings", "method", "token_taken", "tried")
 
     def __init__(self, settings: ClientSettings, budget: RetryBudget, method: Method, rules: RetryRules) -> None:
         self._settings = settings
@@ -79,7 +80,7 @@ class Retries:
         self.method = method
         self._rules = rules
         self._made = 1
-        self._token_taken = False
+        self.token_taken = False
         self.tried: set[Endpoint] = set()
 
     def attempt_seconds(self, left: float, slow_after: float) -> float | None:
@@ -92,20 +93,10 @@ class Retries:
         seconds = max(self._settings.attempt_seconds, slow_after)
         return seconds if seconds < left else None
 
-    async def cancelled_after(self, seconds: float, attempt: Awaitable[T]) -> T:
-        """Returns the result of an attempt, but cancels it (DEADLINE_EXCEEDED) if it takes longer than `seconds`.
-
-        It does so only if a retry token is available; otherwise the attempt may take all the time that is left.
-        """
-        try:
-            async with asyncio.timeout(None) as timeout:
-                timer = asyncio.get_running_loop().call_later(seconds, self._cancel_if_budgeted, timeout)
-                try:
-                    return await attempt
-                finally:
-                    timer.cancel()
-        except TimeoutError:
-            raise deadline_exceeded("the attempt took too long, another instance is tried") from None
+    def take_token(self) -> bool:
+        """Takes the token for the next attempt, so that this one may be cancelled; False if the budget is empty."""
+        self.token_taken = self._budget.withdraw()
+        return self.token_taken
 
     def backoff(self, error: RpcError, left: float, has_alternative: bool) -> float | None:
         """Returns the seconds until the next attempt, or None if there is none in the time that is `left`."""
@@ -115,16 +106,11 @@ class Retries:
         if not transparent and not self._is_retryable(error):
             return None
         seconds = 0.0 if transparent else self._jittered(error)
-        if seconds + LEAST_SECONDS > left or not (transparent or self._token_taken or self._budget.withdraw()):
+        if seconds + LEAST_SECONDS > left or not (transparent or self.token_taken or self._budget.withdraw()):
             return None
-        self._token_taken = False
+        self.token_taken = False
         self._made += 1
         return seconds
-
-    def _cancel_if_budgeted(self, timeout: asyncio.Timeout) -> None:
-        self._token_taken = self._budget.withdraw()
-        if self._token_taken:
-            timeout.reschedule(asyncio.get_running_loop().time())
 
     def _is_retryable(self, error: RpcError) -> bool:
         if isinstance(error, OutOfTime) or (error.pushback is not None and error.pushback < 0):
@@ -140,3 +126,49 @@ class Retries:
             return error.pushback
         bound = min(self._rules.longest_seconds, self._rules.first_seconds * 2 ** (self._made - 1))
         return max(error.retry_after or 0.0, random.uniform(0, bound))  # noqa: S311
+
+
+class AttemptTimer:
+    """Cancels attempts that take too long; one timer of the event loop serves all attempts.
+
+    Nearly all attempts end long before, so the timer runs out about once in the time of an attempt, not at each.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[Retries, tuple[float, UnaryCall]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._checks_at = math.inf
+
+    async def response(self, call: UnaryCall, retries: Retries, seconds: float) -> Any:
+        """Returns the response of an attempt, but cancels it (DEADLINE_EXCEEDED) if it takes longer than `seconds`.
+
+        It does so only if a retry token is available; otherwise the attempt may take all the time that is left.
+        """
+        ends_at = time.monotonic() + seconds
+        self._running[retries] = ends_at, call
+        if ends_at < self._checks_at:
+            self._check_at(ends_at)
+        try:
+            return await call
+        except RpcError:
+            if retries.token_taken:
+                raise deadline_exceeded("the attempt took too long, another instance is tried") from None
+            raise
+        finally:
+            self._running.pop(retries, None)
+
+    def _check_at(self, moment: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._checks_at = moment
+        self._timer = asyncio.get_running_loop().call_later(moment - time.monotonic(), self._check)
+
+    def _check(self) -> None:
+        now, self._timer, self._checks_at = time.monotonic(), None, math.inf
+        for retries, (ends_at, call) in list(self._running.items()):
+            if ends_at <= now + _TIMER_SECONDS:
+                del self._running[retries]
+                if retries.take_token():
+                    call.cancel()
+        if self._running:
+            self._check_at(min(ends_at for ends_at, _ in self._running.values()))

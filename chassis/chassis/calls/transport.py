@@ -7,7 +7,7 @@ CancelledError is raised only in a task that was cancelled itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -90,11 +90,20 @@ class Method:
         return {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
 
 
+class UnaryCall(Protocol):
+    """A call under way. Awaiting it returns the response."""
+
+    def __await__(self) -> Generator[Any, None, Any]: ...
+
+    def cancel(self) -> None:
+        """Ends the call with RpcError(UNAVAILABLE), unless it has ended."""
+
+
 class Connection(Protocol):
     """Calls one instance; every failure is an RpcError."""
 
-    async def unary(self, method: Method, request: Any, timeout: float, metadata: Metadata) -> Any:  # noqa: ASYNC109
-        """Sends one request and returns its response, within `timeout` seconds."""
+    def unary(self, method: Method, request: Any, timeout: float, metadata: Metadata) -> UnaryCall:
+        """Sends one request, whose response is due within `timeout` seconds."""
 
     def stream(
         self, method: Method, request: Any, timeout: float | None, metadata: Metadata
@@ -137,16 +146,10 @@ class GrpcConnection:
         self._channel.get_state(try_to_connect=True)
         self._calls: dict[str, Any] = {}
 
-    async def unary(self, method: Method, request: Any, timeout: float, metadata: Metadata) -> Any:  # noqa: ASYNC109
+    def unary(self, method: Method, request: Any, timeout: float, metadata: Metadata) -> UnaryCall:
         """See Connection."""
         call = self._calls.get(method.path) or self._add(method, self._channel.unary_unary)
-        try:
-            return await call(request, timeout=timeout, metadata=metadata)
-        except grpc.aio.AioRpcError as error:
-            raise _translated(error) from error
-        except asyncio.CancelledError:
-            _raise_if_closed()
-            raise
+        return GrpcCall(call(request, timeout=timeout, metadata=metadata))
 
     async def stream(
         self,
@@ -176,6 +179,28 @@ class GrpcConnection:
     def _add(self, method: Method, make: Callable[..., Any]) -> Any:
         call = self._calls[method.path] = make(method.path, method.serialize, method.deserialize)
         return call
+
+
+class GrpcCall:
+    """One unary call of grpc.aio."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: grpc.aio.UnaryUnaryCall[Any, Any]) -> None:
+        self._call = call
+
+    def cancel(self) -> None:
+        """See UnaryCall."""
+        self._call.cancel()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        try:
+            return (yield from self._call.__await__())
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+        except asyncio.CancelledError:
+            _raise_if_closed()
+            raise
 
 
 def _raise_if_closed() -> None:
