@@ -81,7 +81,7 @@ class Pool(AsyncConnectionPool[Connection]):
         try:
             async with self.borrowed(autocommit=True) as connection, asyncio.timeout(remaining()):
                 cursor = AsyncCursor(connection, row_factory=row_factory)
-                with traced([query], connection.info.dbname):
+                with traced([query], self.name):
                     await cursor.execute(query, params, prepare=True, binary=True)
                 return await cursor.fetchall()
         except TimeoutError:
@@ -95,7 +95,7 @@ class Pool(AsyncConnectionPool[Connection]):
         """
         try:
             async with self.borrowed(autocommit=True) as connection, asyncio.timeout(remaining()):
-                with traced([query for query, _ in statements], connection.info.dbname):
+                with traced([query for query, _ in statements], self.name):
                     await _send_together(connection, statements)
         except TimeoutError:
             raise deadline_exceeded() from None

@@ -43,16 +43,37 @@ async def ended(postgres: Postgres, session: int) -> None:
 
 
 @pytest.mark.parametrize("table", ["idempotency_keys", "events"])
-async def test_after_a_kill_before_the_commit_neither_order_nor_key_exists_and_the_repeat_places_it(
+async def test_if_its_session_ends_before_the_commit_neither_order_nor_key_exists_and_the_repeat_places_it(
     service: Service, postgres: Postgres, tables: str, table: str
 ) -> None:
+    with (
+        trigger(postgres, tables, table, AT_A_ROW),
+        placing(postgres, tables, "k1") as instance,
+        closed(postgres, tables),
+    ):
+        session = await waiting_session(postgres)
+        instance.kill()
+        instance.join(20)
+        postgres.execute(f"SELECT pg_terminate_backend({session})")
+        await ended(postgres, session)
+    assert postgres.rows(LEFT, dbname=tables) == [(0, 0)]
+    order = await service.place("k1")
+    assert await service.types(order.id) == ["OrderPlaced"]
+    assert postgres.rows(LEFT, dbname=tables) == [(1, 1)]
+
+
+@pytest.mark.parametrize("table", ["idempotency_keys", "events"])
+async def test_after_a_kill_while_postgres_works_order_and_key_exist_or_neither_and_the_repeat_returns_one_order(
+    service: Service, postgres: Postgres, tables: str, table: str
+) -> None:
+    """Postgres has received all statements with the end of the transaction, so it may commit them."""
     with trigger(postgres, tables, table, AT_A_ROW), placing(postgres, tables, "k1") as instance:
         with closed(postgres, tables):
             session = await waiting_session(postgres)
             instance.kill()
             instance.join(20)
         await ended(postgres, session)
-    assert postgres.rows(LEFT, dbname=tables) == [(0, 0)]
+    assert postgres.rows(LEFT, dbname=tables) in ([(0, 0)], [(1, 1)])
     order = await service.place("k1")
     assert await service.types(order.id) == ["OrderPlaced"]
     assert postgres.rows(LEFT, dbname=tables) == [(1, 1)]
