@@ -29,7 +29,17 @@ PROJECTS = ("chassis", "gateway", "protos", "services/order", "services/user", "
 DOCUMENT = "docs/fragile.md"
 MARKER = re.compile(r"#.*\bfragile: ([a-z0-9-]+)")
 # Names of the language that its documentation explains; `__wrapped__`, for one, depends on how a library is written.
-LANGUAGE = {"__cause__", "__class__", "__context__", "__dict__", "__doc__", "__file__", "__module__", "__name__"}
+LANGUAGE = {
+    "__bases__",
+    "__cause__",
+    "__class__",
+    "__context__",
+    "__dict__",
+    "__doc__",
+    "__file__",
+    "__module__",
+    "__name__",
+}
 DOCUMENTED = {"os._exit"}
 
 

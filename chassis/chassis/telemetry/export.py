@@ -1,4 +1,4 @@
-"""Exports traces, metrics and logs to an OTLP receiver, in batches and in threads of the SDK.
+"""Exports traces, metrics and logs to an OTLP receiver, in batches and from threads of their own.
 
 Invariant: no call waits for the receiver. If it is unreachable, telemetry is lost and stopping takes at most the
 timeout of `stop`.
@@ -12,15 +12,14 @@ import time
 from collections.abc import Callable
 
 from opentelemetry import metrics, trace
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from chassis.telemetry.log_export import start_logs
 from chassis.telemetry.metric_export import MetricsExporter
+from chassis.telemetry.span_export import SpanSender
 from chassis.telemetry.traces import SAMPLER
 
 METRIC_INTERVAL_SECONDS = 30.0
@@ -52,10 +51,9 @@ def stop(timeout: float) -> None:
 
 
 def _start_traces(resource: Resource, endpoint: str) -> Callable[[], object]:
-    exporter = OTLPSpanExporter(endpoint, insecure=True, timeout=_EXPORT_SECONDS)
     limits = SpanLimits(max_attribute_length=_LONGEST_ATTRIBUTE)
     provider = TracerProvider(SAMPLER, resource, shutdown_on_exit=False, span_limits=limits)
-    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
+    provider.add_span_processor(SpanSender(resource, endpoint, _EXPORT_SECONDS))
     trace.set_tracer_provider(provider)
     return provider.shutdown
 

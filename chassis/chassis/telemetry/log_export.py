@@ -1,54 +1,86 @@
-"""Exports log records to an OTLP receiver, in batches and in a thread of the SDK.
-
-OpenTelemetry still marks this part of its API and SDK as private (`_logs`); no other module may import it.
-"""
+"""Exports log records to an OTLP receiver, with the ids of their trace."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from opentelemetry._logs import Logger, SeverityNumber  # fragile: opentelemetry-logs
-from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter  # fragile: opentelemetry-logs
-from opentelemetry.sdk._logs import LoggerProvider, LogRecordLimits  # fragile: opentelemetry-logs
-from opentelemetry.sdk._logs.export import BatchLogRecordProcessor  # fragile: opentelemetry-logs
+from opentelemetry import trace
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc import LogsServiceStub
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+from opentelemetry.proto.logs.v1 import logs_pb2
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMessage
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.trace import SpanContext
 
-from chassis.telemetry import logs
+from chassis.telemetry import logs, otlp
+from chassis.telemetry.metrics import SCOPE
 
 _SEVERITY = {
-    "debug": SeverityNumber.DEBUG,
-    "info": SeverityNumber.INFO,
-    "warning": SeverityNumber.WARN,
-    "error": SeverityNumber.ERROR,
-    "critical": SeverityNumber.FATAL,
+    "debug": logs_pb2.SEVERITY_NUMBER_DEBUG,
+    "info": logs_pb2.SEVERITY_NUMBER_INFO,
+    "warning": logs_pb2.SEVERITY_NUMBER_WARN,
+    "error": logs_pb2.SEVERITY_NUMBER_ERROR,
+    "critical": logs_pb2.SEVERITY_NUMBER_FATAL,
 }
+_Stub: Any = LogsServiceStub
 _NOT_ATTRIBUTES = {"event", "level", "timestamp", "service", "trace_id", "span_id"}
+
+
+class LogEntry(NamedTuple):
+    """A structlog record with its time in nanoseconds and the span in which it was written."""
+
+    record: Mapping[str, Any]
+    time: int
+    context: SpanContext
 
 
 def start_logs(
     resource: Resource, endpoint: str, export_seconds: float, longest_attribute: int
 ) -> Callable[[], object]:
     """Exports every later log record of this process; returns the shutdown function."""
-    exporter = OTLPLogExporter(endpoint, insecure=True, timeout=export_seconds)
-    limits = LogRecordLimits(max_attribute_length=longest_attribute)
-    provider = LoggerProvider(resource=resource, shutdown_on_exit=False, log_record_limits=limits)
-    provider.add_log_record_processor(BatchLogRecordProcessor(exporter))
-    logs.export_with(partial(_emit, provider.get_logger("waypost")))
-    return provider.shutdown
+    stub = _Stub(otlp.channel(endpoint))
+
+    def send(entries: list[LogEntry]) -> None:
+        stub.Export(message(resource, entries, longest_attribute), timeout=export_seconds, wait_for_ready=True)
+
+    sender = otlp.BatchSender("logs", send)
+    logs.export_with(lambda record: sender.add(entry(record)))
+    return sender.close
 
 
-def _emit(logger: Logger, record: Mapping[str, Any]) -> None:
-    """Converts one structlog record; the SDK adds the ids of the current trace."""
-    level = str(record.get("level", "info"))
-    logger.emit(
-        body=str(record.get("event", "")),
+def entry(record: Mapping[str, Any]) -> LogEntry:
+    """Returns a record of the current moment and span."""
+    return LogEntry(record, time.time_ns(), trace.get_current_span().get_span_context())
+
+
+def message(resource: Resource, entries: Sequence[LogEntry], longest_attribute: int) -> ExportLogsServiceRequest:
+    """Returns the message with all records; texts are cut at `longest_attribute` characters."""
+    records = [_record(each, longest_attribute) for each in entries]
+    scope = logs_pb2.ScopeLogs(scope=InstrumentationScope(name=SCOPE), log_records=records)
+    attributes = otlp.attributes(resource.attributes)
+    all_logs = logs_pb2.ResourceLogs(resource=ResourceMessage(attributes=attributes), scope_logs=[scope])
+    return ExportLogsServiceRequest(resource_logs=[all_logs])
+
+
+def _record(entry: LogEntry, longest_attribute: int) -> logs_pb2.LogRecord:
+    level, context = str(entry.record.get("level", "info")), entry.context
+    values = {
+        key: _attribute(value, longest_attribute) for key, value in entry.record.items() if key not in _NOT_ATTRIBUTES
+    }
+    return logs_pb2.LogRecord(
+        observed_time_unix_nano=entry.time,
+        severity_number=_SEVERITY.get(level, logs_pb2.SEVERITY_NUMBER_INFO),
         severity_text=level.upper(),
-        severity_number=_SEVERITY.get(level, SeverityNumber.INFO),
-        attributes={key: _attribute(value) for key, value in record.items() if key not in _NOT_ATTRIBUTES},
+        body=otlp.any_value(str(entry.record.get("event", ""))),
+        attributes=otlp.attributes(values),
+        trace_id=context.trace_id.to_bytes(16, "big") if context.trace_id else b"",
+        span_id=context.span_id.to_bytes(8, "big") if context.span_id else b"",
+        flags=context.trace_flags,
     )
 
 
-def _attribute(value: object) -> str | bool | int | float:
-    return value if isinstance(value, (str, bool, int, float)) else str(value)
+def _attribute(value: object, longest: int) -> str | bool | int | float:
+    return value if isinstance(value, (bool, int, float)) else str(value)[:longest]

@@ -1,0 +1,250 @@
+"""The messages of spans and log records are those of the exporters of the OpenTelemetry SDK, and `add` never waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent import futures
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry import trace
+from opentelemetry._logs import SeverityNumber
+from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk._logs import LoggerProvider, LogRecordLimits
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, Status, StatusCode
+from support.waiting import until
+
+from chassis.telemetry import log_export, otlp, span_export, traces
+
+RESOURCE = Resource({"service.name": "gateway", "service.version": "v1", "service.instance.id": "i1"})
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+VALUES: dict[str, Any] = {
+    "text": "/v1/orders",
+    "unicode": "ünï ☕",
+    "empty": "",
+    "number": 200,
+    "negative": -1,
+    "largest": 2**63 - 1,
+    "truth": True,
+    "one": 1,
+    "ratio": 1.5,
+    "whole": 1.0,
+    "texts": ["a", "b"],
+    "numbers": (1, 2),
+    "truths": [True, False],
+    "long": "x" * 5000,
+}
+
+
+def spans_of_all_kinds() -> list[ReadableSpan]:
+    exporter = InMemorySpanExporter()
+    limits = SpanLimits(max_attribute_length=2048, max_span_attributes=20, max_events=2)
+    provider = TracerProvider(traces.SAMPLER, RESOURCE, shutdown_on_exit=False, span_limits=limits)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("waypost")
+    remote = traces.caller_context([PARENT], ["a=1", "b=2"])
+    with tracer.start_as_current_span("root", remote, SpanKind.SERVER, VALUES) as root:
+        for kind in SpanKind:
+            with tracer.start_as_current_span(f"{kind.name} child", kind=kind) as span:
+                span.set_attributes({f"n{number}": number for number in range(30)})
+                span.set_status(Status(StatusCode.ERROR, "it broke") if kind is SpanKind.CLIENT else StatusCode.OK)
+                for number in range(3):
+                    span.add_event("rpc.retry", {"backoff": 0.5, "error.message": f"late {number}"})
+        root.record_exception(ValueError("deep"))
+    tracer.start_span("new trace", trace.set_span_in_context(trace.INVALID_SPAN)).end()
+    links = [trace.Link(root.get_span_context(), VALUES)]
+    tracer.start_span("linked", links=links).end()
+    return list(exporter.get_finished_spans())
+
+
+def test_spans_are_sent_as_the_sdk_would_send_them() -> None:
+    spans = spans_of_all_kinds()
+    assert len(spans) == 8
+    ours = ExportTraceServiceRequest.FromString(span_export.message(RESOURCE, spans).SerializeToString())
+    assert ours == encode_spans(spans)
+    # Again, with the attributes that are kept now.
+    assert span_export.message(RESOURCE, spans) == encode_spans(spans)
+    # Control: one span less is seen.
+    assert span_export.message(RESOURCE, spans[1:]) != encode_spans(spans)
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error", "critical"])
+@pytest.mark.parametrize("header", [PARENT, PARENT[:-2] + "00", ""])
+def test_a_log_record_is_sent_as_the_sdk_would_send_it(level: str, header: str) -> None:
+    exporter = InMemoryLogRecordExporter()
+    provider = LoggerProvider(
+        resource=RESOURCE, shutdown_on_exit=False, log_record_limits=LogRecordLimits(max_attribute_length=2048)
+    )
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    values = {key: value for key, value in VALUES.items() if not isinstance(value, list | tuple)}
+    severity = SeverityNumber[{"warning": "WARN", "critical": "FATAL"}.get(level, level.upper())]
+    record = values | {"event": "request", "level": level, "timestamp": "now", "service": "gateway", "trace_id": "1"}
+    with traces.continued(header, "work"):
+        provider.get_logger("waypost").emit(
+            body="request", severity_text=level.upper(), severity_number=severity, attributes=values
+        )
+        entry = log_export.entry(record)
+    theirs = encode_logs(exporter.get_finished_logs())
+    ours = ExportLogsServiceRequest.FromString(log_export.message(RESOURCE, [entry], 2048).SerializeToString())
+    for request in (ours, theirs):
+        (sent,) = request.resource_logs[0].scope_logs[0].log_records
+        assert sent.observed_time_unix_nano
+        sent.observed_time_unix_nano = sent.time_unix_nano = 1
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [(2**63, str(2**63)), (None, "None"), (b"x", "b'x'"), ("half \ud83d", "half ?"), (ValueError("x"), "x")],
+)
+def test_every_value_has_a_message(value: object, sent: str) -> None:
+    (message,) = otlp.attributes({"key": value})
+    assert message.value.string_value == sent
+
+
+@pytest.mark.parametrize("values", [[1, True, 1.0, "1"], ["1", 1.0, True, 1]])
+def test_equal_values_of_other_types_are_told_apart(values: list[object]) -> None:
+    kinds = [otlp.attributes({"key": value})[0].value.WhichOneof("value") for value in values]
+    names = {bool: "bool_value", int: "int_value", float: "double_value", str: "string_value"}
+    assert kinds == [names[type(value)] for value in values]
+
+
+# --- batches
+
+
+async def test_items_are_sent_together_after_the_delay() -> None:
+    sent: list[list[int]] = []
+    sender = otlp.BatchSender("test", sent.append, 0.1)
+    for number in range(5):
+        sender.add(number)
+    assert sent == []
+    await until("they are sent", lambda: bool(sent))
+    sender.add(5)
+    await until("the next one is sent", lambda: len(sent) == 2)
+    assert sent == [[0, 1, 2, 3, 4], [5]]
+    sender.close()
+
+
+async def test_a_full_batch_does_not_wait() -> None:
+    sent: list[list[int]] = []
+    sender = otlp.BatchSender("test", sent.append, 60)
+    for number in range(512):
+        sender.add(number)
+    await until("they are sent", lambda: bool(sent))
+    sender.close()
+    assert [number for batch in sent for number in batch] == list(range(512))
+
+
+def test_closing_sends_what_is_left() -> None:
+    sent: list[list[int]] = []
+    sender = otlp.BatchSender("test", sent.append, 60)
+    for number in range(1000):
+        sender.add(number)
+    sender.close()
+    sender.add(1000)
+    assert [number for batch in sent for number in batch] == list(range(1000))
+
+
+def test_a_receiver_that_hangs_delays_no_call_and_the_rest_is_dropped() -> None:
+    gate, sent = threading.Event(), list[list[int]]()
+
+    def send(batch: list[int]) -> None:
+        gate.wait()
+        sent.append(batch)
+
+    sender = otlp.BatchSender("test", send, 0)
+    began = time.monotonic()
+    for number in range(20_000):
+        sender.add(number)
+    assert time.monotonic() - began < 2
+    gate.set()
+    sender.close()
+    assert 2048 <= sum(len(batch) for batch in sent) <= 2048 + 512
+
+
+async def test_a_batch_that_fails_is_lost_and_the_next_is_sent() -> None:
+    sent: list[list[int]] = []
+
+    def send(batch: list[int]) -> None:
+        if batch == [0]:
+            raise ValueError("receiver")
+        sent.append(batch)
+
+    sender = otlp.BatchSender("test", send, 0)
+    sender.add(0)
+    await until("it is taken", lambda: not sender._items)
+    sender.add(1)
+    await until("the next is sent", lambda: sent == [[1]])
+    sender.close()
+
+
+def test_no_item_of_several_threads_is_lost() -> None:
+    sent: list[int] = []
+    sender = otlp.BatchSender("test", sent.extend, 0)
+
+    def add(offset: int) -> None:
+        for number in range(500):
+            sender.add(offset + number)
+            time.sleep(0.00001)
+
+    threads = [threading.Thread(target=add, args=(offset,)) for offset in (0, 1000, 2000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ends_at = time.monotonic() + 20
+    while len(sent) < 1500 and time.monotonic() < ends_at:  # without `close`: none may be left behind
+        time.sleep(0.01)
+    assert len(set(sent)) == 1500
+    sender.close()
+
+
+# --- a receiver
+
+
+class Receiver(grpc.GenericRpcHandler):
+    """Accepts every call and keeps its path and message."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, bytes]] = []
+
+    def service(self, handler_call_details: Any) -> Any:
+        def accept(message: bytes, _context: object) -> bytes:
+            self.calls.append((handler_call_details.method, message))
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(accept)
+
+
+def test_spans_and_records_reach_a_receiver() -> None:
+    receiver, server = Receiver(), grpc.server(futures.ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers((receiver,))
+    endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    (span, *_) = spans_of_all_kinds()
+    sender = span_export.SpanSender(RESOURCE, endpoint, 5)
+    sender.on_end(span)
+    sender.shutdown()
+    close = log_export.start_logs(RESOURCE, endpoint, 5, 2048)
+    try:
+        log_export.logs._State.export({"event": "placed", "level": "info"})  # type: ignore[misc]
+    finally:
+        log_export.logs.export_with(None)
+    close()
+    server.stop(None)
+    (traced, logged) = receiver.calls
+    assert traced[0] == "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+    assert ExportTraceServiceRequest.FromString(traced[1]) == encode_spans([span])
+    assert logged[0] == "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
+    records = ExportLogsServiceRequest.FromString(logged[1]).resource_logs[0].scope_logs[0].log_records
+    assert [record.body.string_value for record in records] == ["placed"]
