@@ -2,7 +2,8 @@
 
 The rule: placing pauses while, for more than `backlog_seconds` without a break, more outbox entries have been due than
 could be processed at the same time, and most attempts succeed. So a worker that makes no progress, because the User
-Service is unavailable, pauses nothing: orders are accepted as pending.
+Service is unavailable, pauses nothing: orders are accepted as pending. A new leader gets some seconds more for what has
+become due before its term.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ log = structlog.get_logger(__name__)
 _PAUSE_SECONDS = 1.0
 _LOOK_SECONDS = 0.25
 _IDLE_SECONDS = 60.0
+_TAKEOVER_SECONDS = 5.0
 _PROGRESS_SHARE = 0.5
 _SMOOTHING = 0.05
 
@@ -36,17 +38,20 @@ class BackPressure:
         self._settings = settings
         self._clock = clock
         self._behind_since: float | None = None
+        self._counts_from = float("-inf")
         self._succeeded_at = float("-inf")
         self._success_share = 1.0
         self._changed = asyncio.Event()
 
     def claimed(self, *, all_due: bool) -> None:
         """Reports a claim, and whether it had every entry that was due."""
+        if all_due:
+            self._counts_from = float("-inf")
         if all_due and self._behind_since is not None:
             self._behind_since = None
             self._changed.set()
         elif not all_due and self._behind_since is None:
-            self._behind_since = self._clock()
+            self._behind_since = max(self._clock(), self._counts_from)
             self._changed.set()
 
     def attempted(self, *, succeeded: bool) -> None:
@@ -61,6 +66,10 @@ class BackPressure:
         longest, now = self._settings.value.backlog_seconds, self._clock()
         behind = self._behind_since is not None and now - self._behind_since > longest
         return behind and now - self._succeeded_at <= longest and self._success_share > _PROGRESS_SHARE
+
+    def begin(self) -> None:
+        """Reports that this worker leads from now on."""
+        self._behind_since, self._counts_from = None, self._clock() + _TAKEOVER_SECONDS
 
     async def run(self, stopping: asyncio.Event, pause: PlacingPause) -> None:
         """Extends the pause while the rule holds and then ends it, until `stopping` is set."""

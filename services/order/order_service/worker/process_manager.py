@@ -61,6 +61,7 @@ class ProcessManager:
         First it takes over all claimed entries. Nobody works on them: only the leader runs this, and however a run
         ends, its entries in progress have ended too.
         """
+        self.back_pressure.begin()
         try:
             with wakeup.set_when(stopping, self.wakeup):
                 await self._process_until(stopping)

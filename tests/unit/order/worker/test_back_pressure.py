@@ -89,6 +89,18 @@ def test_a_worker_that_succeeds_again_after_an_outage_pauses_placing_until_it_ha
     assert not rule.pauses
 
 
+def test_a_new_leader_may_be_behind_for_some_seconds_more_until_it_has_caught_up_once(rule: Reported) -> None:
+    rule.begin()
+    rule.behind_for(4.9 + LONGEST)
+    assert not rule.pauses
+    rule.behind_for(0.3 * LONGEST)
+    assert rule.pauses
+    rule.begin()
+    rule.claimed(all_due=True)
+    rule.behind_for(1.2 * LONGEST)
+    assert rule.pauses
+
+
 class Placing:
     """The servicer of an order service whose worker has more to do than it can."""
 
