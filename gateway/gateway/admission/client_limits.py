@@ -29,12 +29,10 @@ class ClientLimits:
         self._in_progress: dict[Hashable, int] = {}
         self._failures = _FailedSignIns(settings, clock)
 
-    @contextmanager
-    def call(self, user_id: str, reason: str = "TOO_MANY_REQUESTS") -> Iterator[None]:
+    def call(self, user_id: str, reason: str = "TOO_MANY_REQUESTS") -> _Counted:
         """Counts a call of a user while the block runs; raises Problem, for the `reason`."""
-        key, most = ("call", user_id), self._settings.value.calls_per_user
-        with self._counted(key, most, "requests of one user", reason):
-            yield
+        most = self._settings.value.calls_per_user
+        return self._counted(("call", user_id), most, "requests of one user", reason)
 
     @contextmanager
     def watch(self, user_id: str, address: str) -> Iterator[None]:
@@ -45,13 +43,11 @@ class ClientLimits:
         with of_user, self._counted(key, settings.watches_per_address, "watches of one client address"):
             yield
 
-    @contextmanager
-    def password(self, address: str) -> Iterator[None]:
+    def password(self, address: str) -> _Counted:
         """Counts a registration or sign-in from a client address while the block runs; raises Problem."""
         most = self._settings.value.passwords_per_address
         what = "registrations and sign-ins of one client address"
-        with self._counted(("passwords at", _network(address)), most, what):
-            yield
+        return self._counted(("passwords at", _network(address)), most, what)
 
     @contextmanager
     def sign_in(self, address: str, email: str) -> Iterator[None]:
@@ -70,19 +66,31 @@ class ClientLimits:
                     self._failures.add(account)
                 raise
 
-    @contextmanager
-    def _counted(self, key: Hashable, most: int, what: str, reason: str = "TOO_MANY_REQUESTS") -> Iterator[None]:
-        count = self._in_progress.get(key, 0)
-        if count >= most:
+    def _counted(self, key: Hashable, most: int, what: str, reason: str = "TOO_MANY_REQUESTS") -> _Counted:
+        if self._in_progress.get(key, 0) >= most:
             detail = f"At most {most} {what} may be in progress."
             raise Problem(reason, detail, retry_after=self._settings.value.retry_after_seconds)
-        self._in_progress[key] = count + 1
-        try:
-            yield
-        finally:
-            self._in_progress[key] -= 1
-            if not self._in_progress[key]:
-                del self._in_progress[key]
+        return _Counted(self._in_progress, key)
+
+
+class _Counted:
+    """Adds one to the count of a key while a block runs."""
+
+    __slots__ = ("_counts", "_key")
+
+    def __init__(self, counts: dict[Hashable, int], key: Hashable) -> None:
+        self._counts = counts
+        self._key = key
+
+    def __enter__(self) -> None:
+        self._counts[self._key] = self._counts.get(self._key, 0) + 1
+
+    def __exit__(self, *_: object) -> None:
+        count = self._counts[self._key] - 1
+        if count:
+            self._counts[self._key] = count
+        else:
+            del self._counts[self._key]
 
 
 class _FailedSignIns:

@@ -17,9 +17,7 @@ _FIRST_SECONDS = 2.0  # for the round trips of a distant client; after them the 
 
 
 async def receive_body(request: Request, settings: Settings) -> None:
-    """Sets `request.body`, except for GET and HEAD, whose body means nothing (RFC 9110, 9.3.1); raises Problem."""
-    if request.method in {"GET", "HEAD"}:
-        return
+    """Sets `request.body`; raises Problem. Not for GET and HEAD, whose body means nothing (RFC 9110, 9.3.1)."""
     if int(request.headers.get("content-length", 0)) > settings.body_limit_bytes:
         raise _too_large(request)
     loop, received = asyncio.get_running_loop(), bytearray()

@@ -69,6 +69,11 @@ class AccessTokenVerifier:
         """True once a key was read; before that no token can be verified."""
         return bool(self._keys)
 
+    def known(self, token: str) -> Principal | None:
+        """Returns the principal of a token that was verified before and has not expired, otherwise None."""
+        principal = self._verified.get(token)
+        return principal if principal is not None and principal.expires_at > time.time() else None
+
     async def verify(self, token: str) -> Principal:
         """Returns the token's principal; raises Problem if it is not valid, RpcError if no key was read yet."""
         principal = self._verified.get(token)

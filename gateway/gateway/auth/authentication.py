@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, cast
+from typing import Any, Concatenate, ParamSpec
 
 from sanic import HTTPResponse, Request
 
@@ -21,13 +21,19 @@ def signed_in(route: Callable[Concatenate[Request, str, P], Response]) -> Route[
 
     @wraps(route)
     async def authenticated(request: Request, /, *args: P.args, **kwargs: P.kwargs) -> HTTPResponse | None:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise Problem("UNAUTHENTICATED")
-        verifier = cast(AccessTokenVerifier, request.app.ctx.access_tokens)
-        principal = await verifier.verify(token.strip())
-        request.ctx.credit_currency = principal.credit_currency
-        request.ctx.token_expires_at = principal.expires_at
-        return await route(request, principal.user_id, *args, **kwargs)
+        context: Any = request.app.ctx
+        return await route(request, await authenticate(request, context.access_tokens), *args, **kwargs)
 
     return authenticated
+
+
+async def authenticate(request: Request, verifier: AccessTokenVerifier) -> str:
+    """Returns the id of the signed-in user; raises Problem for a request without a valid token."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if not token or scheme.lower() != "bearer":
+        raise Problem("UNAUTHENTICATED")
+    principal = verifier.known(token) or await verifier.verify(token.strip())
+    context = request.ctx
+    context.credit_currency = principal.credit_currency
+    context.token_expires_at = principal.expires_at
+    return principal.user_id

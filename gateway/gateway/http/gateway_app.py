@@ -7,7 +7,7 @@ lists the responses of the edge, some of which do not).
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any
 
 from sanic import Request, Sanic
 from sanic.config import Config
@@ -15,20 +15,22 @@ from sanic.exceptions import RequestCancelled, ServiceUnavailable
 from sanic.response import BaseHTTPResponse, HTTPResponse
 
 from chassis.errors import is_cancelled, unavailable
-from chassis.serving.limiter import Limiter, Outcome
+from chassis.serving.limiter import Limiter, Outcome, Permit
 from chassis.settings import Live
 from gateway.http import preconditions
 from gateway.http.header_validation import ValidatedRequest
 from gateway.http.problems import Problem, ProblemHandler
-from gateway.http.request_telemetry import recorded
-from gateway.http.sanic_internals import HeadAsGetRouter, abandon_body, discard_body
+from gateway.http.request_telemetry import begin_response, recorded
+from gateway.http.sanic_internals import (
+    SECURITY_HEADERS,
+    HeadAsGetRouter,
+    SecuredResponse,
+    abandon_body,
+    discard_body,
+    has_unread_body,
+)
 from gateway.settings import Settings
 
-_SECURITY_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
-}
 _DISCARD_BYTES = 2**25
 _DISCARD_SECONDS = 10.0
 
@@ -59,9 +61,11 @@ class GatewayApp(Sanic[Config, Any]):
                 # Something that the request waited for was cancelled, not the request.
                 await self.handle_exception(request, unavailable("UNAVAILABLE", "ended from within", 1.0))
             finally:
-                if hasattr(request.ctx, "permit"):
-                    self.limiter.release(request.ctx.permit, Outcome.OTHER)
-        await discard_body(request, _DISCARD_BYTES, _DISCARD_SECONDS)
+                permit: Permit | None = getattr(request.ctx, "permit", None)
+                if permit is not None and not permit.released:
+                    self.limiter.release(permit, Outcome.OTHER)
+        if has_unread_body(request):
+            await discard_body(request, _DISCARD_BYTES, _DISCARD_SECONDS)
 
     def admit(self, request: Request, *, urgent: bool = False) -> None:
         """Takes a permit of the limiter, which is released when the response begins; raises RpcError."""
@@ -103,15 +107,18 @@ def make(name: str, settings: Live[Settings], context: object) -> GatewayApp:
 
 
 def _complete_response(request: Request, response: BaseHTTPResponse) -> HTTPResponse:
-    response = _conditional(request, response)
-    if hasattr(request.ctx, "permit"):
+    response, context = _conditional(request, response), request.ctx
+    permit: Permit | None = getattr(context, "permit", None)
+    if permit is not None:
         # A stream has only begun here. It no longer counts as load, and its duration is not measured.
-        cast(GatewayApp, request.app).limiter.release(request.ctx.permit, _outcome(response.status))
-    request.ctx.status = response.status
-    response.headers["traceresponse"] = request.ctx.traceresponse
-    for name, value in _SECURITY_HEADERS.items():
-        response.headers.setdefault(name, value)
-    return cast(HTTPResponse, response)
+        app: Any = request.app
+        app.limiter.release(permit, _outcome(response.status))
+    begin_response(request, response.status)
+    response.headers["traceresponse"] = context.traceresponse
+    if not isinstance(response, SecuredResponse):
+        for name, value in SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
+    return response  # type: ignore[return-value]
 
 
 def _outcome(status: int) -> Outcome:
@@ -122,7 +129,10 @@ def _outcome(status: int) -> Outcome:
 
 def _conditional(request: Request, response: BaseHTTPResponse) -> BaseHTTPResponse:
     """Returns the response to a successful read, 304 or 412 if a precondition does not hold."""
-    if response.status != 200 or request.method not in ("GET", "HEAD"):
+    headers = request.headers
+    if response.status != 200 or (preconditions.IF_MATCH not in headers and preconditions.IF_NONE_MATCH not in headers):
+        return response
+    if request.method not in ("GET", "HEAD"):
         return response
     etag = response.headers.get("etag")
     status = preconditions.failed(request, etag)

@@ -12,9 +12,9 @@ from sanic import Request
 
 from gateway.http.problems import Problem
 
+IF_MATCH = "if-match"
 IF_NONE_MATCH = "if-none-match"
 
-_IF_MATCH = "if-match"
 _NO_VERSION = 0
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _TAG = r'(W/)?"([^\x00-\x20"\x7f]*)"'
@@ -27,7 +27,7 @@ def failed(request: Request, etag: str | None, exists: bool = True) -> int | Non
 
     `etag` is the strong entity tag of the target resource, None without one; `exists` is False if it cannot be read.
     """
-    condition = _field(request, _IF_MATCH)
+    condition = _field(request, IF_MATCH)
     if condition is not None and not _matches(condition, etag, exists, weakly=False):
         return 412
     condition = _field(request, IF_NONE_MATCH)
@@ -44,7 +44,7 @@ def require(request: Request, exists: bool) -> None:
 
 def expected_versions(request: Request) -> list[int]:
     """Returns the versions that If-Match allows, none for any version and 0, which no order has, for no version."""
-    condition = _field(request, _IF_MATCH)
+    condition = _field(request, IF_MATCH)
     if condition in (None, "*"):
         return []
     tags = [tag for weak, tag in _tags(condition or "") if not weak]

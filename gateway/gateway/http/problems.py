@@ -6,18 +6,18 @@ Invariant: each reason of a service has one problem type and one page under /pro
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import grpc
+import orjson
 import structlog
 from sanic import HTTPResponse, Request, exceptions
 from sanic.handlers import ErrorHandler
 
 from chassis.errors import RpcError
-from gateway.http.sanic_internals import UNREADABLE_METHOD, has_unread_body
+from gateway.http.sanic_internals import UNREADABLE_METHOD, SecuredResponse, has_unread_body
 
 log = structlog.get_logger(__name__)
 
@@ -118,8 +118,7 @@ class Problem(Exception):  # noqa: N818 - the term of RFC 9457
         }
         if self.errors:
             body["errors"] = [{"field": name, "message": text} for name, text in self.errors.items()]
-        text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
-        return HTTPResponse(text, self.kind.status, self._all_headers(), "application/problem+json")
+        return SecuredResponse(orjson.dumps(body), self.kind.status, self._all_headers(), "application/problem+json")
 
     def _all_headers(self) -> dict[str, str]:
         headers = dict(self.headers)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
-from sanic import Request, Sanic
+from sanic import HTTPResponse, Request, Sanic
 from sanic.application.state import ApplicationServerInfo
 from sanic.compat import Header
 from sanic.exceptions import BadURL, SanicException
@@ -18,6 +20,13 @@ from sanic.http import Http
 from sanic.http.constants import HTTP
 from sanic.router import Router
 from sanic.server.async_server import AsyncioServer
+
+SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
+}
+_SECURITY_BYTES = tuple((name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items())
 
 UNREADABLE_METHOD = "NONE"  # fragile: sanic-unreadable-method
 """The method that Sanic gives a request whose head could not be read."""
@@ -35,6 +44,16 @@ class TolerantRequest(Request):
             if method != UNREADABLE_METHOD:
                 raise
             super().__init__(b"*", headers, version, method, *args, **kwargs)
+
+
+class SecuredResponse(HTTPResponse):
+    """A response with the security headers, whose bytes are the same for all."""
+
+    __slots__ = ()
+
+    @property
+    def processed_headers(self) -> Iterator[tuple[bytes, bytes]]:  # fragile: sanic-processed-headers
+        return chain(super().processed_headers, _SECURITY_BYTES)
 
 
 class HeadAsGetRouter(Router):

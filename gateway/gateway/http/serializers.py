@@ -5,13 +5,14 @@ Invariant: money is an integer of minor units, times are RFC 3339 in UTC.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NotRequired
 
+import orjson
 from sanic import HTTPResponse
 from typing_extensions import TypedDict
 
+from gateway.http.sanic_internals import SecuredResponse
 from shop.order.v1 import order_pb2
 from shop.user.v1 import user_pb2
 
@@ -138,10 +139,9 @@ class Liveness(TypedDict):
     status: Literal["alive"]
 
 
-def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> HTTPResponse:
+def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> HTTPResponse:
     """Returns a response with a JSON body."""
-    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
-    return HTTPResponse(text, status, dict(headers or {}), "application/json")
+    return SecuredResponse(orjson.dumps(body), status, headers, "application/json")
 
 
 def user(message: user_pb2.User) -> User:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from sanic import Blueprint, HTTPResponse, Request
 
 from chassis.errors import RpcError
-from gateway.auth.authentication import signed_in
 from gateway.backend import backend_of
 from gateway.http import preconditions, serializers
 from gateway.http.problems import Problem
 from gateway.http.schemas import OrderQuery, Placement, body, idempotency_key, path_id, query
 from gateway.http.serializers import json_response
-from gateway.routes.admission import admitted, limited_per_user
+from gateway.routes.admission import admitted_user
 from shop.order.v1 import order_pb2
 
 routes = Blueprint("orders")
@@ -20,9 +19,7 @@ _STATUS = {name: number for number, name in serializers.STATES.items()}
 
 
 @routes.post("/v1/orders", stream=True)
-@signed_in
-@limited_per_user
-@admitted("deadline_seconds")
+@admitted_user("deadline_seconds")
 async def place_order(request: Request, user_id: str) -> HTTPResponse:
     """Place an order; the same Idempotency-Key and body again return the same order."""
     key, placement = idempotency_key(request), body(request, Placement)
@@ -40,9 +37,7 @@ async def place_order(request: Request, user_id: str) -> HTTPResponse:
 
 
 @routes.get("/v1/orders")
-@signed_in
-@limited_per_user
-@admitted("deadline_seconds")
+@admitted_user("deadline_seconds")
 async def list_orders(request: Request, user_id: str) -> HTTPResponse:
     """List the orders of the signed-in user, newest first."""
     selection = query(request, OrderQuery)
@@ -61,9 +56,7 @@ async def list_orders(request: Request, user_id: str) -> HTTPResponse:
 
 
 @routes.get("/v1/orders/<order_id:str>")
-@signed_in
-@limited_per_user
-@admitted("deadline_seconds")
+@admitted_user("deadline_seconds")
 async def get_order(request: Request, user_id: str, order_id: str) -> HTTPResponse:
     """Read an order; its ETag is its version."""
     call = order_pb2.GetOrderRequest(user_id=user_id, order_id=_order_id(order_id))
@@ -71,9 +64,7 @@ async def get_order(request: Request, user_id: str, order_id: str) -> HTTPRespon
 
 
 @routes.post("/v1/orders/<order_id:str>/cancel", stream=True)
-@signed_in
-@limited_per_user
-@admitted("deadline_seconds", urgent=True)
+@admitted_user("deadline_seconds", urgent=True)
 async def cancel_order(request: Request, user_id: str, order_id: str) -> HTTPResponse:
     """Cancel a pending or confirmed order, if If-Match and If-None-Match (both optional) allow it at its version."""
     orders, order_id = backend_of(request).orders, _order_id(order_id)
@@ -87,9 +78,7 @@ async def cancel_order(request: Request, user_id: str, order_id: str) -> HTTPRes
 
 
 @routes.get("/v1/orders/<order_id:str>/events")
-@signed_in
-@limited_per_user
-@admitted("deadline_seconds")
+@admitted_user("deadline_seconds")
 async def list_order_events(request: Request, user_id: str, order_id: str) -> HTTPResponse:
     """Read the history of an order, oldest event first."""
     call = order_pb2.ListOrderEventsRequest(user_id=user_id, order_id=_order_id(order_id))

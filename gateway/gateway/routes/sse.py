@@ -7,13 +7,13 @@ several consecutive calls to the Order Service.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 import grpc
+import orjson
 import structlog
 from opentelemetry import trace
 from sanic import Blueprint, HTTPResponse, Request
@@ -181,5 +181,4 @@ def _server_sent_event(message: WatchOrderResponse) -> str:
     if not message.HasField("event"):
         return ""
     change = serializers.change(message)
-    data = json.dumps(change, separators=(",", ":"), ensure_ascii=False)
-    return f"id: {change['version']}\nevent: {change['type']}\ndata: {data}\n\n"
+    return f"id: {change['version']}\nevent: {change['type']}\ndata: {orjson.dumps(change).decode()}\n\n"

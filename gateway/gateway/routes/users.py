@@ -8,13 +8,12 @@ import grpc
 from sanic import Blueprint, HTTPResponse, Request
 
 from chassis.errors import RpcError
-from gateway.auth.authentication import signed_in
 from gateway.backend import backend_of
 from gateway.http import preconditions, serializers
 from gateway.http.problems import KINDS, Problem
 from gateway.http.schemas import Credentials, Registration, body
 from gateway.http.serializers import json_response
-from gateway.routes.admission import admitted, limited_per_user
+from gateway.routes.admission import admitted, admitted_user
 from shop.user.v1 import user_pb2
 
 routes = Blueprint("users")
@@ -52,9 +51,7 @@ async def create_session(request: Request) -> HTTPResponse:
 
 
 @routes.get("/v1/users/me")
-@signed_in
-@limited_per_user
-@admitted("deadline_seconds")
+@admitted_user("deadline_seconds")
 async def get_me(request: Request, user_id: str) -> HTTPResponse:
     """Read the signed-in user with the available credit; from the cache while the User Service is unavailable."""
     backend = backend_of(request)
