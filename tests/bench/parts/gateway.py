@@ -146,6 +146,8 @@ def measure(chosen: argparse.Namespace) -> None:
         requests = [request("GET", f"/v1/orders/{uuid4()}", header) for header in headers * 5]
         visits: dict[str, Callable[[], Visit]] = {}
         for name, way in ways(found, stack.enter_context(checkouts(chosen.against))).items():
+            if chosen.only and not any(word in name for word in chosen.only):
+                continue
             server = stack.enter_context(way)
             check(name, server, tokens[0])
             parts = {"gateway": server.pids()}
@@ -159,6 +161,8 @@ def report(found: Measurement) -> None:
     print(f"\n{'ratio of CPU µs per request, by round':<80} median (lowest to highest)")
     others = [(OURS, name) for name in found.visits if name.startswith("gateway at ")]
     for name, other in COMPARED + others:
+        if not {name, other} <= found.visits.keys():
+            continue
         ratio = found.ratio(name, other, lambda visit: visit.microseconds("gateway"))
         print(f"{name + ' / ' + other:<80} {ratio.text(2)}")
 
@@ -166,6 +170,7 @@ def report(found: Measurement) -> None:
 if __name__ == "__main__":
     parser = options("gateway", rounds=5, seconds=2.0, against="also measure the gateway of an earlier commit")
     parser.add_argument("--connections", type=int, default=8, help="of the closed loop (default 8)")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="only those whose name has one of these words")
     arguments = parser.parse_args()
     need_peers("fastapi", "uvicorn", "pythonjsonlogger", "opentelemetry.instrumentation")
     measure(arguments)

@@ -133,7 +133,7 @@ def instrument(otlp: str, share: float) -> None:
     metrics.set_meter_provider(MeterProvider([reader]))
     GrpcAioInstrumentorClient().instrument()
     app.add_middleware(AccessLog)  # inside of the instrumentation, so that it sees the span
-    FastAPIInstrumentor.instrument_app(app, exclude_spans=["receive", "send"])
+    FastAPIInstrumentor.instrument_app(app)
 
 
 def log_as_json() -> None:
