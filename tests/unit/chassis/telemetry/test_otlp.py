@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
 
@@ -14,6 +18,7 @@ from opentelemetry._logs import SeverityNumber
 from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordLimits
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
@@ -215,6 +220,8 @@ def test_no_item_of_several_threads_is_lost() -> None:
 class Receiver(grpc.GenericRpcHandler):
     """Accepts every call and keeps its path and message."""
 
+    endpoint = ""
+
     def __init__(self) -> None:
         self.calls: list[tuple[str, bytes]] = []
 
@@ -226,25 +233,53 @@ class Receiver(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(accept)
 
 
-def test_spans_and_records_reach_a_receiver() -> None:
-    receiver, server = Receiver(), grpc.server(futures.ThreadPoolExecutor(1))
-    server.add_generic_rpc_handlers((receiver,))
-    endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made, server = Receiver(), grpc.server(futures.ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers((made,))
+    made.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
+    yield made
+    server.stop(None)
+
+
+def test_spans_reach_a_receiver(receiver: Receiver) -> None:
     (span, *_) = spans_of_all_kinds()
-    sender = span_export.SpanSender(RESOURCE, endpoint, 5)
+    sender = span_export.SpanSender(RESOURCE, receiver.endpoint, 5)
     sender.on_end(span)
     sender.shutdown()
-    close = log_export.start_logs(RESOURCE, endpoint, 5, 2048)
-    try:
-        log_export.logs._State.export({"event": "placed", "level": "info"})  # type: ignore[misc]
-    finally:
-        log_export.logs.export_with(None)
-    close()
-    server.stop(None)
-    (traced, logged) = receiver.calls
-    assert traced[0] == "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-    assert ExportTraceServiceRequest.FromString(traced[1]) == encode_spans([span])
-    assert logged[0] == "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
-    records = ExportLogsServiceRequest.FromString(logged[1]).resource_logs[0].scope_logs[0].log_records
-    assert [record.body.string_value for record in records] == ["placed"]
+    ((path, sent),) = receiver.calls
+    assert path == "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+    assert ExportTraceServiceRequest.FromString(sent) == encode_spans([span])
+
+
+PROCESS = """
+import sys
+import structlog
+from chassis.telemetry import export, logs, traces
+from chassis.telemetry.metrics import Durations
+
+logs.to_stdout("gateway")
+export.start("gateway", "v1", "i1", sys.argv[1])
+Durations("ours", "ms", "").series({"a": "b"}).record(1.0)
+span = traces.start_span("work")
+structlog.get_logger().info("placed")
+span.end()
+export.stop(10)
+"""
+
+
+def test_a_process_sends_each_signal_to_its_receiver(receiver: Receiver) -> None:
+    """Our series are sent although nothing of the process records a metric of the SDK."""
+    ran = subprocess.run([sys.executable, "-c", PROCESS, receiver.endpoint], capture_output=True, check=True)
+    calls = {path.split(".")[-1]: message for path, message in receiver.calls}
+    assert calls.keys() == {"TraceService/Export", "MetricsService/Export", "LogsService/Export"}
+    spans = ExportTraceServiceRequest.FromString(calls["TraceService/Export"]).resource_spans[0]
+    metrics = ExportMetricsServiceRequest.FromString(calls["MetricsService/Export"]).resource_metrics[0]
+    logs = ExportLogsServiceRequest.FromString(calls["LogsService/Export"]).resource_logs[0]
+    assert [span.name for span in spans.scope_spans[0].spans] == ["work"]
+    assert [metric.name for metric in metrics.scope_metrics[0].metrics] == ["log.lines_lost", "ours"]
+    assert [record.body.string_value for record in logs.scope_logs[0].log_records] == ["placed"]
+    assert spans.resource == metrics.resource == logs.resource
+    assert [each.value.string_value for each in spans.resource.attributes] == ["gateway", "v1", "i1"]
+    assert json.loads(ran.stdout)["event"] == "placed"
