@@ -11,6 +11,7 @@ import itertools
 import os
 import statistics
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,10 +40,10 @@ class Target:
     state: Path
     requests: list[bytes]
     rates: dict[int, list[float]] = field(default_factory=dict)
-    cpu: list[dict[str, float]] = field(default_factory=list)
+    cpu: dict[int, list[dict[str, float]]] = field(default_factory=dict)
     late: list[float] = field(default_factory=list)
     middle: list[float] = field(default_factory=list)
-    failed: int = 0
+    failures: Counter[int] = field(default_factory=Counter)
 
     @property
     def port(self) -> int:
@@ -61,7 +62,8 @@ class Target:
         clock = PartClock(self.state)
         load = self._counted(closed_loop(self.port, self.requests, connections, seconds))
         self.rates.setdefault(connections, []).append(load.good / load.seconds)
-        self.cpu.append({name: used / max(1, load.good) * 1e6 for name, used in clock.used().items()})
+        used = {name: seconds / max(1, load.good) * 1e6 for name, seconds in clock.used().items()}
+        self.cpu.setdefault(connections, []).append(used)
 
     def at_half(self, seconds: float) -> None:
         load = self._counted(open_loop(self.port, self.requests, self.peak.median / 2, seconds))
@@ -69,7 +71,7 @@ class Target:
         self.middle.append(load.milliseconds(0.5))
 
     def _counted(self, load: Load) -> Load:
-        self.failed += load.failed
+        self.failures.update({status: n for status, n in load.statuses.items() if not 200 <= status < 300})
         return load
 
 
@@ -123,14 +125,13 @@ def measure(chosen: argparse.Namespace) -> None:
 
 def report(targets: list[Target]) -> None:
     for each in targets:
-        print(
-            f"{each.name}: peak {each.peak.text()} good requests/s with {each.best} connections; {each.failed} failed"
-        )
+        print(f"{each.name}: peak {each.peak.text()} good requests/s with {each.best} connections")
+        print(f"  other answers by status (0: no answer): {dict(each.failures) or 'none'}")
         late, middle = Spread.of(each.late), Spread.of(each.middle)
         print(f"  at half of the peak: p50 {middle.text(1)} ms, p99 {late.text(1)} ms")
-        names = sorted({name for found in each.cpu for name in found})
-        for name in names:
-            spread = Spread.of([found.get(name, 0.0) for found in each.cpu])
+        visits = each.cpu[each.best]
+        for name in sorted({name for found in visits for name in found}):
+            spread = Spread.of([found.get(name, 0.0) for found in visits])
             print(f"  {name:<24} {spread.text():<32} CPU µs per request")
     if len(targets) == 2:
         ours, other = targets
