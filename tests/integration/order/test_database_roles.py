@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import takewhile
 from typing import Any
 
 import psycopg
@@ -45,7 +46,7 @@ EXPECTED = {
     "order": {
         "events": ["INSERT", "MAINTAIN", "SELECT"],
         "schema_migrations": ["SELECT"],
-        **dict.fromkeys(("orders", "projections", "outbox", "idempotency_keys", "leader_terms"), ALL),
+        **dict.fromkeys(("orders", "projections", "outbox", "idempotency_keys", "leader_terms", "placing_pauses"), ALL),
     },
     "user": {"schema_migrations": ["SELECT"], "users": ALL, "reservations": ALL},
 }
@@ -125,7 +126,7 @@ async def test_tables_of_the_version_with_one_role_end_with_the_same_owner_and_g
     without = f"{made} REVOKE ALL ON TABLES FROM {schema}_runtime"
     postgres.execute(without, f"{made} REVOKE ALL ON SEQUENCES FROM {schema}_runtime", dbname=schema)
     before: dict[str, Any] = {
-        package: [found for found in read_migrations(package) if not found[0].endswith("_runtime_role")]
+        package: list(takewhile(lambda found: not found[0].endswith("_runtime_role"), read_migrations(package)))
         for package in PACKAGES[service]
     }
     async with database_under_test(postgres, schema, role=schema) as under_test:

@@ -4,3 +4,8 @@ CREATE TABLE placing_pauses (
     name    text PRIMARY KEY,
     ends_at timestamptz NOT NULL
 );
+
+DO $$
+BEGIN
+    EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON placing_pauses TO %I', current_schema() || '_runtime');
+END $$;
