@@ -73,11 +73,12 @@ class Limiter:
 
         An urgent call, which makes room for others, may also use a reserve of a quarter above the limit.
         """
-        settings = self._settings.value
-        self.limit = max(float(settings.calls_at_least), min(self.limit, float(settings.calls_at_most)))
-        if self.in_use >= int(self.limit) + (math.ceil(self.limit * _RESERVE) if urgent else 0):
+        settings, limit = self._settings.value, self.limit
+        if not settings.calls_at_least <= limit <= settings.calls_at_most:
+            limit = self.limit = max(float(settings.calls_at_least), min(limit, float(settings.calls_at_most)))
+        if self.in_use >= int(limit) + (math.ceil(limit * _RESERVE) if urgent else 0):
             self.rejected += 1
-            trace.get_current_span().add_event("limiter.rejected", {"limiter.name": self.name, "limit": self.limit})
+            trace.get_current_span().add_event("limiter.rejected", {"limiter.name": self.name, "limit": limit})
             raise _overloaded(settings.retry_after_seconds)
         self.in_use += 1
         return Permit(self._clock(), self.in_use)
