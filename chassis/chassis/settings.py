@@ -63,7 +63,7 @@ class ProcessSettings(Section):
     grace_seconds: float = Field(gt=0, le=60, description="time that work already accepted gets to finish")
     traces_per_second: float = Field(ge=0, le=10_000, description="traces beginning here that are recorded in a second")
     trace_share: float = Field(ge=0, le=1, description="share of the further traces that is recorded")
-    slow_seconds: float = Field(gt=0, le=3600, description="a request that takes longer to be answered is logged as a warning")
+    slow_seconds: float = Field(gt=0, le=3600, description="a request answered later is logged as a warning")
 
 
 K = TypeVar("K", bound=BaseModel)
