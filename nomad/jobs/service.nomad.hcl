@@ -96,7 +96,7 @@ job "service" {
           name     = local.readiness.name
           type     = var.protocol
           path     = local.readiness.path
-          interval = "1s"
+          interval = "2s"
           timeout  = "10s"
         }
 
