@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
+from bench.measurement.options import options
 from bench.measurement.rounds import Measurement, Visit
 from bench.setup.checkout import Checkout, checkouts
 from bench.setup.processes import free_port, serving
 
-CALLS, WARM_UP = 3_000, 1_000
+WARM_UP_SECONDS = 1.0
 TESTS = Path(__file__).parents[2]
 PEERS, SETUP = TESTS / "bench" / "peers", TESTS / "bench" / "setup"
 DIRECT, OURS = "stub of grpc.aio", "our channel"
@@ -38,16 +39,16 @@ class Caller:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def visit(self, calls: int = CALLS) -> Visit:
+    def visit(self, seconds: float) -> Visit:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{calls}\n")
+        self._process.stdin.write(f"{seconds}\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit("the caller has ended")
         measured = json.loads(line)
-        return Visit(calls, measured["seconds"], {"caller": measured["cpu"]})
+        return Visit(measured["calls"], measured["seconds"], {"caller": measured["cpu"]})
 
 
 @contextmanager
@@ -60,17 +61,17 @@ def calling(checkout: Checkout, way: str, address: str) -> Iterator[Caller]:
     ) as process:
         try:
             caller = Caller(process)
-            caller.visit(WARM_UP)
+            caller.visit(WARM_UP_SECONDS)
             yield caller
         finally:
             process.terminate()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("bench calls", description=__doc__)
-    parser.add_argument("--against", metavar="REV", help="an earlier commit to compare with")
-    parser.add_argument("--rounds", type=int, default=5)
-    wanted = parser.parse_args()
+    # Short visits, so that a change of the machine's load in a round concerns all ways alike.
+    wanted = options(
+        "calls", rounds=10, seconds=0.3, against="an earlier commit, whose channel is measured too"
+    ).parse_args()
     port = free_port()
     with ExitStack() as stack:
         service = stack.enter_context(serving([sys.executable, str(SETUP / "order_stub.py"), str(port)], port))
@@ -79,7 +80,8 @@ def main() -> None:
             ours = checkout.python == sys.executable
             for name, way in (WAYS if ours else WAYS_OF_ANOTHER).items():
                 label = name if ours else f"{name}, {checkout.name}"
-                ways[label] = stack.enter_context(calling(checkout, way, service.address)).visit
+                caller = stack.enter_context(calling(checkout, way, service.address))
+                ways[label] = partial(caller.visit, wanted.seconds)
         measured = Measurement.run(ways, wanted.rounds)
     print(measured.table("caller"))
     for name in ways:

@@ -1,6 +1,7 @@
 """Reads an order over gRPC in one of several ways: `order_caller.py WAY ORDER_SERVICE`.
 
-Each line of standard input is a number of calls; the answer is a line with their seconds and CPU seconds as JSON.
+Each line of standard input is a number of seconds; the answer is a line of JSON with the calls made in this time, the
+seconds and the CPU seconds.
 """
 
 from __future__ import annotations
@@ -162,18 +163,19 @@ def enter_trace(way: str) -> None:
     context.attach(set_span_in_context(NonRecordingSpan(SpanContext(0xA1, 0xB2, is_remote=True, trace_flags=flags))))
 
 
-async def measure(stub: Any, calls: int) -> dict[str, float]:
-    """Makes a number of calls, some of them at the same time."""
-    request, left = GetOrderRequest(order_id=ORDER), itertools.repeat(None, calls)
+async def measure(stub: Any, seconds: float) -> dict[str, float]:
+    """Makes calls for a time, some of them at the same time."""
+    request, calls = GetOrderRequest(order_id=ORDER), itertools.count()
+    began, cpu = time.perf_counter(), time.process_time()
 
     async def repeat() -> None:
         with deadline(3600):
-            for _ in left:
+            while time.perf_counter() - began < seconds:
                 await stub.GetOrder(request, timeout=3)
+                next(calls)
 
-    began, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(repeat() for _ in range(CALLERS)))
-    return {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+    return {"calls": next(calls), "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
 
 
 async def main(way: str, address: str) -> None:
@@ -182,7 +184,7 @@ async def main(way: str, address: str) -> None:
     stub: Any = OrderServiceStub(WAYS[way](address))  # type: ignore[no-untyped-call]
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        print(json.dumps(await measure(stub, int(line))), flush=True)
+        print(json.dumps(await measure(stub, float(line))), flush=True)
 
 
 if __name__ == "__main__":
