@@ -24,7 +24,7 @@ class Details:
 
     def __init__(self, method: str) -> None:
         self.method = method
-        self.invocation_metadata = ()
+        self.invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
 
 
 async def handler_of(interceptor: CallInterceptor, path: str, found: Any) -> Any:
