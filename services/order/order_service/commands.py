@@ -69,7 +69,7 @@ class Commands:
                     return await self._placed_before(used, new_key.request_hash)
                 await self._keys.delete_expired(user_id, key)
             else:
-                return _require_order(event_codec.fold(events))
+                return domain.apply(None, placed, new_key.order_id, event_codec.occurred_at(events[0]))
         raise Contended("the idempotency key expires right now")
 
     async def cancel_order(self, user_id: UUID, order_id: UUID, expected_versions: Collection[int]) -> Order:
@@ -107,7 +107,7 @@ class Commands:
             except VersionConflict:
                 past = None
                 continue
-            return _require_order(event_codec.fold([*past, *events]))
+            return _require_order(event_codec.fold(events, order))
         raise Contended("the order changes too fast")
 
     async def _placed_before(self, used: IdempotencyKey, request_hash: str) -> Order:
