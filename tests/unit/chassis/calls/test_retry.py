@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Generator
 from typing import Any
 
 import grpc
 import pytest
 
-from chassis.calls.retry import RetryBudget
-from chassis.errors import RpcError
+from chassis.calls.retry import RETRY_RULES, AttemptTimer, Retries, RetryBudget
+from chassis.errors import RpcError, unavailable
 from chassis.settings import Live
 
 from ..backends import Backends, error_of, settings
 from ..echo_service import echo, never
+from .simulated_calls import READ
 
 NO_OTHER_DEFENCE = {"ejection_seconds": 0.0, "failure_ratio": 1.0}
 
@@ -129,3 +131,59 @@ def test_a_budget_holds_no_more_tokens_than_its_size_and_calls_refill_it() -> No
         budget.deposit()
     assert [budget.withdraw() for _ in range(3)] == [True, True, False]
     assert (budget.withdrawn, budget.denied) == (5, 3)
+
+
+class Pending:
+    """A call that ends when `response` is set, or when it is cancelled."""
+
+    def __init__(self) -> None:
+        self.response: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def __await__(self) -> Generator[Any, None, str]:
+        return self.response.__await__()
+
+    def cancel(self) -> None:
+        self.response.set_exception(unavailable("UNAVAILABLE", "cancelled", 1.0))
+
+
+def retries(tokens: int) -> Retries:
+    budget = RetryBudget(Live(settings()), size=tokens)
+    return Retries(settings(), budget, READ, RETRY_RULES)
+
+
+async def test_each_attempt_is_cancelled_after_its_own_time() -> None:
+    timer, ended = AttemptTimer(), []
+
+    async def attempt(seconds: float) -> None:
+        error = await error_of(timer.response(Pending(), retries(1), seconds))
+        ended.append((seconds, error.code.name))
+
+    began = time.monotonic()
+    await asyncio.gather(*(attempt(seconds) for seconds in (0.3, 0.1, 0.2)))
+    assert ended == [(seconds, "DEADLINE_EXCEEDED") for seconds in (0.1, 0.2, 0.3)]
+    assert time.monotonic() - began >= 0.29
+
+
+async def test_an_attempt_is_not_cancelled_while_there_is_no_retry_token() -> None:
+    call = Pending()
+    attempt = asyncio.create_task(AttemptTimer().response(call, retries(0), 0.02))
+    await asyncio.sleep(0.1)
+    call.response.set_result("late")
+    assert await attempt == "late"
+
+
+async def test_attempts_that_end_in_time_share_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, timer, timers = asyncio.get_running_loop(), AttemptTimer(), []
+    call_later = loop.call_later
+    monkeypatch.setattr(loop, "call_later", lambda *given: timers.append(given) or call_later(*given))
+    for number in range(100):
+        call = Pending()
+        call.response.set_result(str(number))
+        assert await timer.response(call, retries(1), 5.0) == str(number)
+    assert len(timers) == 1
+
+
+async def test_a_failure_of_an_attempt_in_time_is_not_a_timeout() -> None:
+    call = Pending()
+    call.response.set_exception(unavailable("UNAVAILABLE", "connection lost", 1.0))
+    assert (await error_of(AttemptTimer().response(call, retries(1), 5.0))).code is grpc.StatusCode.UNAVAILABLE
