@@ -24,6 +24,7 @@ from chassis.process import Process
 from chassis.serving import server
 from chassis.settings import ProcessSettings
 from chassis.telemetry import export, logs
+from chassis.telemetry.sampling import trace_rate
 from chassis.testing import FakeConsul, process
 
 from .echo_service import NAME, Echo, Stub
@@ -192,6 +193,22 @@ async def test_an_invalid_setting_stops_the_start(placed: FakeConsul) -> None:
     with structlog.testing.capture_logs() as logs:
         assert await process_module.live("gateway", ProcessSettings, _never) == 1
     assert "config/gateway: log_level: missing" in logs[-1]["problem"]
+
+
+async def test_telemetry_follows_the_settings_of_a_running_process(placed: FakeConsul) -> None:
+    async def compose(started: Process[ProcessSettings]) -> int:
+        assert all(trace_rate.admits() for _ in range(100))
+        assert not logs.is_slow(1.0)
+        changed = {"traces_per_second": 0.0, "trace_share": 0.0, "slow_seconds": 0.5}
+        placed.put("config/gateway", json.dumps(SETTINGS.model_dump() | changed))
+        await until("traces are not recorded any more", lambda: not trace_rate.admits())
+        return int(not logs.is_slow(1.0))
+
+    try:
+        assert await process_module.live("gateway", ProcessSettings, compose) == 0
+    finally:
+        trace_rate.change(0.0, 1.0)
+        logs.set_slow(1.0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
