@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -90,13 +90,13 @@ def measure(chosen: argparse.Namespace) -> None:
         report(Measurement.run(visits, chosen.rounds))
 
 
-def service(checkout: Checkout, database: Postgres, otlp: str) -> object:
+def service(checkout: Checkout, database: Postgres, otlp: str) -> AbstractContextManager[Server]:
     """Starts the Order Service of a checkout; it applies its migrations."""
     agents = Agents({"order-service": checkout.settings("order-service")}, {"postgres": f"127.0.0.1:{database.port}"})
     return started(checkout, ["-m", "order_service"], agents, otlp)
 
 
-def bare(database: Postgres) -> object:
+def bare(database: Postgres) -> AbstractContextManager[Server]:
     port, dsn = free_port(), database.dsn(user="order-service", dbname=NAME)
     return serving([sys.executable, str(PEERS / "bare_order_service.py"), str(port), dsn], port)
 

@@ -70,4 +70,4 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    raise SystemExit(f"{process.args} does not serve:\n{log.read_text()[-3000:]}")
+    raise SystemExit(f"{process.args!r} does not serve:\n{log.read_text()[-3000:]}")

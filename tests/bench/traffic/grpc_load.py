@@ -34,8 +34,8 @@ def closed_loop(
 def call(address: str, path: str, message: bytes) -> bytes:
     """Makes one call and returns the serialized answer; waits for the server."""
     with grpc.insecure_channel(address) as channel:
-        answer: Any = channel.unary_unary(path)(message, timeout=20, wait_for_ready=True)
-        return bytes(answer)
+        method: Any = channel.unary_unary(path)
+        return bytes(method(message, timeout=20, wait_for_ready=True))
 
 
 async def _closed(
@@ -43,7 +43,7 @@ async def _closed(
 ) -> Load:
     load, following = Load(), itertools.cycle(messages)
     async with grpc.aio.insecure_channel(address) as channel:
-        method = channel.unary_unary(path)
+        method: Any = channel.unary_unary(path)
         await channel.channel_ready()
         began = time.perf_counter()
 
