@@ -106,19 +106,21 @@ def make(name: str, settings: Live[Settings], context: object) -> GatewayApp:
     return app
 
 
-def _complete_response(request: Request, response: BaseHTTPResponse) -> HTTPResponse:
-    response, context = _conditional(request, response), request.ctx
+def _complete_response(request: Request, response: BaseHTTPResponse) -> HTTPResponse | None:
+    """Completes the response to a request; returns another one if that takes its place."""
+    other, context = _conditional(request, response), request.ctx
+    sent = response if other is None else other
     permit: Permit | None = getattr(context, "permit", None)
     if permit is not None:
         # A stream has only begun here. It no longer counts as load, and its duration is not measured.
         app: Any = request.app
-        app.limiter.release(permit, _outcome(response.status))
-    begin_response(request, response.status)
-    response.headers["traceresponse"] = context.traceresponse
-    if not isinstance(response, SecuredResponse):
+        app.limiter.release(permit, _outcome(sent.status))
+    begin_response(request, sent.status)
+    sent.headers["traceresponse"] = context.traceresponse
+    if not isinstance(sent, SecuredResponse):
         for name, value in SECURITY_HEADERS.items():
-            response.headers.setdefault(name, value)
-    return response  # type: ignore[return-value]
+            sent.headers.setdefault(name, value)
+    return other
 
 
 def _outcome(status: int) -> Outcome:
@@ -127,15 +129,15 @@ def _outcome(status: int) -> Outcome:
     return Outcome.DEADLINE if status == 504 else Outcome.OTHER
 
 
-def _conditional(request: Request, response: BaseHTTPResponse) -> BaseHTTPResponse:
-    """Returns the response to a successful read, 304 or 412 if a precondition does not hold."""
+def _conditional(request: Request, response: BaseHTTPResponse) -> HTTPResponse | None:
+    """Returns 304 or 412 in place of the response to a successful read, if a precondition does not hold."""
     headers = request.headers
     if response.status != 200 or (preconditions.IF_MATCH not in headers and preconditions.IF_NONE_MATCH not in headers):
-        return response
+        return None
     if request.method not in ("GET", "HEAD"):
-        return response
+        return None
     etag = response.headers.get("etag")
     status = preconditions.failed(request, etag)
     if status == 412:
         return Problem("VERSION_MISMATCH").response(request)
-    return HTTPResponse(status=304, headers={"etag": etag} if etag else {}) if status == 304 else response
+    return HTTPResponse(status=304, headers={"etag": etag} if etag else {}) if status == 304 else None
