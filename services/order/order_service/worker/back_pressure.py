@@ -2,8 +2,8 @@
 
 The rule: placing pauses while, for more than `backlog_seconds` without a break, more outbox entries have been due than
 could be processed at the same time, and most attempts succeed. So a worker that makes no progress, because the User
-Service is unavailable, pauses nothing: orders are accepted as pending. A new leader gets some seconds more for what has
-become due before its term.
+Service is unavailable, pauses nothing: orders are accepted as pending. A new leader, and one whose attempts succeed
+again, gets some seconds more for what has become due before.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 _PAUSE_SECONDS = 1.0
 _LOOK_SECONDS = 0.25
 _IDLE_SECONDS = 60.0
-_TAKEOVER_SECONDS = 5.0
+_CATCH_UP_SECONDS = 5.0
 _PROGRESS_SHARE = 0.5
 _SMOOTHING = 0.05
 
@@ -56,9 +56,12 @@ class BackPressure:
 
     def attempted(self, *, succeeded: bool) -> None:
         """Reports the end of an attempt."""
-        self._success_share += _SMOOTHING * (succeeded - self._success_share)
+        before = self._success_share
+        self._success_share += _SMOOTHING * (succeeded - before)
         if succeeded:
             self._succeeded_at = self._clock()
+        if before <= _PROGRESS_SHARE < self._success_share:
+            self._allow_to_catch_up()
 
     @property
     def pauses(self) -> bool:
@@ -69,7 +72,13 @@ class BackPressure:
 
     def begin(self) -> None:
         """Reports that this worker leads from now on."""
-        self._behind_since, self._counts_from = None, self._clock() + _TAKEOVER_SECONDS
+        self._behind_since = None
+        self._allow_to_catch_up()
+
+    def _allow_to_catch_up(self) -> None:
+        self._counts_from = self._clock() + _CATCH_UP_SECONDS
+        if self._behind_since is not None:
+            self._behind_since = self._counts_from
 
     async def run(self, stopping: asyncio.Event, pause: PlacingPause) -> None:
         """Extends the pause while the rule holds and then ends it, until `stopping` is set."""
