@@ -58,19 +58,22 @@ def entry(record: Mapping[str, Any]) -> LogEntry:
 
 def message(resource: Resource, entries: Sequence[LogEntry], longest_attribute: int) -> ExportLogsServiceRequest:
     """Returns the message with all records; texts are cut at `longest_attribute` characters."""
-    records = [_record(each, longest_attribute) for each in entries]
-    scope = logs_pb2.ScopeLogs(scope=InstrumentationScope(name=SCOPE), log_records=records)
+    # Each message is made where it stays: one that is put into another is copied with all that it holds.
+    request = ExportLogsServiceRequest()
     attributes = otlp.attributes(resource.attributes)
-    all_logs = logs_pb2.ResourceLogs(resource=ResourceMessage(attributes=attributes), scope_logs=[scope])
-    return ExportLogsServiceRequest(resource_logs=[all_logs])
+    of_resource = request.resource_logs.add(resource=ResourceMessage(attributes=attributes))
+    scope = of_resource.scope_logs.add(scope=InstrumentationScope(name=SCOPE))
+    for each in entries:
+        _add(scope, each, longest_attribute)
+    return request
 
 
-def _record(entry: LogEntry, longest_attribute: int) -> logs_pb2.LogRecord:
+def _add(scope: logs_pb2.ScopeLogs, entry: LogEntry, longest_attribute: int) -> None:
     level, context = str(entry.record.get("level", "info")), entry.context
     values = {
         key: _attribute(value, longest_attribute) for key, value in entry.record.items() if key not in _NOT_ATTRIBUTES
     }
-    return logs_pb2.LogRecord(
+    scope.log_records.add(
         observed_time_unix_nano=entry.time,
         severity_number=_SEVERITY.get(level, logs_pb2.SEVERITY_NUMBER_INFO),
         severity_text=level.upper(),

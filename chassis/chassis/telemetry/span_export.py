@@ -1,6 +1,6 @@
 """Exports recorded spans to an OTLP receiver.
 
-The messages are equal to those of the SDK's exporter, which takes a multiple of the CPU to make them.
+The messages are equal to those of the SDK's exporter, which takes twice the CPU to make them.
 """
 
 from __future__ import annotations
@@ -48,15 +48,19 @@ class SpanSender(SpanProcessor):
 
 def message(resource: Resource, spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
     """Returns the message with all spans, which belong to the one scope of this process."""
-    scope = trace_pb2.ScopeSpans(scope=InstrumentationScope(name=SCOPE), spans=[_span(span) for span in spans])
+    # Each message is made where it stays: one that is put into another is copied with all that it holds.
+    request = ExportTraceServiceRequest()
     attributes = otlp.attributes(resource.attributes)
-    all_spans = trace_pb2.ResourceSpans(resource=ResourceMessage(attributes=attributes), scope_spans=[scope])
-    return ExportTraceServiceRequest(resource_spans=[all_spans])
+    of_resource = request.resource_spans.add(resource=ResourceMessage(attributes=attributes))
+    scope = of_resource.scope_spans.add(scope=InstrumentationScope(name=SCOPE))
+    for span in spans:
+        _add(scope, span)
+    return request
 
 
-def _span(span: ReadableSpan) -> trace_pb2.Span:
+def _add(scope: trace_pb2.ScopeSpans, span: ReadableSpan) -> None:
     context, parent = span.get_span_context() or INVALID_SPAN_CONTEXT, span.parent
-    return trace_pb2.Span(
+    scope.spans.add(
         trace_id=context.trace_id.to_bytes(16, "big"),
         span_id=context.span_id.to_bytes(8, "big"),
         trace_state=context.trace_state.to_header() if context.trace_state else "",
