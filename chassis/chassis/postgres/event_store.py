@@ -38,20 +38,20 @@ class EventStore:
     """See chassis.events.port.EventLog. Created by `open`, closed with its database."""
 
     def __init__(self, database: Database, write_rows: WriteRows | None, appends: int) -> None:
-        # Appends wait for each other on the table lock, so they may never use all connections. A cancelled one keeps
-        # its permit until Postgres has ended its transaction.
+        # Appends wait for each other on the table lock, so they use no more connections than the store has added. A
+        # cancelled one keeps its permit until Postgres has ended its transaction.
         self._append_permits = asyncio.Semaphore(appends)
         self._recorder = EventRecorder(database.pool, write_rows)
         self.notifications = Notifications(database, TABLE)
 
     @classmethod
     async def open(cls, database: Database, write_rows: WriteRows | None = None, max_size: int = 3) -> EventStore:
-        """Opens the store in the database's schema and adds `max_size` connections to its pool, one of them for reads.
+        """Opens the store in the database's schema and adds `max_size` connections to its pool, for as many appends.
 
         Waits while the database is unavailable. `write_rows` adds rows in the transaction of each append. Raises
         ConfigurationError if the table of `database.migrate("chassis")` does not exist.
         """
-        store = cls(database, write_rows, max_size - 1)
+        store = cls(database, write_rows, max_size)
         await database.pool.grow(max_size)
         for delay in backoff(*UNAVAILABLE_BACKOFF_SECONDS):
             try:

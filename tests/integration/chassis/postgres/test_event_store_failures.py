@@ -66,7 +66,7 @@ async def test_reads_do_not_wait_while_appends_wait_for_the_table_lock(
 async def test_a_cancelled_append_is_cancelled_in_postgres_before_the_next_one_starts(
     store: EventStore, under_test: DatabaseUnderTest
 ) -> None:
-    """At most two appends ever wait for the lock, also if the callers give up, so that reads find a connection."""
+    """At most three appends ever wait for the lock, also if the callers give up, so that reads find a connection."""
 
     def waiting() -> int:
         return len(under_test.vault.postgres.rows("SELECT 1 FROM pg_locks WHERE NOT granted"))
@@ -76,7 +76,7 @@ async def test_a_cancelled_append_is_cancelled_in_postgres_before_the_next_one_s
         for _ in range(3):
             appends = [asyncio.create_task(store.append(each, 0, [event(each, 1)], key=each.hex))
                        for each in (uuid4() for _ in range(6))]  # fmt: skip
-            await until("two of them wait", lambda: waiting() == 2)
+            await until("three of them wait", lambda: waiting() == 3)
             for append in appends:
                 append.cancel()
             following = asyncio.create_task(store.append(stream := uuid4(), 0, [event(stream, 1)], key=stream.hex))
