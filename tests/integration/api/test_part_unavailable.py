@@ -150,6 +150,7 @@ def test_a_killed_edge_is_started_again(
     eventually("calls pass again", lambda: _status(user) == httpx.codes.OK, 30)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_an_edge_that_hangs_is_started_again(running: RunningStack, user: ApiUser) -> None:
     before = running.pids("edge")
