@@ -21,6 +21,7 @@ PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("healthy")]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="only as root Nomad keeps secrets in memory")
 def test_after_a_loss_of_power_no_order_is_lost_and_no_secret_is_on_disk(
     running: RunningStack, user: ApiUser, tmp_path: Path

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -150,6 +150,39 @@ def test_a_killed_edge_is_started_again(
     eventually("calls pass again", lambda: _status(user) == httpx.codes.OK, 30)
 
 
+@contextmanager
+def failing_checks(running: RunningStack, instances: list[dict[str, Any]]) -> Iterator[None]:
+    """Consul's maintenance mode: for Consul the instances are critical, although they work."""
+    service = running.clients.consul.agent.service
+    for each in instances:
+        service.maintenance(each["Service"]["ID"], enable=True)
+    try:
+        yield
+    finally:
+        for each in instances:
+            service.maintenance(each["Service"]["ID"], enable=False)
+        eventually("all gateways pass", lambda: len(running.instances("gateway")) == 2, 30)
+
+
+def _listed_at_the_edge(running: RunningStack) -> int:
+    (edge,) = running.allocations("edge")
+    return (running.folder(edge, "edge") / "local" / "instances" / "gateway.json").read_text().count("port_value")
+
+
+def test_gateways_that_all_fail_their_checks_are_asked_all_the_same(running: RunningStack, user: ApiUser) -> None:
+    """So it is for a moment when Consul has started again. The control: one that fails beside another is left out."""
+    gateways = running.instances("gateway")
+    with failing_checks(running, gateways[:1]):
+        eventually("one is left out", lambda: _listed_at_the_edge(running) == 1, 30)
+    with failing_checks(running, gateways):
+        eventually("no gateway passes", lambda: not running.instances("gateway"), 10)
+        ends_at = time.monotonic() + 5
+        while time.monotonic() < ends_at:
+            assert _status(user) == httpx.codes.OK
+        eventually("both are listed", lambda: _listed_at_the_edge(running) == 2, 30)
+
+
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_an_edge_that_hangs_is_started_again(running: RunningStack, user: ApiUser) -> None:
     before = running.pids("edge")

@@ -91,6 +91,7 @@ def test_a_failing_check_is_named(healthy: RunningStack) -> None:
         os.kill(stopped, signal.SIGCONT)
 
 
+@pytest.mark.long
 def test_the_instances_that_consul_forgot_are_replaced_by_a_deploy(healthy: RunningStack) -> None:
     before = {alloc["ID"] for job in ("edge", "user-service") for alloc in healthy.allocations(job)}
     replace(healthy, "edge")
@@ -109,6 +110,7 @@ def test_the_instances_that_consul_forgot_are_replaced_by_a_deploy(healthy: Runn
     assert {alloc["ID"] for alloc in healthy.allocations("order-service")} == untouched
 
 
+@pytest.mark.long
 def test_the_edge_is_replaced_if_consul_forgot_the_token_of_its_templates(healthy: RunningStack) -> None:
     (edge,) = healthy.allocations("edge")
     tokens = healthy.clients.consul.acl.tokens

@@ -110,6 +110,7 @@ def strange_checkout(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
         shutil.rmtree(place)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_first_deploy_in_a_strange_place_works(strange_checkout: tuple[Path, dict[str, str]]) -> None:
     checkout, env = strange_checkout
