@@ -80,7 +80,5 @@ class Summary:
         rows.append(f"{sent} requests in {seconds:.0f} s, {sent / seconds:.0f}/s; {good} good{share}")
         for kind, found in self.kinds.items():
             rows += [f"  {count} × {kind}: {name}" for name, count in found.errors.most_common()]  # noqa: RUF001
-        rows.append(
-            f"this command used {cores:.2f} core; it sent {self.late} requests more than 50 ms late"
-        )
+        rows.append(f"this command used {cores:.2f} core; it sent {self.late} requests more than 50 ms late")
         return rows
