@@ -12,6 +12,9 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from chassis import deadline
+from chassis.errors import is_cancelled, unavailable
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -26,11 +29,14 @@ class _Call(Generic[T, R]):
 class Batcher(Generic[T, R]):
     """Runs `work(items)`, which returns a result for each item, or an exception that the caller of the item gets.
 
-    A batch has the deadline and the trace of its first call, so all calls should have about the same deadline.
+    A batch has `seconds` of its own, whatever the deadlines of its calls, and is in the trace of the first one.
     """
 
-    def __init__(self, work: Callable[[Sequence[T]], Coroutine[Any, Any, Sequence[R | Exception]]], most: int) -> None:
+    def __init__(
+        self, work: Callable[[Sequence[T]], Coroutine[Any, Any, Sequence[R | Exception]]], most: int, seconds: float
+    ) -> None:
         self._work = work
+        self._seconds = seconds
         self._most = most
         self._waiting: list[_Call[T, R]] = []
         self._running: asyncio.Task[None] | None = None
@@ -46,9 +52,15 @@ class Batcher(Generic[T, R]):
     async def _run(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-            work = self._work([call.item for call in batch])
+            work, context = self._work([call.item for call in batch]), batch[0].context
+            context.run(deadline.replace, self._seconds)
             try:
-                found = await asyncio.create_task(work, context=batch[0].context)
+                found = await asyncio.create_task(work, context=context)
+            except asyncio.CancelledError:
+                if is_cancelled():
+                    raise
+                # Something that the work waited for was cancelled.
+                found = [unavailable("UNAVAILABLE", "ended from within", 1.0)] * len(batch)
             except Exception as error:
                 found = [error] * len(batch)
             for call, outcome in zip(batch, found, strict=True):

@@ -41,6 +41,11 @@ def deadline(seconds: float | None) -> Deadline:
     return Deadline(seconds)
 
 
+def replace(seconds: float) -> None:
+    """Sets the deadline of this context whatever the outer one; for work that several callers share."""
+    _ends_at.set(time.monotonic() + _in_range(seconds))
+
+
 def shorten(seconds: float | None) -> None:
     """Shortens the deadline to `seconds` for the rest of this task; for a server, which runs a task per request."""
     if seconds is None:

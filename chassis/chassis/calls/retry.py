@@ -12,6 +12,7 @@ import asyncio
 import math
 import random
 import time
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,14 +162,17 @@ class AttemptTimer:
         if self._timer is not None:
             self._timer.cancel()
         self._checks_at = moment
-        self._timer = asyncio.get_running_loop().call_later(moment - time.monotonic(), self._check)
+        # An empty context: the timer serves all attempts, so it must not keep the deadline and the span of one.
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(moment - time.monotonic(), self._check, context=Context())
 
     def _check(self) -> None:
         now, self._timer, self._checks_at = time.monotonic(), None, math.inf
         for retries, (ends_at, call) in list(self._running.items()):
             if ends_at <= now + _TIMER_SECONDS:
                 del self._running[retries]
-                if retries.take_token():
+                # An answer that has arrived meanwhile counts.
+                if not call.done() and retries.take_token():
                     call.cancel()
         if self._running:
             self._check_at(min(ends_at for ends_at, _ in self._running.values()))

@@ -95,6 +95,9 @@ class UnaryCall(Protocol):
 
     def __await__(self) -> Generator[Any, None, Any]: ...
 
+    def done(self) -> bool:
+        """True once its response or its error has arrived."""
+
     def cancel(self) -> None:
         """Ends the call with RpcError(UNAVAILABLE), unless it has ended."""
 
@@ -188,6 +191,10 @@ class GrpcCall:
 
     def __init__(self, call: grpc.aio.UnaryUnaryCall[Any, Any]) -> None:
         self._call = call
+
+    def done(self) -> bool:
+        """See UnaryCall."""
+        return self._call.done()
 
     def cancel(self) -> None:
         """See UnaryCall."""

@@ -21,10 +21,9 @@ TABLE = "events"
 Row = tuple[UUID, int, str, bytes]
 
 _EXISTS: LiteralString = "SELECT to_regclass('events') IS NOT NULL"
-# The process may be stopped between two statements; then the lock is released when the transaction has lasted too long.
-_LIMITS: LiteralString = """
-    SELECT pg_notify('events', ''), set_config('lock_timeout', '2s', true),
-           set_config('transaction_timeout', '10s', true)"""
+# The process may be stopped between two statements; then all locks are released when the transaction lasted too long.
+_LONGEST: LiteralString = "SET LOCAL transaction_timeout = '10s'"
+_NOTIFY: LiteralString = "SELECT pg_notify('events', ''), set_config('lock_timeout', '2s', true)"
 # Readers go on. Without this lock a later position could be committed first, and a reader would skip the earlier one.
 _LOCK: LiteralString = "LOCK TABLE events IN EXCLUSIVE MODE"
 _INSERT: LiteralString = "INSERT INTO events (originator_id, originator_version, topic, state) VALUES (%s, %s, %s, %s)"
@@ -54,15 +53,15 @@ class EventRecorder:
     async def insert(self, rows: Sequence[Row], events: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
         """Inserts the rows of events, and those of `write_rows`, in one transaction."""
         transaction = _Statements()
+        transaction.execute(_LONGEST, ())
         if extra and self._write_rows:
             self._write_rows(transaction, events, extra)
         if rows:
-            transaction.execute(_LIMITS, ())
+            transaction.execute(_NOTIFY, ())
             transaction.execute(_LOCK, ())
         for row in rows:
             transaction.execute(_INSERT, row)
-        if transaction:
-            await self._pool.transact(transaction)
+        await self._pool.transact(transaction)
 
     async def read(self, stream: UUID, after: int) -> list[RecordedEvent]:
         """Returns the events of a stream above a version."""

@@ -75,6 +75,7 @@ class Notifications:
                 if self.listening:
                     delays = backoff(*_BACKOFF_SECONDS)
                 self.listening = False
+                self._wake()  # readers poll from now on
                 await asyncio.sleep(next(delays))
 
     async def _follow(self) -> None:
@@ -83,12 +84,15 @@ class Notifications:
             await connection.execute(SQL("LISTEN {}").format(Identifier(self._channel)))
             self.listening = True
             while not self._replacing:
-                self._wakeup.set()
-                self._wakeup = Wakeup()
+                self._wake()
                 await self._readable_or_replacing(connection.fileno())
                 # Without a limit psycopg would look for notifications ten times a second.
                 async for _ in connection.notifies(timeout=_READ_SECONDS, stop_after=1):
                     pass
+
+    def _wake(self) -> None:
+        self._wakeup.set()
+        self._wakeup = Wakeup()
 
     async def _readable_or_replacing(self, descriptor: int) -> None:
         loop = asyncio.get_running_loop()

@@ -14,6 +14,7 @@ from typing import Any, LiteralString, TypeVar
 
 from psycopg import AsyncConnection, AsyncCursor
 from psycopg.errors import PipelineAborted
+from psycopg.pq import PipelineStatus
 from psycopg.rows import AsyncRowFactory, DictRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -30,6 +31,8 @@ _ACQUIRE_SECONDS = 3.0
 _RECONNECT_SECONDS = 2.0
 # A free connection is handed over immediately; only another task that returns one at the same moment delays it.
 _HAND_OVER_SECONDS = 0.1
+_BEGIN: Statement = ("BEGIN", ())
+_COMMIT: Statement = ("COMMIT", ())
 
 
 class Pool(AsyncConnectionPool[Connection]):
@@ -61,6 +64,8 @@ class Pool(AsyncConnectionPool[Connection]):
         Raises psycopg.OperationalError: immediately if the server refuses connections, PoolTimeout if all connections
         are in use for three seconds. Raises RpcError(DEADLINE_EXCEEDED) if they are in use until the deadline.
         """
+        if remaining() == 0:
+            raise deadline_exceeded()
         await self._take_permit()
         try:
             connection = await self._take_open()
@@ -69,6 +74,9 @@ class Pool(AsyncConnectionPool[Connection]):
                     await connection.set_autocommit(autocommit)
                 yield connection
             finally:
+                if connection.pgconn.pipeline_status != PipelineStatus.OFF:
+                    # Cancelled while it entered the pipeline, which psycopg does not leave then.
+                    await connection.close()
                 await self.putconn(connection)
         finally:
             self._permits.release()
@@ -90,6 +98,7 @@ class Pool(AsyncConnectionPool[Connection]):
     async def transact(self, statements: Sequence[Statement]) -> None:
         """Executes statements as one transaction in one round trip, without their results.
 
+        If it is cancelled before it has sent all of them, Postgres has no COMMIT and the transaction is rolled back.
         Raises the error of the first statement that fails. Cancels at the deadline as `fetch` does; the connection
         returns to the pool when Postgres has ended the transaction.
         """
@@ -136,10 +145,14 @@ class Pool(AsyncConnectionPool[Connection]):
 
 
 async def _send_together(connection: Connection, statements: Sequence[Statement]) -> None:
-    """Executes statements in a pipeline: in autocommit mode Postgres commits them together at its end."""
+    """Executes statements between BEGIN and COMMIT in a pipeline.
+
+    Without them Postgres would commit what it has at the end of the pipeline, which psycopg also sends after a
+    cancellation.
+    """
     try:
         async with connection.pipeline():
-            for query, params in statements:
+            for query, params in (_BEGIN, *statements, _COMMIT):
                 await AsyncCursor(connection).execute(query, params, prepare=True)
     except PipelineAborted as error:
         # The statements after the one that failed end with this; psycopg may report the last error.

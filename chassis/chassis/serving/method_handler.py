@@ -46,8 +46,8 @@ class _Call:
 
     __slots__ = ("began", "permit", "span")
 
-    def __init__(self, span: Span | None) -> None:
-        self.span = span
+    def __init__(self) -> None:
+        self.span: Span | None = None
         self.began = time.perf_counter()
         self.permit: Permit | None = None
 
@@ -84,8 +84,9 @@ class MethodHandler:
         return grpc.stream_stream_rpc_method_handler(self._writing, response_serializer=self._serializer)
 
     async def _unary(self, messages: Messages, context: Context) -> bytes:
-        call = self._begin(context)
+        call = _Call()
         try:
+            self._begin(call, context)
             request = await self._receive(messages, context)
             self._acquire(call)
             response = await self._inner(request, context)
@@ -97,8 +98,9 @@ class MethodHandler:
         return body
 
     async def _stream(self, messages: Messages, context: Context) -> AsyncIterator[bytes]:
-        call = self._begin(context)
+        call = _Call()
         try:
+            self._begin(call, context)
             request = await self._receive(messages, context)
             self._acquire(call)
             # Closed explicitly: after a cancellation its resources must not wait for the garbage collector.
@@ -112,8 +114,9 @@ class MethodHandler:
         self._end(call, "OK")
 
     async def _writing(self, messages: Messages, context: Context) -> None:
-        call = self._begin(context)
+        call = _Call()
         try:
+            self._begin(call, context)
             request = await self._receive(messages, context)
             self._acquire(call)
             await self._inner(request, context)
@@ -122,12 +125,10 @@ class MethodHandler:
             await self._fail(call, context, error)
         self._end(call, "OK")
 
-    def _begin(self, context: Context) -> _Call:
-        if self._telemetry is None:
-            return _Call(None)
-        call = _Call(self._telemetry.begin(context))
-        shorten(context.time_remaining())
-        return call
+    def _begin(self, call: _Call, context: Context) -> None:
+        if self._telemetry is not None:
+            call.span = self._telemetry.begin(context)
+            shorten(context.time_remaining())
 
     def _acquire(self, call: _Call) -> None:
         if self._limit is not None:

@@ -26,6 +26,7 @@ _SEVERITY = {
     "critical": logs_pb2.SEVERITY_NUMBER_FATAL,
 }
 _Stub: Any = LogsServiceStub
+_FIXED = (str, bool, int, float)
 _NOT_ATTRIBUTES = {"event", "level", "timestamp", "service", "trace_id", "span_id"}
 
 
@@ -52,8 +53,9 @@ def start_logs(
 
 
 def entry(record: Mapping[str, Any]) -> LogEntry:
-    """Returns a record of the current moment and span."""
-    return LogEntry(record, time.time_ns(), trace.get_current_span().get_span_context())
+    """Returns a record of the current moment and span; a value that may change later is kept as its text of now."""
+    fixed = {key: value if isinstance(value, _FIXED) else str(value) for key, value in record.items()}
+    return LogEntry(fixed, time.time_ns(), trace.get_current_span().get_span_context())
 
 
 def message(resource: Resource, entries: Sequence[LogEntry], longest_attribute: int) -> ExportLogsServiceRequest:

@@ -16,22 +16,34 @@ from urllib.parse import urlsplit
 import grpc
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 
+from chassis.telemetry.metrics import Counts
+
 T = TypeVar("T")
 
 _DELAY_SECONDS = 1.0
 _BATCH_SIZE = 512
 _QUEUE_SIZE = 2048
+# gRPC's own backoff would leave out two minutes of telemetry after a longer outage of the receiver.
+_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+_lost = Counts("telemetry.lost", "1", "spans and log records that were not exported")
+# Records of this logger are not exported: each of them would be followed by another one.
+_log = logging.getLogger(f"opentelemetry.{__name__}")
 
 
 def channel(endpoint: str) -> grpc.Channel:
     """Returns a connection to the receiver at a URL; it is made when the first message is sent."""
-    return grpc.insecure_channel(urlsplit(endpoint).netloc)
+    return grpc.insecure_channel(urlsplit(endpoint).netloc, _OPTIONS)
 
 
 class BatchSender(Generic[T]):
     """Calls `send` with batches of the items that were added, a second after the first one or when a batch is full.
 
-    It drops items while its queue is full. Its thread sleeps while there are none.
+    It drops items while its queue is full, and those of a batch that cannot be sent; both are counted in the metric
+    `telemetry.lost`. Its thread sleeps while there are none.
     """
 
     def __init__(self, name: str, send: Callable[[list[T]], object], delay: float = _DELAY_SECONDS) -> None:
@@ -41,6 +53,8 @@ class BatchSender(Generic[T]):
         self._any = threading.Event()
         self._due = threading.Event()
         self._closed = False
+        self._fails = False
+        self._lost = _lost.series({"signal": name})
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -48,6 +62,7 @@ class BatchSender(Generic[T]):
         """Queues an item; after `close` it is dropped."""
         waiting = len(self._items)
         if waiting >= _QUEUE_SIZE or self._closed:
+            self._lost.add(1)
             return
         self._items.append(item)
         # Always after the item: the thread clears both before it empties the queue.
@@ -77,21 +92,30 @@ class BatchSender(Generic[T]):
             batch = [self._items.popleft() for _ in range(min(len(self._items), _BATCH_SIZE))]
             try:
                 self._send(batch)
-            except Exception:
-                logging.getLogger(__name__).debug("a batch of telemetry is lost", exc_info=True)
+                self._fails = False
+            except Exception as error:
+                self._lost.add(len(batch))
+                if not self._fails:
+                    _log.warning("telemetry is lost until the receiver takes it again: %s", error)
+                self._fails = True
 
 
 def attributes(values: Mapping[str, object]) -> list[KeyValue]:
     """Returns attributes as messages; that of a text or a whole number is made once and kept while it is in use."""
     return [
-        _kept(key, value) if isinstance(value, str | int) else KeyValue(key=key, value=any_value(value))
+        _kept(key, value) if isinstance(value, str | int) else KeyValue(key=text(key), value=any_value(value))
         for key, value in values.items()
     ]
 
 
 @lru_cache(maxsize=1024, typed=True)
 def _kept(key: str, value: str | int) -> KeyValue:
-    return KeyValue(key=key, value=any_value(value))
+    return KeyValue(key=text(key), value=any_value(value))
+
+
+def text(value: str) -> str:
+    """Returns a text that a message can hold: half characters, which UTF-8 does not have, are replaced."""
+    return value.encode(errors="replace").decode()
 
 
 def any_value(value: object) -> AnyValue:
@@ -104,7 +128,7 @@ def any_value(value: object) -> AnyValue:
         case float():
             return AnyValue(double_value=value)
         case str():
-            return AnyValue(string_value=value.encode(errors="replace").decode())
+            return AnyValue(string_value=text(value))
         case Sequence() if not isinstance(value, bytes):
             return AnyValue(array_value=ArrayValue(values=[any_value(each) for each in value]))
     return any_value(str(value))

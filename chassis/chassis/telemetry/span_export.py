@@ -66,7 +66,7 @@ def _add(scope: trace_pb2.ScopeSpans, span: ReadableSpan) -> None:
         trace_state=context.trace_state.to_header() if context.trace_state else "",
         parent_span_id=parent.span_id.to_bytes(8, "big") if parent else b"",
         flags=_flags(parent),
-        name=span.name,
+        name=otlp.text(span.name),
         kind=_KINDS[span.kind],
         start_time_unix_nano=span.start_time or 0,
         end_time_unix_nano=span.end_time or 0,
@@ -76,14 +76,14 @@ def _add(scope: trace_pb2.ScopeSpans, span: ReadableSpan) -> None:
         dropped_events_count=span.dropped_events,
         links=[_link(link) for link in span.links],
         dropped_links_count=span.dropped_links,
-        status=trace_pb2.Status(code=_CODES[span.status.status_code], message=span.status.description or ""),
+        status=trace_pb2.Status(code=_CODES[span.status.status_code], message=otlp.text(span.status.description or "")),
     )
 
 
 def _event(event: Event) -> trace_pb2.Span.Event:
     return trace_pb2.Span.Event(
         time_unix_nano=event.timestamp,
-        name=event.name,
+        name=otlp.text(event.name),
         attributes=otlp.attributes(event.attributes or {}),
         dropped_attributes_count=event.dropped_attributes,
     )

@@ -69,6 +69,7 @@ _TABLE = (
     Kind("BREAKER_OPEN", 503, "Circuit open", "Calls to a failing part of the system are paused; try again after Retry-After seconds."),
     Kind("BULKHEAD_FULL", 503, "Too many calls at once", "Too many calls to a part of the system are in progress; try again after Retry-After seconds."),
     Kind("OVERLOADED", 503, "Overloaded", "The server has more requests than it can process; try again after Retry-After seconds."),
+    Kind("BACKLOG", 503, "Too many open orders", "Orders are placed faster than they are completed; try again after Retry-After seconds."),
     Kind("STORAGE_FULL", 503, "Storage full", "The storage is full: nothing new can be stored, but stored data can be read. Try again after Retry-After seconds."),
     Kind("DEADLINE_EXCEEDED", 504, "Deadline exceeded", "The request was not completed in time; it may have taken effect."),
 )  # fmt: skip

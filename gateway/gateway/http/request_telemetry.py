@@ -29,7 +29,10 @@ _CLIENT_CLOSED_REQUEST = 499
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 _OTHER_METHOD = "_OTHER"
 _TRACE_ID = slice(3, 35)
-_durations = Durations("http.server.request.duration", "s", "time from head to last byte of the response")
+_LONGEST_ADDRESS = 45  # an IPv6 address with an IPv4 address in it
+# Those of the semantic conventions: https://opentelemetry.io/docs/specs/semconv/http/http-metrics/
+_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+_durations = Durations("http.server.request.duration", "s", "time from head to last byte of the response", _BOUNDS)
 
 
 def recorded(request: Request) -> RecordedRequest:
@@ -121,7 +124,8 @@ def _client_address(request: Request) -> str:
     if not _is_within(peer, tuple(request.app.config.TRUSTED_PROXIES)):
         return peer
     values = request.headers.getall("x-forwarded-for", ())
-    return (_valid_address(values[-1].rpartition(",")[2].strip()) if values else "") or peer
+    last = values[-1].rpartition(",")[2].strip() if values else ""
+    return (_valid_address(last) if len(last) <= _LONGEST_ADDRESS else "") or peer
 
 
 @lru_cache(maxsize=4096)

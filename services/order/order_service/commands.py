@@ -72,6 +72,13 @@ class Commands:
                 return domain.apply(None, placed, new_key.order_id, event_codec.occurred_at(events[0]))
         raise Contended("the idempotency key expires right now")
 
+    async def placed_order(self, user_id: UUID, key: str, currency: str, lines: Sequence[Line]) -> Order | None:
+        """Returns the order that this key placed before, None if there is none; raises KeyReused."""
+        used = await self._keys.find(user_id, key)
+        if used is None:
+            return None
+        return await self._placed_before(used, self._key(user_id, key, currency, lines).request_hash)
+
     async def cancel_order(self, user_id: UUID, order_id: UUID, expected_versions: Collection[int]) -> Order:
         """Cancels an order of the user; raises OrderUnknown, OrderClosed, VersionMismatch, Contended."""
 

@@ -35,7 +35,10 @@ class PlacingAdmission:
         self._reading: asyncio.Task[None] | None = None
 
     def check(self) -> None:
-        """Raises RpcError(RESOURCE_EXHAUSTED, OVERLOADED) during a pause."""
+        """Raises RpcError(RESOURCE_EXHAUSTED, BACKLOG) during a pause.
+
+        It has a reason of its own, because this instance is not overloaded: callers must not leave it out.
+        """
         now = time.monotonic()
         if now >= self._read_again_at and (self._reading is None or self._reading.done()):
             # An empty context: it has neither the deadline nor the trace of this call.
@@ -43,7 +46,7 @@ class PlacingAdmission:
         if now < self._ends_at:
             _rejected.add(1)
             raise RpcError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", "orders are placed faster than they are completed",
+                grpc.StatusCode.RESOURCE_EXHAUSTED, "BACKLOG", "orders are placed faster than they are completed",
                 retry_after=self._settings.value.limiter.retry_after_seconds, pushback=-1.0,
             )  # fmt: skip
 
@@ -53,4 +56,8 @@ class PlacingAdmission:
         except RpcError as error:
             log.warning("pause of placing not read, orders are accepted", error=str(error))
             self._ends_at = float("-inf")
-        self._read_again_at = time.monotonic() + _READ_SECONDS
+        except Exception:
+            log.exception("pause of placing not read, orders are accepted")
+            self._ends_at = float("-inf")
+        finally:
+            self._read_again_at = time.monotonic() + _READ_SECONDS

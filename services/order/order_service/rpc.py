@@ -62,10 +62,17 @@ class OrderRpc(OrderServiceServicer):
     async def PlaceOrder(self, request: wire.PlaceOrderRequest, _: Context) -> wire.PlaceOrderResponse:
         if not _KEY.fullmatch(request.idempotency_key):
             raise RpcError(grpc.StatusCode.INVALID_ARGUMENT, "IDEMPOTENCY_KEY_MISSING")
-        self._admit()
         lines = [Line(line.sku, line.quantity, line.unit_price) for line in request.lines]
         with _domain_errors():
             user_id = _uuid("user_id", request.user_id)
+            try:
+                self._admit()
+            except RpcError:
+                # A repeated request places nothing.
+                order = await self._commands.placed_order(user_id, request.idempotency_key, request.currency, lines)
+                if order is None:
+                    raise
+                return wire.PlaceOrderResponse(order=order_message(order))
             order = await self._commands.place_order(
                 user_id, request.idempotency_key, request.currency, lines, request.credit_currency
             )

@@ -19,7 +19,7 @@ from stack.build.zipapps import Artifact
 from stack.cluster.clients import Clients
 from stack.cluster.job_health.job_state import JobState
 from stack.cluster.job_health.problem import Problem
-from stack.cluster.job_health.repair import replacements, retry_failed
+from stack.cluster.job_health.repair import replacements, retry_failed, with_mark
 from stack.cluster.planned_changes import Change
 from stack.cluster.rollout import Rollout
 from stack.config import ROOT, Stack
@@ -94,7 +94,7 @@ class Nomad:
 
     def change(self, name: str) -> Iterator[Change]:
         """Yields the change that registers a job, if it differs from its file."""
-        job = self.parse(name)
+        job = with_mark(self._clients, self.parse(name))
         plan = self.api.job.plan_job(name, {"Job": job, "Diff": True})
         if plan["Diff"]["Type"] != "None":
             before, after = "\n".join(_old(plan["Diff"])), "\n".join(_new(plan["Diff"]))
@@ -180,10 +180,12 @@ class Nomad:
         """Yields a change for each running allocation that Nomad must replace, because Consul forgot its token."""
         return replacements(self.stack, self._clients, name)
 
-    def retry_failed(self, name: str) -> None:
-        """Starts the failed instances of a job again, if this deploy did not register it."""
-        if name not in self._registered:
-            retry_failed(self.stack, self._clients, name)
+    def retry_failed(self, name: str) -> bool:
+        """Registers a version that never became healthy again, if this deploy did not register it; returns whether."""
+        index = retry_failed(self.stack, self._clients, name) if name not in self._registered else None
+        if index is not None:
+            self._registered[name] = index
+        return index is not None
 
     def problems(self, name: str) -> list[Problem]:
         """Returns why a registered job does not run completely."""

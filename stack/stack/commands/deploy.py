@@ -190,7 +190,9 @@ def _report(now: Step, cause: str) -> None:
 
 def _repair(server: Nomad, name: str, now: Step) -> int:
     """Replaces the instances of an unchanged job that cannot become healthy by themselves; returns their number."""
-    server.retry_failed(name)
+    if server.retry_failed(name):
+        now.note(f"the deployment of {name} had failed; it is started again")
+        return 1
     count = 0
     for change in server.replacements(name):
         for note in change.notes:

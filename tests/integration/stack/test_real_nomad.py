@@ -20,6 +20,7 @@ import pytest
 from stack.build import tools
 from stack.cluster.clients import Clients
 from stack.cluster.job_health.job_state import JobState
+from stack.cluster.job_health.repair import retry_failed
 from stack.cluster.rollout import Rollout
 from stack.config import Stack
 from stack.console import StackError
@@ -185,3 +186,29 @@ def test_a_task_that_ends_is_reported_with_its_last_lines(clients: Clients, job:
     assert "task probe of probe, allocation " in reported[0]
     assert "ended with exit code 7" in reported[0]
     assert failed.value.next_step == "./justw logs probe"
+
+
+def test_a_version_that_never_became_healthy_is_started_again_by_the_next_deploy(
+    clients: Clients, job: dict[str, Any], tmp_path: Path
+) -> None:
+    """The control: Nomad by itself leaves it as it is."""
+    group, cause_is_gone = job["TaskGroups"][0], tmp_path / "fixed"
+    group["Tasks"][0]["Config"]["args"] = ["-c", f"test -e {cause_is_gone} || exit 1; {RUNS}"]
+    group["RestartPolicy"] = {"Attempts": 0, "Interval": 60_000_000_000, "Delay": 1_000_000_000, "Mode": "fail"}
+    second = 1_000_000_000
+    group["ReschedulePolicy"] = {"Unlimited": True, "DelayFunction": "constant", "Delay": 3600 * second}
+    group["Update"] = {"MaxParallel": 1, "HealthCheck": "task_states", "MinHealthyTime": second,
+                       "HealthyDeadline": 5 * second, "ProgressDeadline": 0}  # fmt: skip
+    api = clients.nomad.job
+
+    def failed() -> bool:
+        return [each["Status"] for each in api.get_deployments("probe")] == ["failed"]
+
+    _register(clients, job)
+    assert poll(failed, SECONDS)
+    cause_is_gone.touch()
+    time.sleep(2)
+    assert not _live(clients.nomad)
+    index = retry_failed(STACK, clients, "probe")
+    Rollout(STACK, clients, "probe", index).wait(60)
+    assert [alloc["ClientStatus"] for alloc in _live(clients.nomad)] == ["running"]

@@ -41,6 +41,7 @@ class BackPressure:
         self._counts_from = float("-inf")
         self._succeeded_at = float("-inf")
         self._success_share = 1.0
+        self._fails_since = float("inf")
         self._changed = asyncio.Event()
 
     def claimed(self, *, all_due: bool) -> None:
@@ -56,12 +57,15 @@ class BackPressure:
 
     def attempted(self, *, succeeded: bool) -> None:
         """Reports the end of an attempt."""
-        before = self._success_share
+        before, now = self._success_share, self._clock()
         self._success_share += _SMOOTHING * (succeeded - before)
         if succeeded:
-            self._succeeded_at = self._clock()
+            self._succeeded_at = now
+        if self._success_share <= _PROGRESS_SHARE < before:
+            self._fails_since = now
         if before <= _PROGRESS_SHARE < self._success_share:
-            self._allow_to_catch_up()
+            # What was accepted meanwhile takes about as long as the outage.
+            self._allow_to_catch_up(_CATCH_UP_SECONDS + now - self._fails_since)
 
     @property
     def pauses(self) -> bool:
@@ -73,10 +77,10 @@ class BackPressure:
     def begin(self) -> None:
         """Reports that this worker leads from now on."""
         self._behind_since = None
-        self._allow_to_catch_up()
+        self._allow_to_catch_up(_CATCH_UP_SECONDS)
 
-    def _allow_to_catch_up(self) -> None:
-        self._counts_from = self._clock() + _CATCH_UP_SECONDS
+    def _allow_to_catch_up(self, seconds: float) -> None:
+        self._counts_from = self._clock() + seconds
         if self._behind_since is not None:
             self._behind_since = self._counts_from
 

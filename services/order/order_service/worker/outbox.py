@@ -55,6 +55,7 @@ class Outbox(Protocol):
 
 
 _COMPLETED_AT_MOST = 500
+_COMPLETE_SECONDS = 5.0
 
 
 class PostgresOutbox:
@@ -62,7 +63,7 @@ class PostgresOutbox:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._completions: Batcher[int, None] = Batcher(self._remove, _COMPLETED_AT_MOST)
+        self._completions: Batcher[int, None] = Batcher(self._remove, _COMPLETED_AT_MOST, _COMPLETE_SECONDS)
 
     async def claim(self, limit: int, seconds: float) -> list[OutboxEntry]:
         """See Outbox."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
+
+from nomad.api.exceptions import URLNotFoundNomadException
 
 from stack.cluster.clients import Clients
 from stack.cluster.job_health.job_state import JobState, is_marked_healthy
@@ -14,6 +17,7 @@ from stack.config import Stack
 from stack.waiting import poll
 
 CONFIRMED_SECONDS = 5.0
+_RETRIED_AT = "retried_at"
 
 
 def replacements(stack: Stack, clients: Clients, name: str) -> Iterator[Change]:
@@ -35,16 +39,32 @@ def _forgotten(state: JobState, job: dict[str, Any]) -> list[tuple[str, str]]:
     return [(allocation, reason) for allocation, reason in state.forgotten(job).items() if allocation in before]
 
 
-def retry_failed(stack: Stack, clients: Clients, name: str) -> None:
-    """Starts the failed instances of a version that never became healthy; Nomad itself would leave it as it is."""
+def retry_failed(stack: Stack, clients: Clients, name: str) -> int | None:
+    """Registers a version that never became healthy again; returns its index, None if that is not needed.
+
+    Nomad starts no instance of a version whose deployment has failed, so this one is another version: it has a mark.
+    """
     job = clients.nomad.job
     wanted = job.get_job(name)
     if JobState(stack, clients, name).is_healthy(wanted):
-        return
+        return None
     index = wanted["JobModifyIndex"]
     deployments = [found for found in job.get_deployments(name) if found["JobSpecModifyIndex"] == index]
-    if deployments and deployments[0]["Status"] == "failed":
-        job.request(name, "evaluate", json={"EvalOptions": {"ForceReschedule": True}}, method="post")
+    if not deployments or deployments[0]["Status"] != "failed":
+        return None
+    wanted["Meta"] = (wanted["Meta"] or {}) | {_RETRIED_AT: datetime.now(UTC).isoformat(timespec="seconds")}
+    index = job.register_job(name, {"Job": wanted})["JobModifyIndex"]
+    return int(index)
+
+
+def with_mark(clients: Clients, job: dict[str, Any]) -> dict[str, Any]:
+    """Returns a job with the mark of its registered version, which is no difference to its file."""
+    try:
+        registered = clients.nomad.job.get_job(job["ID"])["Meta"] or {}
+    except URLNotFoundNomadException:
+        return job
+    mark = {key: value for key, value in registered.items() if key == _RETRIED_AT}
+    return job | {"Meta": (job["Meta"] or {}) | mark} if mark else job
 
 
 def _has_open_node(nomad: Any) -> bool:

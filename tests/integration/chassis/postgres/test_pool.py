@@ -8,6 +8,7 @@ import time
 import grpc
 import psycopg
 import pytest
+from psycopg import waiting
 from psycopg.rows import tuple_row
 from support.postgres.database_under_test import DatabaseUnderTest
 from support.postgres.private_postgres import Postgres
@@ -46,6 +47,30 @@ async def test_one_wrong_statement_undoes_all_and_its_error_is_raised(pool: Pool
     for _ in range(20):
         with pytest.raises(psycopg.errors.DivisionByZero):
             await pool.transact([*statements[:place], (WRONG, (0,)), *statements[place:]])  # type: ignore[list-item]
+    assert await ids(pool) == []
+
+
+@pytest.mark.parametrize("steps", range(24))
+async def test_a_transaction_that_is_cancelled_at_any_step_takes_effect_as_a_whole_and_leaves_a_usable_connection(
+    pool: Pool, postgres: Postgres, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    monkeypatch.setattr(waiting, "MAX_BUSY_TIME", 0.0)  # psycopg gives way to other tasks at every step
+    placing = asyncio.create_task(pool.transact([(INSERT, (1,)), (INSERT, (2,))]))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    placing.cancel()
+    await asyncio.wait([placing])
+    for number in range(10, 20):  # as many as there are connections, and more
+        await pool.fetch("INSERT INTO things VALUES (%s) RETURNING id", (number,), row_factory=tuple_row)
+    (found,) = postgres.rows(f"SELECT array_agg(id ORDER BY id) FROM {pool.name}.things", dbname=pool.name)
+    assert found[0] in ([*range(10, 20)], [1, 2, *range(10, 20)])
+
+
+async def test_after_the_deadline_no_connection_is_used(pool: Pool) -> None:
+    await asyncio.sleep(0.02)
+    with deadline(0), pytest.raises(RpcError) as raised:
+        await pool.transact([(INSERT, (1,))])
+    assert raised.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert await ids(pool) == []
 
 

@@ -142,8 +142,12 @@ class Pending:
     def __await__(self) -> Generator[Any, None, str]:
         return self.response.__await__()
 
+    def done(self) -> bool:
+        return self.response.done()
+
     def cancel(self) -> None:
-        self.response.set_exception(unavailable("UNAVAILABLE", "cancelled", 1.0))
+        if not self.response.done():
+            self.response.set_exception(unavailable("UNAVAILABLE", "cancelled", 1.0))
 
 
 def retries(tokens: int) -> Retries:
@@ -175,7 +179,7 @@ async def test_an_attempt_is_not_cancelled_while_there_is_no_retry_token() -> No
 async def test_attempts_that_end_in_time_share_one_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     loop, timer, timers = asyncio.get_running_loop(), AttemptTimer(), []
     call_later = loop.call_later
-    monkeypatch.setattr(loop, "call_later", lambda *given: timers.append(given) or call_later(*given))
+    monkeypatch.setattr(loop, "call_later", lambda *given, **more: timers.append(given) or call_later(*given, **more))
     for number in range(100):
         call = Pending()
         call.response.set_result(str(number))
@@ -187,3 +191,14 @@ async def test_a_failure_of_an_attempt_in_time_is_not_a_timeout() -> None:
     call = Pending()
     call.response.set_exception(unavailable("UNAVAILABLE", "connection lost", 1.0))
     assert (await error_of(AttemptTimer().response(call, retries(1), 5.0))).code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_an_answer_that_arrives_together_with_the_end_of_its_time_counts() -> None:
+    call, used = Pending(), retries(1)
+    attempt = asyncio.create_task(AttemptTimer().response(call, used, 0.02))
+    await asyncio.sleep(0)
+    call.response.get_loop().call_later(0.02, time.sleep, 0.02)  # the loop is late, so both are due at once
+    call.response.get_loop().call_later(0.001, time.sleep, 0.03)
+    call.response.get_loop().call_later(0.002, call.response.set_exception, RpcError(grpc.StatusCode.NOT_FOUND, "X"))
+    assert (await error_of(attempt)).code is grpc.StatusCode.NOT_FOUND
+    assert not used.token_taken

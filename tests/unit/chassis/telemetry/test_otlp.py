@@ -160,6 +160,12 @@ def test_closing_sends_what_is_left() -> None:
     assert [number for batch in sent for number in batch] == list(range(1000))
 
 
+def lost(signal: str) -> int:
+    """What the metric `telemetry.lost` counts for a signal."""
+    point = otlp._lost.series({"signal": signal}).point(0)
+    return int(point.value) if point else 0
+
+
 def test_a_receiver_that_hangs_delays_no_call_and_the_rest_is_dropped() -> None:
     gate, sent = threading.Event(), list[list[int]]()
 
@@ -167,30 +173,36 @@ def test_a_receiver_that_hangs_delays_no_call_and_the_rest_is_dropped() -> None:
         gate.wait()
         sent.append(batch)
 
-    sender = otlp.BatchSender("test", send, 0)
+    sender = otlp.BatchSender("hanging", send, 0)
     began = time.monotonic()
     for number in range(20_000):
         sender.add(number)
     assert time.monotonic() - began < 2
     gate.set()
     sender.close()
-    assert 2048 <= sum(len(batch) for batch in sent) <= 2048 + 512
+    kept = sum(len(batch) for batch in sent)
+    assert 2048 <= kept <= 2048 + 512
+    assert lost("hanging") == 20_000 - kept
 
 
-async def test_a_batch_that_fails_is_lost_and_the_next_is_sent() -> None:
+async def test_a_batch_that_fails_is_lost_and_counted_and_the_next_is_sent(caplog: pytest.LogCaptureFixture) -> None:
     sent: list[list[int]] = []
 
     def send(batch: list[int]) -> None:
-        if batch == [0]:
+        if batch != [9]:
             raise ValueError("receiver")
         sent.append(batch)
 
-    sender = otlp.BatchSender("test", send, 0)
-    sender.add(0)
-    await until("it is taken", lambda: not sender._items)
-    sender.add(1)
-    await until("the next is sent", lambda: sent == [[1]])
+    sender = otlp.BatchSender("failing", send, 0)
+    for number in (0, 1):
+        sender.add(number)
+        await until("it is lost", lambda number=number: lost("failing") == number + 1)
+    sender.add(9)
+    await until("the next is sent", lambda: sent == [[9]])
     sender.close()
+    assert [record.message for record in caplog.records] == [
+        "telemetry is lost until the receiver takes it again: receiver"
+    ]
 
 
 def test_no_item_of_several_threads_is_lost() -> None:

@@ -10,6 +10,7 @@ from support.waiting import until
 
 from chassis.batching import Batcher
 from chassis.deadline import deadline, remaining
+from chassis.errors import RpcError
 
 
 class Work:
@@ -19,7 +20,7 @@ class Work:
         self.batches: list[list[int]] = []
         self.gate = asyncio.Event()
         self.remaining: list[float | None] = []
-        self.batcher: Batcher[int, int] = Batcher(self.run, most)
+        self.batcher: Batcher[int, int] = Batcher(self.run, most, 5.0)
 
     async def run(self, items: Sequence[int]) -> list[int | Exception]:
         self.batches.append(list(items))
@@ -85,11 +86,23 @@ async def test_a_caller_that_is_cancelled_does_not_disturb_the_others() -> None:
         await cancelled
 
 
-async def test_each_batch_has_the_deadline_of_its_first_call() -> None:
+async def test_a_batch_has_a_time_of_its_own_whatever_its_calls_have_left() -> None:
     work = Work()
     work.gate.set()
-    with deadline(10):
-        await work.batcher.submit(1)
+    for seconds in (0.01, 3600.0):
+        with deadline(seconds):
+            await work.batcher.submit(1)
     await work.batcher.submit(2)
-    assert work.remaining[0] == pytest.approx(10, abs=1)
-    assert work.remaining[1] is None
+    assert work.remaining == [pytest.approx(5.0, abs=1)] * 3
+
+
+async def test_a_batch_whose_work_is_ended_from_within_fails_for_each_of_its_calls_and_for_no_other() -> None:
+    async def ended(items: Sequence[int]) -> list[int | Exception]:
+        if 1 in items:
+            raise asyncio.CancelledError
+        return list(items)
+
+    batcher = Batcher(ended, 100, 5.0)
+    with pytest.raises(RpcError, match="ended from within"):
+        await asyncio.wait_for(batcher.submit(1), 5)
+    assert await asyncio.wait_for(batcher.submit(2), 5) == 2

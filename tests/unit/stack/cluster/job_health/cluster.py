@@ -17,6 +17,7 @@ class Cluster:
         service = {"Name": "gateway"}
         group = {"Name": "api", "Count": 2, "Services": [service]}
         self.job: Json = {"ID": "gateway", "Version": 3, "JobModifyIndex": 42, "Stop": False, "TaskGroups": [group]}
+        self.job["Meta"] = {"owner": "somebody"}
         self.deployments: list[Json] = []
         self.allocations: list[Json] = []
         self.passing: set[str] = set()
@@ -53,7 +54,7 @@ class Cluster:
             get_deployments=lambda _: self.deployments,
             get_allocations=lambda _: self.allocations,
             get_evaluations=lambda _: [],
-            request=lambda *words, **_: self.sent.append(words),
+            register_job=self._register,
         )
         allocation = SimpleNamespace(
             get_allocation=lambda name: next(alloc for alloc in self.allocations if alloc["ID"] == name),
@@ -64,6 +65,11 @@ class Cluster:
         )
         consul = SimpleNamespace(health=SimpleNamespace(service=self._health))
         return cast(Clients, SimpleNamespace(nomad=nomad, consul=consul))
+
+    def _register(self, name: str, body: Json) -> Json:
+        self.sent.append(("register", name))
+        self.job = body["Job"] | {"JobModifyIndex": self.job["JobModifyIndex"] + 1}
+        return {"JobModifyIndex": self.job["JobModifyIndex"]}
 
     def _stop(self, name: str) -> None:
         self.sent.append(("stop", name))

@@ -14,7 +14,7 @@ from stack.console import StackError
 from .cluster import Cluster
 
 STACK = Stack("any", 0)
-FORCED = [("gateway", "evaluate")]
+AGAIN = [("register", "gateway")]
 
 
 def deployment(status: str, index: int = 42) -> dict[str, object]:
@@ -29,15 +29,26 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 @pytest.mark.parametrize(
     ("status", "index", "sent"),
-    [("failed", 42, FORCED), ("successful", 42, []), ("running", 42, []), ("failed", 41, [])],
+    [("failed", 42, AGAIN), ("successful", 42, []), ("running", 42, []), ("failed", 41, [])],
 )
 def test_failed_instances_of_the_current_version_are_started_again(
     cluster: Cluster, status: str, index: int, sent: list[tuple[str, str]]
 ) -> None:
     cluster.add(1, "failed", healthy=False, passing=False)
     cluster.deployments = [deployment(status, index)]
-    repair.retry_failed(STACK, cluster.clients, "gateway")
+    assert repair.retry_failed(STACK, cluster.clients, "gateway") == (43 if sent else None)
     assert cluster.sent == sent
+
+
+def test_the_mark_of_a_version_that_was_started_again_is_no_difference_to_its_file(cluster: Cluster) -> None:
+    in_file = {"ID": "gateway", "Meta": None, "Count": 2}
+    assert repair.with_mark(cluster.clients, in_file) == in_file
+    cluster.add(1, "failed", healthy=False, passing=False)
+    cluster.deployments = [deployment("failed")]
+    repair.retry_failed(STACK, cluster.clients, "gateway")
+    registered = cluster.job["Meta"]
+    assert list(registered) == ["owner", "retried_at"]
+    assert repair.with_mark(cluster.clients, in_file)["Meta"] == {"retried_at": registered["retried_at"]}
 
 
 def test_a_version_that_became_healthy_after_its_deployment_is_left_alone(cluster: Cluster) -> None:
