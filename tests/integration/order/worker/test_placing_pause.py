@@ -46,7 +46,7 @@ async def test_the_service_rejects_orders_from_the_begin_of_a_pause_to_its_end(
         try:
             admission.check()
         except RpcError as error:
-            return error.reason == "OVERLOADED"
+            return error.reason == "BACKLOG"
         return False
 
     await asyncio.sleep(0.2)
