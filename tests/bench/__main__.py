@@ -17,18 +17,29 @@ BENCHES = {
 }
 
 
+def summary(name: str) -> str:
+    """Returns the first line of what a benchmark says of itself."""
+    return (ast.get_docstring(ast.parse(BENCHES[name].read_text())) or "").partition("\n")[0]
+
+
 def listed() -> str:
     """Returns a line for each benchmark."""
-    summaries = {name: ast.get_docstring(ast.parse(path.read_text())) or "" for name, path in BENCHES.items()}
-    return "\n".join(f"  {name:<9} {text.splitlines()[0]}" for name, text in summaries.items())
+    return "\n".join(f"  {name:<9} {summary(name)}" for name in BENCHES)
+
+
+def _has_options(name: str) -> bool:
+    text = BENCHES[name].read_text()
+    return "options(" in text or "argparse" in text
 
 
 if __name__ == "__main__":
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in BENCHES:
+    if name in BENCHES and sys.argv[2:] and not _has_options(name):
+        sys.exit(f"benchmark {name!r} has no options: {summary(name)}")
+    elif name in BENCHES:
         del sys.argv[1]
         runpy.run_path(str(BENCHES[name]), run_name="__main__")
-    elif name:
-        sys.exit(f"there is no benchmark {name!r}; there are\n{listed()}")
-    else:
+    elif name.startswith("-") or not name:
         print(listed())
+    else:
+        sys.exit(f"there is no benchmark {name!r}; there are\n{listed()}")

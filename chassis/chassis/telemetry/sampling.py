@@ -26,6 +26,7 @@ class TraceRate:
     def change(self, per_second: float, share: float) -> None:
         """Records up to `per_second` traces a second, and a `share` between 0 and 1 of those beyond."""
         self._per_second, self._share = per_second, share
+        self._tokens = min(self._tokens, per_second)
 
     def admits(self) -> bool:
         """Decides whether a trace that begins now is recorded."""

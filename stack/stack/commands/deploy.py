@@ -50,7 +50,7 @@ def summary(changed: int, kept: int) -> str:
     """Returns the last line of a deploy from the numbers of changes and of keys kept as changed by hand."""
     if not changed and not kept:
         return "no change: everything is as in the files"
-    line = f"{changed} changes" if changed else "no change"
+    line = f"{changed} change{'' if changed == 1 else 's'}" if changed else "no change"
     return f"{line}; {kept} {'key' if kept == 1 else 'keys'} kept as changed by hand" if kept else line
 
 

@@ -93,7 +93,7 @@ def text(
     for problem in stopped:
         yield f"! does not run: {problem.text}"
         yield f"    next: {problem.remedy}"
-    summary = f"{len(changes)} changes" if changes else "no change"
+    summary = f"{len(changes)} change{'' if len(changes) == 1 else 's'}" if changes else "no change"
     yield f"{summary}, but not everything runs" if stopped else summary
 
 

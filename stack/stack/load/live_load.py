@@ -10,7 +10,7 @@ import time
 
 import httpx
 
-from stack.cluster import smoke_test
+from stack.cluster import agents, smoke_test
 from stack.config import Stack
 from stack.console import StackError, say, step
 from stack.load.load_figures import HEADER
@@ -32,6 +32,9 @@ def load(stack: Stack, rate: float, seconds: float | None) -> None:
             f"the rate is above 0 and at most {MOST_PER_SECOND}",
             "./justw load 20",
         )
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise StackError(f"a load cannot last {seconds:g} seconds", "the time is above 0", "./justw load 20 --for 60")
+    agents.require_running(stack)
     smoke_test.ready(stack)
     users = _registered(stack.url("gateway"), _number_of_users(rate))
     asyncio.run(_run(OpenLoop(stack.url("gateway"), Mix(users), rate), seconds))

@@ -107,6 +107,14 @@ def test_a_changed_rate_applies_to_the_next_trace(clock: Clock) -> None:
     assert admitted(rate, 100) == 50
 
 
+def test_no_trace_is_recorded_from_the_moment_at_which_both_settings_are_zero(clock: Clock) -> None:
+    rate = TraceRate(clock, never)
+    rate.change(5, 0)
+    clock.now += 1
+    rate.change(0, 0)
+    assert admitted(rate, 10) == 0
+
+
 # --- where it is decided
 
 

@@ -120,6 +120,18 @@ def test_a_rate_out_of_bounds_is_an_error(rate: float) -> None:
         live_load.load(Stack("nowhere", 9), rate, None)
 
 
+@pytest.mark.parametrize("seconds", [0, -3, float("nan"), float("inf")])
+def test_a_time_out_of_bounds_is_an_error(seconds: float) -> None:
+    with pytest.raises(StackError, match="cannot last"):
+        live_load.load(Stack("nowhere", 9), 1, seconds)
+
+
+def test_without_a_stack_the_next_step_is_to_deploy_one() -> None:
+    with pytest.raises(StackError, match="is not running") as failed:
+        live_load.load(Stack("nowhere", 9), 1, None)
+    assert failed.value.next_step == "./justw deploy"
+
+
 def test_the_run_prints_a_line_each_second_and_ends_with_a_summary(
     server: tuple[str, type[_Answers]], capsys: pytest.CaptureFixture[str]
 ) -> None:
