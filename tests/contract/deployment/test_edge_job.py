@@ -114,6 +114,15 @@ def test_the_edge_closes_an_idle_connection_before_the_gateway_does() -> None:
     assert int(seconds) < gateway("keep_alive_seconds") / 1.5
 
 
+def test_too_many_requests_of_one_address_are_answered_as_an_overload() -> None:
+    """Envoy sets no response flag for them, so their status has to tell them from other replies of 503."""
+    assert re.findall(r"status: \{ code: (\w+) \}", ENVOY) == ["TooManyRequests"]
+    (position,) = [number for number, reply in enumerate(replies()) if reply.get("than") == 429]
+    reply, later = replies()[position], replies()[position + 1 :]
+    assert (reply["op"], reply["status"], reply["name"]) == ("EQ", 503, "overloaded")
+    assert {each["than"] for each in later if each["op"] == "GE"} == {400, 500}
+
+
 def test_the_edge_waits_for_an_answer_longer_than_the_gateway_may_take() -> None:
     found = re.findall(r"\bcluster: (?:passwords|\{\{ \$cluster \}\}), timeout: (\d+)s|\}\}\n +timeout: (\d+)s", ENVOY)
     assert len(found) == 3
