@@ -87,6 +87,19 @@ async def never(_text: str, _context: Any) -> str:
     return ""
 
 
+def endless(ended: list[str]) -> Callable[[str, Any], Awaitable[str]]:
+    """A behaviour that does not answer, and notes the text of each call that was ended."""
+
+    async def behave(text: str, _context: Any) -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(text)
+        return text
+
+    return behave
+
+
 class Stub:
     """Makes calls as a generated stub does."""
 

@@ -16,7 +16,7 @@ from chassis.errors import RpcError
 from chassis.serving.interceptor import CallInterceptor
 
 from ..backends import Backends, error_of
-from ..echo_service import SAY, echo
+from ..echo_service import SAY, echo, endless
 
 
 class Details:
@@ -124,15 +124,7 @@ async def test_the_details_of_an_error_reach_the_caller(backends: Backends) -> N
 
 async def test_the_handler_of_a_cancelled_stream_is_closed(backends: Backends) -> None:
     ended: list[str] = []
-
-    async def endless(text: str, _context: Any) -> str:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append(text)
-        return text
-
-    await backends.start(endless)
+    await backends.start(endless(ended))
     responses = backends.stub.Count(StringValue(value="1"))
     assert (await anext(responses)).value == "0"
     await responses.aclose()

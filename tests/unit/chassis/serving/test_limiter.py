@@ -16,7 +16,7 @@ from chassis.serving.limiter import Limiter, LimiterSettings, Outcome
 from chassis.settings import Live
 
 from ..backends import Backends, error_of
-from ..echo_service import SAY, Echo, Stub
+from ..echo_service import SAY, Echo, Stub, endless
 
 
 def limits(**changes: Any) -> LimiterSettings:
@@ -112,15 +112,7 @@ async def test_a_cancelled_call_releases_its_permit_and_does_not_move_the_limit(
 
 async def test_the_handler_of_a_call_past_its_deadline_is_cancelled_and_its_permit_released(backends: Backends) -> None:
     ended: list[str] = []
-
-    async def endless(text: str, _context: Any) -> str:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append(text)
-        return text
-
-    _, limiter = await start(backends, endless)
+    _, limiter = await start(backends, endless(ended))
     assert (await error_of(backends.stub.say("late", timeout=0.2))).code is grpc.StatusCode.DEADLINE_EXCEEDED
     await until("the handler has ended", lambda: ended == ["late"])
     await until("the permit is released", lambda: limiter.in_use == 0)
