@@ -6,10 +6,12 @@ same load when both instances are slow; the calls that the flapping instance had
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import httpx
 import pytest
@@ -51,14 +53,17 @@ def test_one_slow_instance_at_full_load_leaves_nearly_all_calls_answered(
 def test_an_instance_that_flaps_in_consul_fails_no_sign_in(
     running: RunningStack, user: ApiUser, effort: Effort
 ) -> None:
-    statuses: Counter[int] = Counter()
-    in_progress = []
+    flapped, changes = threading.Event(), []
     with ThreadPoolExecutor(SIGN_INS) as pool, httpx.Client(base_url=running.url("gateway"), timeout=60) as http:
-        for _ in range(effort.times):
-            calls = [pool.submit(_sign_in, http, user) for _ in range(SIGN_INS)]
-            time.sleep(0.2)
-            flap(running, "user-service", lambda: in_progress.append(sum(not call.done() for call in calls)))  # noqa: B023
-            statuses.update(call.result() for call in calls)
+        callers = [pool.submit(_sign_in_until, flapped, http, user) for _ in range(SIGN_INS)]
+        try:
+            for _ in range(effort.times):
+                flap(running, "user-service", lambda: changes.append(time.monotonic()))
+        finally:
+            flapped.set()
+        sign_ins = [sign_in for caller in callers for sign_in in caller.result()]
+    statuses = Counter(sign_in.status for sign_in in sign_ins)
+    in_progress = [sum(sign_in.began < change < sign_in.ended for sign_in in sign_ins) for change in changes]
     print(f"sign-ins while an instance flaps: {dict(statuses)}; in progress at each change: {in_progress}")
     assert max(in_progress) > 0, "control: sign-ins were in progress when the instance left"
     assert statuses.keys() <= ANSWERED
@@ -81,8 +86,20 @@ def test_an_instance_that_flaps_in_consul_cuts_no_watch(running: RunningStack, u
         assert [len(seen) for seen in events] == [3] * WATCHES
 
 
-def _sign_in(http: httpx.Client, user: ApiUser) -> int:
-    return http.post("/v1/sessions", json={"email": user.email, "password": user.password}).status_code
+class SignIn(NamedTuple):
+    began: float
+    ended: float
+    status: int
+
+
+def _sign_in_until(stopping: threading.Event, http: httpx.Client, user: ApiUser) -> list[SignIn]:
+    """Signs in again and again, so that some sign-in is in progress whenever an instance leaves or returns."""
+    sign_ins = []
+    while not stopping.is_set():
+        began = time.monotonic()
+        reply = http.post("/v1/sessions", json={"email": user.email, "password": user.password})
+        sign_ins.append(SignIn(began, time.monotonic(), reply.status_code))
+    return sign_ins
 
 
 def _watch(user: ApiUser, order: str, seen: list[str]) -> None:
