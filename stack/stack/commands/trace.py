@@ -23,8 +23,8 @@ def trace(stack: Stack, trace_id: str) -> None:
         ARRIVAL_SECONDS,
         lambda: StackError(
             f"trace {trace_id} was not found",
-            "it never arrived, or the viewer has removed it",
-            f"search in {stack.url('telemetry')}",
+            "it was not recorded (the last part of its traceresponse is even then), or the viewer has removed it",
+            f"search in {stack.url('telemetry')}; to record more, raise traces_per_second in Consul key config/gateway",
         ),
         interval=0.5,
     )
