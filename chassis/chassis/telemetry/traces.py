@@ -12,14 +12,10 @@ from contextlib import contextmanager
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from chassis.telemetry.sampling import trace_rate
-
-SAMPLER = ParentBased(ALWAYS_ON)
-"""The sampler of the SDK. It follows the decision that `start_span` and `start_entry_span` have made before."""
 
 Attributes = Mapping[str, str | int]
 _tracer = trace.get_tracer("waypost")
