@@ -105,9 +105,7 @@ class RecordedSpan(Span):
         """Adds the exception as an event, named as the semantic conventions of OpenTelemetry say."""
         kind = type(exception)
         described = {
-            "exception.type": kind.__qualname__
-            if kind.__module__ == "builtins"
-            else f"{kind.__module__}.{kind.__qualname__}",
+            "exception.type": kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}",
             "exception.message": str(exception),
             "exception.stacktrace": "".join(traceback.format_exception(exception)),
             "exception.escaped": str(escaped),
