@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -66,12 +65,11 @@ def start_entry_span(
 
 
 class UnrecordedSpan(NonRecordingSpan):
-    """The one span of a trace that is not recorded. Its traceparent is sent with the response and with each call."""
+    """The one span of a trace that is not recorded. Its `traceparent` is sent with the response and with each call."""
 
-    @cached_property
-    def traceparent(self) -> str:
-        """The W3C header."""
-        return _traceparent(self.get_span_context())
+    def __init__(self, context: SpanContext) -> None:
+        super().__init__(context)
+        self.traceparent = _traceparent(context)
 
 
 def unrecorded_span(caller: Context | None = None) -> Span:
