@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sanic import Request
@@ -10,6 +10,7 @@ from sanic import Request
 from chassis.settings import Live
 from gateway.admission.client_limits import ClientLimits
 from gateway.admission.loop_delay import LoopDelay
+from gateway.admission.time_limits import TimeLimits
 from gateway.auth.access_token_verifier import AccessTokenVerifier
 from gateway.dependency_health import DependencyHealth
 from gateway.profile_cache import ProfileCache
@@ -32,6 +33,7 @@ class Backend:
     limits: ClientLimits
     loop_delay: LoopDelay
     settings: Live[Settings]
+    time_limits: TimeLimits = field(default_factory=TimeLimits)
 
 
 def backend_of(request: Request) -> Backend:

@@ -152,7 +152,7 @@ class GrpcConnection:
     def unary(self, method: Method, request: Any, timeout: float, metadata: Metadata) -> UnaryCall:
         """See Connection."""
         call = self._calls.get(method.path) or self._add(method, self._channel.unary_unary)
-        return GrpcCall(call(request, timeout=timeout, metadata=metadata))
+        return GrpcCall(call(request, timeout=timeout, metadata=grpc.aio.Metadata(*metadata)))
 
     async def stream(
         self,

@@ -10,17 +10,25 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
-from opentelemetry import metrics, trace
+from opentelemetry import metrics
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import (
+    MetricExportResult,
+    MetricsData,
+    PeriodicExportingMetricReader,
+    ResourceMetrics,
+    ScopeMetrics,
+)
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from chassis.telemetry.log_export import start_logs
-from chassis.telemetry.metric_export import MetricsExporter
-from chassis.telemetry.span_export import SpanSender
-from chassis.telemetry.traces import SAMPLER
+from chassis.telemetry.metrics import SCOPE, collect
+from chassis.telemetry.span_export import start_spans
 
 METRIC_INTERVAL_SECONDS = 30.0
 _EXPORT_SECONDS = 3.0
@@ -34,7 +42,7 @@ def start(name: str, version: str, instance: str, endpoint: str) -> None:
     # Resource.create would also load every detector plugin, which adds 40 ms to the start.
     resource = Resource({"service.name": name, "service.version": version, "service.instance.id": instance})
     _shutdowns[:] = [
-        _start_traces(resource, endpoint),
+        start_spans(resource, endpoint, _EXPORT_SECONDS, _LONGEST_ATTRIBUTE),
         _start_metrics(resource, endpoint),
         start_logs(resource, endpoint, _EXPORT_SECONDS, _LONGEST_ATTRIBUTE),
     ]
@@ -50,12 +58,28 @@ def stop(timeout: float) -> None:
         thread.join(max(0.0, ends_at - time.monotonic()))
 
 
-def _start_traces(resource: Resource, endpoint: str) -> Callable[[], object]:
-    limits = SpanLimits(max_attribute_length=_LONGEST_ATTRIBUTE)
-    provider = TracerProvider(SAMPLER, resource, shutdown_on_exit=False, span_limits=limits)
-    provider.add_span_processor(SpanSender(resource, endpoint, _EXPORT_SECONDS))
-    trace.set_tracer_provider(provider)
-    return provider.shutdown
+class MetricsExporter(OTLPMetricExporter):
+    """The exporter of the SDK, which sends our own series in the same message.
+
+    The SDK calls it only if it has a value itself; `log.lines_lost` always has one.
+    """
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
+        """Called by the SDK in a thread of its own."""
+        return super().export(with_own_series(metrics_data, time.time_ns()), timeout_millis, **kwargs)
+
+
+def with_own_series(data: MetricsData, now: int) -> MetricsData:
+    """Returns the metrics of the SDK and our own, which belong to the same resource and scope."""
+    return MetricsData([_added(resource, now) for resource in data.resource_metrics])
+
+
+def _added(resource: ResourceMetrics, now: int) -> ResourceMetrics:
+    own = collect(now)
+    of_others = [scope for scope in resource.scope_metrics if scope.scope.name != SCOPE]
+    same = [scope for scope in resource.scope_metrics if scope.scope.name == SCOPE]
+    scope = same[0] if same else ScopeMetrics(InstrumentationScope(SCOPE), [], "")
+    return replace(resource, scope_metrics=[*of_others, replace(scope, metrics=[*scope.metrics, *own])])
 
 
 def _start_metrics(resource: Resource, endpoint: str) -> Callable[[], object]:

@@ -72,20 +72,14 @@ def message(resource: Resource, entries: Sequence[LogEntry], longest_attribute: 
 
 def _add(scope: logs_pb2.ScopeLogs, entry: LogEntry, longest_attribute: int) -> None:
     level, context = str(entry.record.get("level", "info")), entry.context
-    values = {
-        key: _attribute(value, longest_attribute) for key, value in entry.record.items() if key not in _NOT_ATTRIBUTES
-    }
+    values = {key: value for key, value in entry.record.items() if key not in _NOT_ATTRIBUTES}
     scope.log_records.add(
         observed_time_unix_nano=entry.time,
         severity_number=_SEVERITY.get(level, logs_pb2.SEVERITY_NUMBER_INFO),
         severity_text=level.upper(),
         body=otlp.any_value(str(entry.record.get("event", ""))),
-        attributes=otlp.attributes(values),
+        attributes=otlp.attributes(values, longest_attribute),
         trace_id=context.trace_id.to_bytes(16, "big") if context.trace_id else b"",
         span_id=context.span_id.to_bytes(8, "big") if context.span_id else b"",
         flags=context.trace_flags,
     )
-
-
-def _attribute(value: object, longest: int) -> str | bool | int | float:
-    return value if isinstance(value, (bool, int, float)) else str(value)[:longest]

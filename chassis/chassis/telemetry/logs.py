@@ -31,9 +31,6 @@ _ALWAYS_EXPORTED = frozenset({"warning", "error", "critical"})
 # Such values are written as their text, as everything that JSON does not have.
 _JSON = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
-# The class of every logger. A method of its base does nothing if its level is off.
-_Logger = type("LiveLogger", (structlog.make_filtering_bound_logger(logging.INFO),), {})
-
 
 class _State:
     service = ""
@@ -46,9 +43,8 @@ def to_stdout(service: str) -> None:
     """Writes all logs of this process, from structlog and the standard library, as JSON lines to stdout."""
     _State.service = service
     structlog.configure(
-        processors=[_render],
         wrapper_class=_Logger,
-        logger_factory=lambda *_name: Stdout(),
+        logger_factory=lambda *_name: _stdout,
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_ToStructlog()], level=logging.INFO, force=True)
@@ -93,12 +89,24 @@ class Stdout:
     debug = info = warning = error = critical = write
 
 
-def _render(logger: object, level: str, record: Record) -> bytes:
+def _write(logger: Any, level: str, event: str | None = None, /, **record: Any) -> None:
+    """Renders and writes a record; structlog's own method would copy it before each step."""
+    record["event"] = event
+    getattr(_stdout, level)(_render(level, structlog.get_context(logger) | record))
+
+
+_stdout = Stdout()
+# The class of every logger. A method of its base does nothing if its level is off. structlog documents the name of the
+# method that they call, for classes like this one.
+_Logger = type("LiveLogger", (structlog.make_filtering_bound_logger(logging.INFO),), {"_proxy_to_logger": _write})
+
+
+def _render(level: str, record: Record) -> bytes:
     """Completes a record, exports it and returns its line."""
     record["level"] = level
     record["timestamp"] = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     if "exc_info" in record:
-        structlog.processors.format_exc_info(logger, level, record)
+        structlog.processors.format_exc_info(None, level, record)
     record["service"] = _State.service
     context = trace.get_current_span().get_span_context()
     if context.is_valid:

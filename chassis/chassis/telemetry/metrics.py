@@ -1,7 +1,7 @@
 """Metrics of this process: histograms and counters for the hot path, and gauges that read live objects.
 
 An instrument of the OpenTelemetry SDK copies, sorts and hashes the attributes at each call. `Durations` and `Counts` do
-this once for each series; `chassis.telemetry.metric_export` adds their values to what the SDK exports.
+this once for each series; `chassis.telemetry.export` adds their values to what the SDK exports.
 """
 
 from __future__ import annotations

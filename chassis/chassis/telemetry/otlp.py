@@ -100,12 +100,20 @@ class BatchSender(Generic[T]):
                 self._fails = True
 
 
-def attributes(values: Mapping[str, object]) -> list[KeyValue]:
-    """Returns attributes as messages; that of a text or a whole number is made once and kept while it is in use."""
-    return [
-        _kept(key, value) if isinstance(value, str | int) else KeyValue(key=text(key), value=any_value(value))
-        for key, value in values.items()
-    ]
+def attributes(values: Mapping[str, object], longest: int | None = None) -> list[KeyValue]:
+    """Returns attributes as messages, with texts of at most `longest` characters.
+
+    That of a text or a whole number is made once and kept while it is in use.
+    """
+    return [_attribute(key, value, longest) for key, value in values.items()]
+
+
+def _attribute(key: str, value: object, longest: int | None) -> KeyValue:
+    if isinstance(value, str):
+        return _kept(key, value[:longest])
+    if isinstance(value, int):
+        return _kept(key, value)
+    return KeyValue(key=text(key), value=any_value(value, longest))
 
 
 @lru_cache(maxsize=1024, typed=True)
@@ -115,10 +123,10 @@ def _kept(key: str, value: str | int) -> KeyValue:
 
 def text(value: str) -> str:
     """Returns a text that a message can hold: half characters, which UTF-8 does not have, are replaced."""
-    return value.encode(errors="replace").decode()
+    return value if value.isascii() else value.encode(errors="replace").decode()
 
 
-def any_value(value: object) -> AnyValue:
+def any_value(value: object, longest: int | None = None) -> AnyValue:
     """Returns a value as a message: text, truth, number or a list of them; everything else as its text."""
     match value:
         case bool():
@@ -128,7 +136,7 @@ def any_value(value: object) -> AnyValue:
         case float():
             return AnyValue(double_value=value)
         case str():
-            return AnyValue(string_value=text(value))
+            return AnyValue(string_value=text(value[:longest]))
         case Sequence() if not isinstance(value, bytes):
-            return AnyValue(array_value=ArrayValue(values=[any_value(each) for each in value]))
-    return any_value(str(value))
+            return AnyValue(array_value=ArrayValue(values=[any_value(each, longest) for each in value]))
+    return any_value(str(value), longest)

@@ -12,14 +12,10 @@ from contextlib import contextmanager
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from chassis.telemetry.sampling import trace_rate
-
-SAMPLER = ParentBased(ALWAYS_ON)
-"""The sampler of the SDK. It follows the decision that `start_span` and `start_entry_span` have made before."""
 
 Attributes = Mapping[str, str | int]
 _tracer = trace.get_tracer("waypost")
@@ -68,6 +64,14 @@ def start_entry_span(
     return _tracer.start_span(name, _with_flag(caller), kind, attributes())
 
 
+class UnrecordedSpan(NonRecordingSpan):
+    """The one span of a trace that is not recorded. Its `traceparent` is sent with the response and with each call."""
+
+    def __init__(self, context: SpanContext) -> None:
+        super().__init__(context)
+        self.traceparent = _traceparent(context)
+
+
 def unrecorded_span(caller: Context | None = None) -> Span:
     """Returns a span that is not recorded, with an id of its own, in the trace of `caller` or in a new one."""
     above = None if caller is None else trace.get_current_span(caller).get_span_context()
@@ -75,7 +79,7 @@ def unrecorded_span(caller: Context | None = None) -> Span:
         ids, flags, state = _ids.generate_trace_id(), TraceFlags.RANDOM_TRACE_ID, None
     else:
         ids, flags, state = above.trace_id, above.trace_flags & TraceFlags.RANDOM_TRACE_ID, above.trace_state
-    return NonRecordingSpan(SpanContext(ids, _ids.generate_span_id(), False, TraceFlags(flags), state))
+    return UnrecordedSpan(SpanContext(ids, _ids.generate_span_id(), False, TraceFlags(flags), state))
 
 
 def _with_flag(caller: Context) -> Context:
@@ -88,7 +92,10 @@ def _with_flag(caller: Context) -> Context:
 
 def traceparent(span: Span) -> str:
     """Returns the W3C traceparent of a span, "" if its context is not valid."""
-    context = span.get_span_context()
+    return span.traceparent if isinstance(span, UnrecordedSpan) else _traceparent(span.get_span_context())
+
+
+def _traceparent(context: SpanContext) -> str:
     if not context.is_valid:
         return ""
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"

@@ -38,8 +38,9 @@ _DISCARD_SECONDS = 10.0
 class GatewayApp(Sanic[Config, Any]):
     """Sanic with a limit of concurrent requests, which records each request however it ends."""
 
-    __slots__ = ("limiter",)
+    __slots__ = ("limiter", "trusted_proxies")
     limiter: Limiter
+    trusted_proxies: tuple[str, ...]
 
     def apply_settings(self, settings: Settings) -> None:
         """Sets the limits of connections that are opened from now on."""
@@ -48,8 +49,8 @@ class GatewayApp(Sanic[Config, Any]):
             REQUEST_TIMEOUT=settings.request_head_seconds,
             RESPONSE_TIMEOUT=settings.response_seconds,
             KEEP_ALIVE_TIMEOUT=settings.keep_alive_seconds,
-            TRUSTED_PROXIES=settings.trusted_proxies,
         )
+        self.trusted_proxies = tuple(settings.trusted_proxies)
 
     async def handle_request(self, request: Request) -> None:  # fragile: sanic-handle-request
         with recorded(request):
@@ -116,8 +117,10 @@ def _complete_response(request: Request, response: BaseHTTPResponse) -> HTTPResp
         app: Any = request.app
         app.limiter.release(permit, _outcome(sent.status))
     begin_response(request, sent.status)
-    sent.headers["traceresponse"] = context.traceresponse
-    if not isinstance(sent, SecuredResponse):
+    if isinstance(sent, SecuredResponse):
+        sent.traceresponse = context.traceresponse
+    else:
+        sent.headers["traceresponse"] = context.traceresponse
         for name, value in SECURITY_HEADERS.items():
             sent.headers.setdefault(name, value)
     return other

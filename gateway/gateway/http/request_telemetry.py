@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 from ipaddress import ip_address, ip_network
 from types import TracebackType
+from typing import Any
 
 import structlog
 from opentelemetry import context as otel_context
@@ -100,13 +101,13 @@ def _start_span(request: Request) -> Span:
     if request.path in PROBE_PATHS:
         return unrecorded_span(caller)
     return start_entry_span(
-        _span_name(request, ""), caller, kind=SpanKind.SERVER, attributes=lambda: _request_attributes(request)
+        _span_name(request.method), caller, kind=SpanKind.SERVER, attributes=lambda: _request_attributes(request)
     )
 
 
 def _complete_span(span: Span, request: Request, route: str, error: BaseException | None) -> None:
     status = request.ctx.status
-    span.update_name(_span_name(request, route))
+    span.update_name(f"{_span_name(request.method)} {route}" if route else _span_name(request.method))
     span.set_attributes(_response_attributes(status, route))
     if isinstance(error, Exception):
         span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
@@ -120,8 +121,9 @@ def _client_address(request: Request) -> str:
 
     Otherwise it returns the address of the peer, because anybody else could write any address into the header.
     """
+    app: Any = request.app
     peer = str(request.ip)
-    if not _is_within(peer, tuple(request.app.config.TRUSTED_PROXIES)):
+    if not _is_within(peer, app.trusted_proxies):
         return peer
     values = request.headers.getall("x-forwarded-for", ())
     last = values[-1].rpartition(",")[2].strip() if values else ""
@@ -156,9 +158,8 @@ def _scheme(request: Request) -> str:
     return "https" if request.conn_info and request.conn_info.ssl else "http"
 
 
-def _span_name(request: Request, route: str) -> str:
-    method = request.method if request.method in _METHODS else "HTTP"
-    return f"{method} {route}" if route else method
+def _span_name(method: str) -> str:
+    return method if method in _METHODS else "HTTP"
 
 
 def _request_attributes(request: Request) -> dict[str, str]:

@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -27,6 +28,7 @@ SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
 }
 _SECURITY_BYTES = tuple((name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items())
+_WITHOUT_LINE_ENDS = str.maketrans("", "", "\r\n\0")
 
 UNREADABLE_METHOD = "NONE"  # fragile: sanic-unreadable-method
 """The method that Sanic gives a request whose head could not be read."""
@@ -47,13 +49,28 @@ class TolerantRequest(Request):
 
 
 class SecuredResponse(HTTPResponse):
-    """A response with the security headers, whose bytes are the same for all."""
+    """A response with a body, the trace of its request and the security headers.
 
-    __slots__ = ()
+    Headers are encoded once for all responses, except `traceresponse`, which differs in each.
+    """
+
+    __slots__ = ("traceresponse",)
+
+    def __init__(self, body: bytes, status: int, headers: dict[str, str] | None, content_type: str) -> None:
+        super().__init__(body, status, {**(headers or {}), "content-type": content_type})
+        self.traceresponse = ""
 
     @property
     def processed_headers(self) -> Iterator[tuple[bytes, bytes]]:  # fragile: sanic-processed-headers
-        return chain(super().processed_headers, _SECURITY_BYTES)
+        trace = (b"traceresponse", self.traceresponse.encode())
+        return chain(map(_encoded, self.headers.items()), (trace,), _SECURITY_BYTES)
+
+
+@lru_cache(maxsize=1024)
+def _encoded(header: tuple[str, object]) -> tuple[bytes, bytes]:
+    """Returns the bytes of a header; a value cannot begin a line of its own."""
+    name, value = (str(part).translate(_WITHOUT_LINE_ENDS) for part in header)
+    return name.encode("ascii"), value.encode(errors="surrogateescape")
 
 
 class HeadAsGetRouter(Router):

@@ -89,8 +89,12 @@ class _Admission:
         seconds: float = getattr(settings, self._setting)
         with deadline(seconds):
             # Later than the deadline of the calls: a call that is cancelled here is not counted by its breaker.
-            async with asyncio.timeout(seconds + _MARGIN_SECONDS):
-                return await route(request, *args, **kwargs)
+            async with asyncio.timeout(None) as timeout:
+                backend.time_limits.start(timeout, seconds + _MARGIN_SECONDS)
+                try:
+                    return await route(request, *args, **kwargs)
+                finally:
+                    backend.time_limits.stop(timeout)
 
     def _take_permit(self, request: Request, backend: Backend, settings: Settings) -> None:
         """Takes a permit; raises Problem if the queue is too long in time, RpcError if it is too long in number.

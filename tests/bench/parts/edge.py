@@ -69,7 +69,7 @@ class EdgeConfig:
         for cluster in self._resources["clusters"]:
             if cluster.get("type") == "EDS":
                 self._fix(cluster, upstream)
-        for limit in self._filters("local_ratelimit"):
+        for limit in self._limits():
             for each in (limit, *limit.get("descriptors", ())):
                 each["token_bucket"] |= {"max_tokens": ALL_OF_THEM, "tokens_per_fill": ALL_OF_THEM}
 
@@ -84,22 +84,32 @@ class EdgeConfig:
         instances = [{"lb_endpoints": [{"endpoint": {"address": address}}]}]
         cluster |= {"type": "STATIC", "load_assignment": {"cluster_name": cluster["name"], "endpoints": instances}}
 
-    def _filters(self, word: str) -> Iterator[Config]:
-        yield from (each["typed_config"] for each in self.manager["http_filters"] if word in each["name"])
+    @property
+    def _routes(self) -> list[Config]:
+        (host,) = self.manager["route_config"]["virtual_hosts"]
+        found: list[Config] = host["routes"]
+        return found
+
+    def _limits(self) -> list[Config]:
+        """Returns the limits of requests; that of recorded traces keeps its rate."""
+        made = (each["typed_config"] for each in self.manager["http_filters"] if "ratelimit" in each["name"])
+        return [limit for limit in made if limit["stat_prefix"] != "traces"]
+
+    def _remove_filters(self, is_removed: Callable[[Config], bool]) -> None:
+        self.manager["http_filters"] = [each for each in self.manager["http_filters"] if not is_removed(each)]
 
     def without_limits(self) -> None:
-        kept = [each for each in self.manager["http_filters"] if "ratelimit" not in each["name"]]
-        self.manager["http_filters"] = kept
+        limits = self._limits()
+        self._remove_filters(lambda each: each["typed_config"] in limits)
 
     def without_retries(self) -> None:
         (host,) = self.manager["route_config"]["virtual_hosts"]
-        for each in (host, *(route.get("route", {}) for route in host["routes"])):
+        for each in (host, *(route.get("route", {}) for route in self._routes)):
             each.pop("retry_policy", None)
 
     def without_buffer(self) -> None:
-        (host,) = self.manager["route_config"]["virtual_hosts"]
-        self.manager["http_filters"] = [each for each in self.manager["http_filters"] if "buffer" not in each["name"]]
-        for route in host["routes"]:
+        self._remove_filters(lambda each: "buffer" in each["name"])
+        for route in self._routes:
             route.pop("typed_per_filter_config", None)
 
     def without_log(self) -> None:
@@ -107,10 +117,14 @@ class EdgeConfig:
 
     def without_traces(self) -> None:
         self.manager.pop("tracing", None)
+        self._remove_filters(lambda each: each["typed_config"].get("stat_prefix") == "traces")
+        (host,) = self.manager["route_config"]["virtual_hosts"]
+        host["routes"] = [route for route in host["routes"] if "tracing" not in route]
+        for route in self._routes:
+            route.pop("request_headers_to_add", None)
 
     def without_trace_ids(self) -> None:
-        kept = [each for each in self.manager["http_filters"] if "header_to_metadata" not in each["name"]]
-        self.manager["http_filters"] = kept
+        self._remove_filters(lambda each: "header_to_metadata" in each["name"])
 
 
 FEATURES: dict[str, Callable[[EdgeConfig], None]] = {

@@ -172,5 +172,5 @@ if __name__ == "__main__":
     parser.add_argument("--connections", type=int, default=8, help="of the closed loop (default 8)")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="only those whose name has one of these words")
     arguments = parser.parse_args()
-    need_peers("fastapi", "uvicorn", "pythonjsonlogger", "opentelemetry.instrumentation")
+    need_peers("fastapi", "uvicorn", "pythonjsonlogger", "circuitbreaker", "opentelemetry.instrumentation")
     measure(arguments)

@@ -1,7 +1,8 @@
 """A gateway of well-known parts with the features of ours: `fastapi_gateway.py PORT ORDER_SERVICE OTLP SHARE KEY`.
 
-FastAPI on uvicorn, grpc.aio, OpenTelemetry's own instrumentation of both with a sampled SHARE, a JSON access log with
-the trace, and PyJWT's check of an EdDSA token with the public KEY (hex).
+FastAPI on uvicorn, grpc.aio with a circuit breaker, OpenTelemetry's own instrumentation of both with a sampled SHARE,
+its export of traces, metrics and logs, a JSON access log with the trace, and PyJWT's check of an EdDSA token with the
+public KEY (hex). Each part is used as its documentation shows it.
 """
 
 from __future__ import annotations
@@ -9,22 +10,28 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
+from uuid import UUID
 
 import grpc.aio
 import jwt
 import uvicorn
 from bench.peers.fixed_order import as_json
+from circuitbreaker import circuit
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from fastapi import Depends, FastAPI, HTTPException, Response
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from opentelemetry import metrics, trace
+from opentelemetry.exporter.otlp.proto.grpc._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from opentelemetry.instrumentation.grpc import GrpcAioInstrumentorClient
+from opentelemetry.instrumentation.logging.handler import LoggingHandler
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -37,7 +44,6 @@ from shop.order.v1.order_pb2 import GetOrderRequest
 from shop.order.v1.order_pb2_grpc import OrderServiceStub
 from shop_contract.access_tokens import ALGORITHM, AUDIENCE, ISSUER
 
-Scope = MutableMapping[str, Any]
 log = logging.getLogger("access")
 
 
@@ -89,39 +95,34 @@ async def user(bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBeare
     return signed_in(bearer)
 
 
+@circuit(failure_threshold=20, recovery_timeout=3, expected_exception=grpc.aio.AioRpcError)
+async def read_order(user_id: str, order_id: str) -> Any:
+    """Calls the Order Service through the circuit breaker."""
+    return await app.state.orders.GetOrder(GetOrderRequest(user_id=user_id, order_id=order_id), timeout=3)
+
+
 @app.get("/v1/orders/{order_id}")
-async def get_order(order_id: str, user_id: Annotated[str, Depends(user)], response: Response) -> Order:
+async def get_order(order_id: UUID, user_id: Annotated[str, Depends(user)], response: Response) -> Order:
     """Reads an order."""
-    call = GetOrderRequest(user_id=user_id, order_id=order_id)
-    reply: Any = await app.state.orders.GetOrder(call, timeout=3)
+    reply = await read_order(user_id, str(order_id))
     response.headers["etag"] = f'"{reply.order.version}"'
     return Order(**as_json(reply.order))
 
 
-class AccessLog:
-    """Logs each request with its duration and trace; ASGI, because Starlette's own middleware class costs more."""
-
-    def __init__(self, inner: Callable[..., Awaitable[None]]) -> None:
-        self.inner = inner
-
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return await self.inner(scope, receive, send)
-        began, status = time.perf_counter(), 500
-
-        async def sent(message: Scope) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
-        try:
-            await self.inner(scope, receive, sent)
-        finally:
-            context = trace.get_current_span().get_span_context()
-            fields = {"method": scope["method"], "path": scope["path"], "client": scope["client"][0],
-                      "status": status, "milliseconds": round((time.perf_counter() - began) * 1000, 1),
-                      "trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}  # fmt: skip
-            log.info("request", extra=fields)
+@app.middleware("http")
+async def access_log(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Logs each request with its duration and trace."""
+    began, status = time.perf_counter(), 500
+    try:
+        response = await call_next(request)
+        status = response.status_code
+        return response
+    finally:
+        context = trace.get_current_span().get_span_context()
+        fields = {"method": request.method, "path": request.url.path, "client": request.client and request.client.host,
+                  "status": status, "milliseconds": round((time.perf_counter() - began) * 1000, 1),
+                  "trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}  # fmt: skip
+        log.info("request", extra=fields)
 
 
 def instrument(otlp: str, share: float) -> None:
@@ -131,8 +132,10 @@ def instrument(otlp: str, share: float) -> None:
     trace.set_tracer_provider(provider)
     reader = PeriodicExportingMetricReader(OTLPMetricExporter(f"http://{otlp}", insecure=True), 30_000)
     metrics.set_meter_provider(MeterProvider([reader]))
+    logs = LoggerProvider()
+    logs.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(f"http://{otlp}", insecure=True)))
+    logging.getLogger().addHandler(LoggingHandler(logger_provider=logs))
     GrpcAioInstrumentorClient().instrument()
-    app.add_middleware(AccessLog)  # inside of the instrumentation, so that it sees the span
     FastAPIInstrumentor.instrument_app(app)
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
 import uvloop
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from chassis.telemetry.traces import SAMPLER
+from chassis.telemetry.spans import SpanProvider
 
 from .running_gateway import RunningGateway, running
 
@@ -26,9 +25,8 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 @pytest.fixture(scope="session")
 def spans() -> InMemorySpanExporter:
     """Collects every finished span."""
-    exporter, provider = InMemorySpanExporter(), TracerProvider(SAMPLER)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
+    exporter = InMemorySpanExporter()
+    trace.set_tracer_provider(SpanProvider(lambda span: exporter.export([cast(Any, span)])))
     return exporter
 
 

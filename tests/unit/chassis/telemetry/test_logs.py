@@ -58,6 +58,16 @@ def test_a_log_line_of_a_library_has_the_same_form(lines: Lines) -> None:
     assert "ValueError: deep" in line["exception"]
 
 
+def test_the_context_of_a_logger_is_in_its_lines(lines: Lines) -> None:
+    log = structlog.get_logger().bind(order="o1", step=1)
+    log.info("placed", step=2)
+    log.info("settled")
+    assert [(line["event"], line["order"], line["step"]) for line in lines()] == [
+        ("placed", "o1", 2),
+        ("settled", "o1", 1),
+    ]
+
+
 def test_a_new_level_applies_to_the_next_line(lines: Lines) -> None:
     log = structlog.get_logger()
     log.debug("one")
@@ -69,11 +79,12 @@ def test_a_new_level_applies_to_the_next_line(lines: Lines) -> None:
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING", "ERROR"])
-def test_nothing_is_formatted_below_the_level(lines: Lines, level: str) -> None:
+def test_nothing_is_formatted_below_the_level(lines: Lines, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered: list[str] = []
+    render = logs._render
     log = structlog.get_logger()
     log.info("a logger that is in use already")
-    structlog.get_config()["processors"].insert(0, lambda _logger, name, record: rendered.append(name) or record)
+    monkeypatch.setattr(logs, "_render", lambda name, record: rendered.append(name) or render(name, record))
     logs.set_level(level)
     for name in ("debug", "info", "warning", "error", "critical"):
         getattr(log, name)("event")

@@ -15,7 +15,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricExportR
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from chassis.telemetry import metric_export, metrics
+from chassis.telemetry import export, metrics
 from chassis.telemetry.metrics import Counts, Durations
 
 RESOURCE = Resource({"service.name": "gateway"})
@@ -77,7 +77,7 @@ def pair(bounds: tuple[float, ...] = metrics.BOUNDS) -> tuple[Durations, Any, Sd
 
 
 def assert_same(sdk: Sdk) -> metrics_pb2.Metric:
-    found = sent(metric_export.with_own_series(sdk.data(), 2**62))
+    found = sent(export.with_own_series(sdk.data(), 2**62))
     found["theirs"].name = "ours"
     assert found["ours"] == found["theirs"]
     return found["ours"]
@@ -206,15 +206,15 @@ def test_the_bounds_are_those_of_the_specification() -> None:
 def test_the_exporter_sends_our_series_with_those_of_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     exported: list[MetricsData] = []
 
-    def export(_self: object, data: MetricsData, *_args: object, **_kwargs: object) -> MetricExportResult:
+    def keep(_self: object, data: MetricsData, *_args: object, **_kwargs: object) -> MetricExportResult:
         exported.append(data)
         return MetricExportResult.SUCCESS
 
-    monkeypatch.setattr(metric_export.OTLPMetricExporter, "export", export)
+    monkeypatch.setattr(export.OTLPMetricExporter, "export", keep)
     sdk = Sdk()
     sdk.meter.create_counter("theirs").add(1)
     Durations("ours", "ms", "").series(GET).record(1)
-    exporter = metric_export.MetricsExporter("http://127.0.0.1:9", insecure=True)
+    exporter = export.MetricsExporter("http://127.0.0.1:9", insecure=True)
     assert exporter.export(sdk.data()) is MetricExportResult.SUCCESS
     exporter.shutdown()
     assert sent(exported[0]).keys() == {"theirs", "ours"}
@@ -224,7 +224,7 @@ def test_a_scope_that_the_sdk_does_not_send_is_added() -> None:
     reader = InMemoryMetricReader()
     MeterProvider([reader], RESOURCE, shutdown_on_exit=False).get_meter("other").create_counter("theirs").add(1)
     Durations("ours", "ms", "").series(GET).record(1)
-    data = metric_export.with_own_series(reader.get_metrics_data() or MetricsData([]), 2**62)
+    data = export.with_own_series(reader.get_metrics_data() or MetricsData([]), 2**62)
     (resource,) = data.resource_metrics
     assert [(scope.scope.name, [m.name for m in scope.metrics]) for scope in resource.scope_metrics] == [
         ("other", ["theirs"]),

@@ -30,6 +30,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from support.waiting import until
 
 from chassis.telemetry import log_export, otlp, span_export, traces
+from chassis.telemetry.spans import RecordedSpan, SpanProvider
 
 RESOURCE = Resource({"service.name": "gateway", "service.version": "v1", "service.instance.id": "i1"})
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -51,36 +52,117 @@ VALUES: dict[str, Any] = {
 }
 
 
-def spans_of_all_kinds() -> list[ReadableSpan]:
-    exporter = InMemorySpanExporter()
-    limits = SpanLimits(max_attribute_length=2048, max_span_attributes=20, max_events=2)
-    provider = TracerProvider(traces.SAMPLER, RESOURCE, shutdown_on_exit=False, span_limits=limits)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
+LONGEST = 2048
+TIME = 1_700_000_000_000_000_000
+
+
+def record(provider: trace.TracerProvider) -> None:
+    """Makes spans of all kinds, with the same calls for every implementation of the API."""
     tracer = provider.get_tracer("waypost")
     remote = traces.caller_context([PARENT], ["a=1", "b=2"])
-    with tracer.start_as_current_span("root", remote, SpanKind.SERVER, VALUES) as root:
+    with tracer.start_as_current_span("root", remote, SpanKind.SERVER, VALUES, start_time=TIME) as root:
         for kind in SpanKind:
-            with tracer.start_as_current_span(f"{kind.name} child", kind=kind) as span:
+            with tracer.start_as_current_span(f"{kind.name} child", kind=kind, start_time=TIME) as span:
                 span.set_attributes({f"n{number}": number for number in range(30)})
+                span.set_attribute("n1", "changed")
                 span.set_status(Status(StatusCode.ERROR, "it broke") if kind is SpanKind.CLIENT else StatusCode.OK)
+                span.set_status(StatusCode.UNSET)
+                span.set_status(StatusCode.ERROR, "too late" if kind is SpanKind.SERVER else "it broke")
                 for number in range(3):
-                    span.add_event("rpc.retry", {"backoff": 0.5, "error.message": f"late {number}"})
-        root.record_exception(ValueError("deep"))
-    tracer.start_span("new trace", trace.set_span_in_context(trace.INVALID_SPAN)).end()
+                    span.add_event("rpc.retry", {"backoff": 0.5, "error.message": f"{number}" * 3000}, TIME + number)
+        root.record_exception(ValueError("deep"), {"more": 1}, TIME)
+        root.record_exception(grpc.RpcError("deep"), timestamp=TIME)
+        root.update_name("renamed")
+    with pytest.raises(KeyError), tracer.start_as_current_span("fails", start_time=TIME):
+        raise KeyError("x" * 3000)
+    ended = tracer.start_span("new trace", trace.set_span_in_context(trace.INVALID_SPAN), start_time=TIME)
+    ended.end(TIME + 1)
+    change(ended)
     links = [trace.Link(root.get_span_context(), VALUES)]
-    tracer.start_span("linked", links=links).end()
+    tracer.start_span("linked", links=links, start_time=TIME).end()
+    tracer.start_span("not recorded", traces.remote_context(PARENT[:-2] + "00")).end()
+
+
+def change(span: trace.Span) -> None:
+    """Changes everything of a span; after its end that has no effect."""
+    span.set_attribute("late", 1)
+    span.set_attributes({"late": 1})
+    span.update_name("late")
+    span.add_event("late")
+    span.record_exception(ValueError("late"))
+    span.set_status(StatusCode.ERROR)
+    span.end(TIME + 9)
+    assert not span.is_recording()
+
+
+def our_spans() -> list[RecordedSpan]:
+    ended: list[RecordedSpan] = []
+    record(SpanProvider(ended.append))
+    return ended
+
+
+def spans_of_the_sdk() -> list[ReadableSpan]:
+    exporter = InMemorySpanExporter()
+    limits = SpanLimits(max_attribute_length=LONGEST)
+    provider = TracerProvider(resource=RESOURCE, shutdown_on_exit=False, span_limits=limits)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    record(provider)
     return list(exporter.get_finished_spans())
 
 
-def test_spans_are_sent_as_the_sdk_would_send_them() -> None:
-    spans = spans_of_all_kinds()
-    assert len(spans) == 8
-    ours = ExportTraceServiceRequest.FromString(span_export.message(RESOURCE, spans).SerializeToString())
-    assert ours == encode_spans(spans)
-    # Again, with the attributes that are kept now.
-    assert span_export.message(RESOURCE, spans) == encode_spans(spans)
+def comparable(request: ExportTraceServiceRequest) -> ExportTraceServiceRequest:
+    """Replaces what differs in each run: ids, the times of ends and of the event of a failure; sorts attributes."""
+    spans = request.resource_spans[0].scope_spans[0].spans
+    ids: dict[bytes, bytes] = {}
+    for span in spans:
+        for field in ("trace_id", "span_id", "parent_span_id"):
+            setattr(span, field, known(ids, getattr(span, field)))
+        for link in span.links:
+            link.trace_id, link.span_id = known(ids, link.trace_id), known(ids, link.span_id)
+        assert span.end_time_unix_nano > TIME
+        span.end_time_unix_nano = 1
+        span.attributes.sort(key=lambda each: each.key)
+        if span.name == "fails":
+            span.events[0].time_unix_nano = 1
+            stack = next(each for each in span.events[0].attributes if each.key == "exception.stacktrace").value
+            # It has a line of the implementation.
+            stack.string_value = stack.string_value[:30]
+    return request
+
+
+def known(ids: dict[bytes, bytes], value: bytes) -> bytes:
+    """Returns a number for an id, the same one at each place."""
+    return ids.setdefault(value, bytes([len(ids)])) if value and value.hex() not in PARENT else value
+
+
+def test_spans_are_sent_as_the_sdk_would_record_and_send_them() -> None:
+    theirs = comparable(encode_spans(spans_of_the_sdk()))
+    assert len(theirs.resource_spans[0].scope_spans[0].spans) == 9
+    for _ in range(2):  # again, with the attributes that are kept now
+        spans = our_spans()
+        ours = ExportTraceServiceRequest.FromString(span_export.message(RESOURCE, spans, LONGEST).SerializeToString())
+        assert comparable(ours) == theirs
     # Control: one span less is seen.
-    assert span_export.message(RESOURCE, spans[1:]) != encode_spans(spans)
+    assert comparable(span_export.message(RESOURCE, spans[1:], LONGEST)) != theirs
+
+
+def test_of_too_many_events_the_first_are_sent() -> None:
+    ended: list[RecordedSpan] = []
+    span = SpanProvider(ended.append).get_tracer("waypost").start_span("work")
+    for number in range(130):
+        span.add_event("rpc.retry", timestamp=number)
+    span.end()
+    sent = span_export.message(RESOURCE, ended, LONGEST).resource_spans[0].scope_spans[0].spans[0]
+    assert [event.time_unix_nano for event in sent.events] == list(range(128))
+    assert sent.dropped_events_count == 2
+
+
+def test_a_span_below_one_that_is_not_recorded_is_not_recorded() -> None:
+    tracer = SpanProvider(pytest.fail).get_tracer("waypost")
+    span = tracer.start_span("work", traces.remote_context(PARENT[:-2] + "00"))
+    span.end()
+    assert not span.is_recording()
+    assert f"{span.get_span_context().trace_id:032x}" in PARENT
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error", "critical"])
@@ -255,14 +337,17 @@ def receiver() -> Iterator[Receiver]:
     server.stop(None)
 
 
-def test_spans_reach_a_receiver(receiver: Receiver) -> None:
-    (span, *_) = spans_of_all_kinds()
-    sender = span_export.SpanSender(RESOURCE, receiver.endpoint, 5)
-    sender.on_end(span)
-    sender.shutdown()
+def test_spans_reach_a_receiver(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller decides how long a path, a user agent or the name of a method is: long attributes are cut."""
+    made: list[trace.TracerProvider] = []
+    monkeypatch.setattr(trace, "set_tracer_provider", made.append)
+    stop = span_export.start_spans(RESOURCE, receiver.endpoint, 5, LONGEST)
+    made[0].get_tracer("waypost").start_span("work", attributes={"long": "x" * 16_000, "short": "x"}).end()
+    stop()
     ((path, sent),) = receiver.calls
     assert path == "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-    assert ExportTraceServiceRequest.FromString(sent) == encode_spans([span])
+    (span,) = ExportTraceServiceRequest.FromString(sent).resource_spans[0].scope_spans[0].spans
+    assert {each.key: len(each.value.string_value) for each in span.attributes} == {"long": LONGEST, "short": 1}
 
 
 PROCESS = """

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
 
 import pytest
 import structlog
 from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
 
 from chassis.serving import call_telemetry
 from chassis.telemetry import export, logs, traces
+from chassis.telemetry.spans import SpanProvider
 
 HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture
 def tracing(monkeypatch: pytest.MonkeyPatch) -> trace.Tracer:
-    tracer = TracerProvider(traces.SAMPLER, shutdown_on_exit=False).get_tracer("test")
+    tracer = SpanProvider(lambda _: None).get_tracer("test")
     monkeypatch.setattr(traces, "_tracer", tracer)
     return tracer
 
@@ -125,17 +123,6 @@ def test_an_invalid_tracestate_is_left_out_without_a_log_line(
     assert traces.trace_headers(span)[0][1].startswith(HEADER[:36])
     (line,) = capsys.readouterr().out.splitlines()
     assert "control" in line
-
-
-def test_long_attributes_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A caller decides how long a path, a user agent or the name of a method is."""
-    made: list[TracerProvider] = []
-    monkeypatch.setattr(trace, "set_tracer_provider", made.append)
-    shut_down = export._start_traces(Resource({}), "http://127.0.0.1:9")
-    span: Any = made[0].get_tracer("test").start_span("work", attributes={"long": "x" * 16_000, "short": "x"})
-    assert (len(span.attributes["long"]), span.attributes["short"]) == (2048, "x")
-    assert made[0].sampler is traces.SAMPLER
-    shut_down()
 
 
 def test_outside_of_a_trace_there_is_no_traceparent() -> None:
