@@ -7,6 +7,7 @@ variable "gateway_port" { type = number }
 variable "envoy_config" { type = string }
 variable "envoy_instances" { type = string }
 variable "drained_envoy" { type = string }
+variable "otlp_grpc_url" { type = string }
 
 job "edge" {
   type = "service"
@@ -72,6 +73,11 @@ job "edge" {
       logs {
         max_files     = 3
         max_file_size = 10
+      }
+
+      # For the templates; what Envoy itself gets is empty.
+      meta {
+        otlp_grpc_url = var.otlp_grpc_url
       }
 
       # With this name Nomad logs in to Consul for the templates of the task, without a `consul` block.
