@@ -67,6 +67,7 @@ job "edge" {
           "-i", var.python, "-I", "-S", "local/drained_envoy.py", "secrets/admin.sock", "10",
           var.envoy_bin, "--config-path", "local/envoy.yaml",
           "--concurrency", "2", "--disable-hot-restart", "--log-level", "warning",
+          "--file-flush-interval-msec", "1000", # of the access log
         ]
       }
 
