@@ -56,7 +56,7 @@ def drain(admin: str, seconds: float) -> None:
     """Returns once the listeners are closed and no request is in progress, or after `seconds`; raises OSError."""
     ends_at = time.monotonic() + seconds
     log("info", "draining", seconds=seconds)
-    ask(admin, "POST", "/drain_listeners?graceful&skip_exit")
+    ask(admin, "POST", "/drain_listeners?graceful&skip_exit&inboundonly")
     time.sleep(_LISTENING_SECONDS)
     while active(admin) and time.monotonic() < ends_at:
         time.sleep(_POLL_SECONDS)

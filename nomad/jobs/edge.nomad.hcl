@@ -7,6 +7,7 @@ variable "gateway_port" { type = number }
 variable "envoy_config" { type = string }
 variable "envoy_instances" { type = string }
 variable "drained_envoy" { type = string }
+variable "otlp_grpc_url" { type = string }
 
 job "edge" {
   type = "service"
@@ -66,12 +67,18 @@ job "edge" {
           "-i", var.python, "-I", "-S", "local/drained_envoy.py", "secrets/admin.sock", "10",
           var.envoy_bin, "--config-path", "local/envoy.yaml",
           "--concurrency", "2", "--disable-hot-restart", "--log-level", "warning",
+          "--file-flush-interval-msec", "1000", # of the access log
         ]
       }
 
       logs {
         max_files     = 3
         max_file_size = 10
+      }
+
+      # For the templates; what Envoy itself gets is empty.
+      meta {
+        otlp_grpc_url = var.otlp_grpc_url
       }
 
       # With this name Nomad logs in to Consul for the templates of the task, without a `consul` block.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from typing import Any
 
 import pytest
@@ -112,3 +113,24 @@ def test_no_response_offers_another_http_version(deployed: DeployedStack) -> Non
 
 def test_the_gateway_is_ready_behind_the_edge(deployed: DeployedStack) -> None:
     assert deployed.anonymous("gateway", "/readyz").json()["status"] == "ready"
+
+
+def test_the_edge_logs_each_request_with_its_reason_and_without_secrets(deployed: DeployedStack) -> None:
+    trace = secrets.token_hex(16)
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-00", "authorization": "Bearer not-to-be-logged"}
+    url = deployed.url("gateway")
+    read = Request(f"{url}/v1/users/me?not=to-be-logged", headers=headers)
+    deployed.ask(
+        read, Request(f"{url}/v1/users", "POST", headers, "x" * 70_000), Request(f"{url}/readyz", headers=headers)
+    )
+    (alloc,) = deployed.allocations("edge")
+
+    def lines() -> list[dict[str, Any]] | None:
+        found = [line for line in deployed.log(alloc["ID"], "edge", "stdout").splitlines() if trace in line]
+        return [json.loads(line) for line in found] if len(found) == 2 else None
+
+    passed, own = sorted(eventually("both requests are logged", lines, 15), key=lambda line: line["status"])
+    assert (passed["path"], passed["status"], passed["details"]) == ("/v1/users/me", 401, "via_upstream")
+    assert (passed["event"], passed["service"], passed["method"], passed["attempts"]) == ("request", "edge", "GET", 1)
+    assert (own["path"], own["status"], own["details"]) == ("/v1/users", 413, "request_payload_too_large")
+    assert "to-be-logged" not in json.dumps([passed, own])

@@ -28,8 +28,11 @@ class TraceRate:
         self._per_second, self._share = per_second, share
         self._tokens = min(self._tokens, per_second)
 
-    def admits(self) -> bool:
-        """Decides whether a trace that begins now is recorded."""
+    def admits(self, *, recorded_before: bool = False) -> bool:
+        """Decides whether a trace that begins here is recorded.
+
+        One that a process in front of this one records is recorded as well, unless both settings are 0.
+        """
         now = self._clock()
         # A rate below 1 fills the bucket up to a whole trace as well, which takes longer than a second.
         most = max(1.0, self._per_second)
@@ -38,6 +41,8 @@ class TraceRate:
         if self._tokens >= 1.0:
             self._tokens -= 1.0
             return True
+        if recorded_before:
+            return self._per_second > 0 or self._share > 0
         return self._chance() < self._share
 
 

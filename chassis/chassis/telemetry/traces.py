@@ -51,13 +51,19 @@ def start_span(
 
 
 def start_entry_span(
-    name: str, caller: Context | None, *, kind: SpanKind, attributes: Callable[[], Attributes] = dict
+    name: str,
+    caller: Context | None,
+    *,
+    kind: SpanKind,
+    attributes: Callable[[], Attributes] = dict,
+    recorded_before: bool = False,
 ) -> Span:
     """Starts the span of a request from outside of the system, which may name the trace but not decide about it.
 
-    `attributes` is called only if the trace is recorded.
+    `recorded_before` says that the edge records the trace, so this process does as well. `attributes` is called only if
+    the trace is recorded.
     """
-    if not trace_rate.admits():
+    if not trace_rate.admits(recorded_before=recorded_before):
         return unrecorded_span(caller)
     if caller is None:
         return _tracer.start_span(name, _ROOT, kind, attributes())

@@ -30,6 +30,7 @@ _CLIENT_CLOSED_REQUEST = 499
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 _OTHER_METHOD = "_OTHER"
 _TRACE_ID = slice(3, 35)
+_EDGE_MARK = "x-edge-recorded"  # the edge removes it from the requests of its callers
 _LONGEST_ADDRESS = 45  # an IPv6 address with an IPv4 address in it
 # Those of the semantic conventions: https://opentelemetry.io/docs/specs/semconv/http/http-metrics/
 _BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -101,7 +102,11 @@ def _start_span(request: Request) -> Span:
     if request.path in PROBE_PATHS:
         return unrecorded_span(caller)
     return start_entry_span(
-        _span_name(request.method), caller, kind=SpanKind.SERVER, attributes=lambda: _request_attributes(request)
+        _span_name(request.method),
+        caller,
+        kind=SpanKind.SERVER,
+        attributes=lambda: _request_attributes(request),
+        recorded_before=_EDGE_MARK in request.headers and _is_from_edge(request),
     )
 
 
@@ -121,13 +126,17 @@ def _client_address(request: Request) -> str:
 
     Otherwise it returns the address of the peer, because anybody else could write any address into the header.
     """
-    app: Any = request.app
     peer = str(request.ip)
-    if not _is_within(peer, app.trusted_proxies):
+    if not _is_from_edge(request):
         return peer
     values = request.headers.getall("x-forwarded-for", ())
     last = values[-1].rpartition(",")[2].strip() if values else ""
     return (_valid_address(last) if len(last) <= _LONGEST_ADDRESS else "") or peer
+
+
+def _is_from_edge(request: Request) -> bool:
+    app: Any = request.app
+    return _is_within(str(request.ip), app.trusted_proxies)
 
 
 @lru_cache(maxsize=4096)

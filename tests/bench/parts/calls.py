@@ -52,9 +52,9 @@ class Caller:
 
 
 @contextmanager
-def calling(checkout: Checkout, way: str, address: str) -> Iterator[Caller]:
+def calling(checkout: Checkout, way: str, *addresses: str) -> Iterator[Caller]:
     """Starts a caller, with some calls before the first measured ones."""
-    command = [checkout.python, str(PEERS / "order_caller.py"), way, address]
+    command = [checkout.python, str(PEERS / "order_caller.py"), way, *addresses]
     environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**environment, "PYTHONPATH": str(TESTS)}
@@ -72,15 +72,18 @@ def main() -> None:
     wanted = options(
         "calls", rounds=10, seconds=0.3, against="an earlier commit, whose channel is measured too"
     ).parse_args()
-    port = free_port()
     with ExitStack() as stack:
-        service = stack.enter_context(serving([sys.executable, str(SETUP / "order_stub.py"), str(port)], port))
+        ports = {name: free_port() for name in ("order_stub.py", "otlp_sink.py")}
+        service, sink = (
+            stack.enter_context(serving([sys.executable, str(SETUP / name), str(port)], port))
+            for name, port in ports.items()
+        )
         ways = {}
         for checkout in stack.enter_context(checkouts(wanted.against)):
             ours = checkout.python == sys.executable
             for name, way in (WAYS if ours else WAYS_OF_ANOTHER).items():
                 label = name if ours else f"{name}, {checkout.name}"
-                caller = stack.enter_context(calling(checkout, way, service.address))
+                caller = stack.enter_context(calling(checkout, way, service.address, sink.address))
                 ways[label] = partial(caller.visit, wanted.seconds)
         measured = Measurement.run(ways, wanted.rounds)
     print(measured.table("caller"))

@@ -62,8 +62,9 @@ class EdgeConfig:
         self.config = copy.deepcopy(found)
         self.config["node"] = {"id": "bench", "cluster": "bench"}
         self.config.pop("admin", None)
-        (listener,) = (each for each in self._resources["listeners"] if each["name"] == "http")
-        self._resources["listeners"] = [listener]
+        listeners = {each["name"]: each for each in self._resources["listeners"]}
+        listener = listeners["http"]
+        self._resources["listeners"] = [listener, listeners["recorded"]]
         listener["address"]["socket_address"] |= {"address": "127.0.0.1", "port_value": port}
         self.manager: Config = listener["filter_chains"][0]["filters"][0]["typed_config"]
         for cluster in self._resources["clusters"]:
@@ -113,15 +114,13 @@ class EdgeConfig:
             route.pop("typed_per_filter_config", None)
 
     def without_log(self) -> None:
-        self.manager.pop("access_log", None)
+        for listener in self._resources["listeners"]:
+            listener["filter_chains"][0]["filters"][0]["typed_config"].pop("access_log", None)
 
     def without_traces(self) -> None:
-        self.manager.pop("tracing", None)
         self._remove_filters(lambda each: each["typed_config"].get("stat_prefix") == "traces")
         (host,) = self.manager["route_config"]["virtual_hosts"]
-        host["routes"] = [route for route in host["routes"] if "tracing" not in route]
-        for route in self._routes:
-            route.pop("request_headers_to_add", None)
+        host["routes"] = [route for route in self._routes if route.get("route", {}).get("cluster") != "recorded"]
 
     def without_trace_ids(self) -> None:
         self._remove_filters(lambda each: "header_to_metadata" in each["name"])

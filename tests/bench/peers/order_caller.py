@@ -1,4 +1,4 @@
-"""Reads an order over gRPC in one of several ways: `order_caller.py WAY ORDER_SERVICE`.
+"""Reads an order over gRPC in one of several ways: `order_caller.py WAY ORDER_SERVICE OTLP`.
 
 Each line of standard input is a number of seconds; the answer is a line of JSON with the calls made in this time, the
 seconds and the CPU seconds.
@@ -19,11 +19,7 @@ from typing import Any
 import grpc.aio
 import structlog
 import uvloop
-from opentelemetry import context, metrics, trace
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry import context
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from chassis.calls import client
@@ -32,6 +28,7 @@ from chassis.calls.transport import GrpcTransport
 from chassis.deadline import deadline
 from chassis.platform.discovery import Endpoint, Endpoints
 from chassis.settings import Live
+from chassis.telemetry import export
 from shop.order.v1.order_pb2 import GetOrderRequest
 from shop.order.v1.order_pb2_grpc import OrderServiceStub
 
@@ -41,13 +38,6 @@ SETTINGS = ClientSettings(
     retry_budget_ratio=0.1, ejection_seconds=1.0,
 )  # fmt: skip
 ORDER = "0190a000-0000-7000-8000-0000000000ff"
-
-
-class NullExporter(SpanExporter):
-    """Drops what is exported."""
-
-    def export(self, spans: Any) -> SpanExportResult:
-        return SpanExportResult.SUCCESS
 
 
 def channel(address: str, **changes: Any) -> Any:
@@ -148,13 +138,10 @@ WAYS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def start_telemetry() -> None:
-    """Starts the SDK without a receiver: metrics are kept, and spans dropped when they are exported."""
+def start_telemetry(otlp: str) -> None:
+    """Exports telemetry to a receiver, as every process of a stack does."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(NullExporter()))
-    trace.set_tracer_provider(provider)
-    metrics.set_meter_provider(MeterProvider([InMemoryMetricReader()]))
+    export.start("bench", "bench", "bench", f"http://{otlp}")
 
 
 def enter_trace(way: str) -> None:
@@ -178,8 +165,8 @@ async def measure(stub: Any, seconds: float) -> dict[str, float]:
     return {"calls": next(calls), "seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
 
 
-async def main(way: str, address: str) -> None:
-    start_telemetry()
+async def main(way: str, address: str, otlp: str) -> None:
+    start_telemetry(otlp)
     enter_trace(way)
     stub: Any = OrderServiceStub(WAYS[way](address))  # type: ignore[no-untyped-call]
     loop = asyncio.get_running_loop()
@@ -188,4 +175,4 @@ async def main(way: str, address: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], sys.argv[2]))
+    uvloop.run(main(sys.argv[1], sys.argv[2], sys.argv[3]))

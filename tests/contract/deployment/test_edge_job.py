@@ -140,7 +140,7 @@ def test_the_edge_takes_the_bodies_that_the_gateway_takes() -> None:
 
 def test_each_kind_of_request_has_a_limit_of_its_own() -> None:
     (chosen,) = re.findall(r"range \$cluster := parseJSON `(.*?)`", ENVOY)
-    named = set(re.findall(r"\bcluster: (\w+)", ENVOY)) - {"edge"}
+    named = set(re.findall(r"\bcluster: (\w+)", ENVOY)) - {"edge", "recorded"}
     assert named | set(json.loads(chosen)) == set(limits()) == {"calls", "surplus", "passwords", "watches"}
 
 
@@ -191,6 +191,32 @@ def test_the_edge_is_killed_only_after_it_could_drain() -> None:
     (kill_timeout,) = re.findall(r'\bkill_timeout\s*=\s*"(\d+)s"', EDGE)
     assert re.search(r'kill_signal\s*=\s*"SIGTERM"', EDGE)
     assert int(kill_timeout) >= int(drain) + 5
+
+
+# --- what it records
+
+
+def test_the_log_of_the_edge_has_neither_queries_nor_tokens() -> None:
+    (fields,) = re.findall(r"json_format:\n +timestamp((?:.*\n)*?) +traceresponse:", ENVOY)
+    assert "PATH(NQ:PATH)" in fields
+    assert not re.search(r"authorization|cookie|%REQ\(:PATH\)", fields, re.IGNORECASE)
+
+
+def test_the_edge_records_as_many_traces_a_second_as_a_gateway() -> None:
+    limit = ENVOY.partition("stat_prefix: traces\n")[2]
+    most, fill = re.findall(r"max_tokens: (\d+), tokens_per_fill: (\d+), fill_interval: 0.1s", limit)[0]
+    assert float(most) == 10 * float(fill) == settings()["traces_per_second"]
+
+
+@pytest.mark.parametrize("mark", ["x-edge-recorded", "x-beyond-traces"])
+def test_a_caller_cannot_choose_what_is_recorded(mark: str) -> None:
+    assert f"{{ remove: {mark} }}" in ENVOY
+    assert "samplers.always_on" in ENVOY
+
+
+def test_a_drain_leaves_the_listener_that_records() -> None:
+    assert "inboundonly" in (ROOT / "nomad" / "edge" / "drained_envoy.py").read_text()
+    assert ENVOY.partition("- name: http\n")[2].lstrip().startswith("traffic_direction: INBOUND")
 
 
 # --- what it is given

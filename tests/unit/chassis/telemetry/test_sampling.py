@@ -52,6 +52,17 @@ def test_a_burst_is_recorded_up_to_the_traces_of_one_second(clock: Clock) -> Non
     assert admitted(rate, 1000) == 20
 
 
+@pytest.mark.parametrize(
+    ("per_second", "share", "recorded"), [(20, 0.01, 100), (0, 0.01, 100), (20, 0, 100), (0, 0, 0)]
+)
+def test_what_the_edge_records_is_recorded_unless_nothing_is(
+    clock: Clock, per_second: float, share: float, recorded: int
+) -> None:
+    rate = TraceRate(clock, never)
+    rate.change(per_second, share)
+    assert sum(rate.admits(recorded_before=True) for _ in range(100)) == recorded
+
+
 @pytest.mark.parametrize("offered", [1, 19, 20, 21, 500])
 def test_each_second_has_its_traces(clock: Clock, offered: int) -> None:
     rate = TraceRate(clock, never)

@@ -245,3 +245,15 @@ async def test_a_trace_beyond_the_rate_has_its_id_and_no_span(
     assert len(servers) == 2
     read = [point for point in points(metrics) if "http.route" in point.attributes][-1]
     assert [f"{each.trace_id:032x}" for each in read.exemplars] == [trace_of(third)]
+
+
+@pytest.mark.parametrize(("trusted", "recorded"), [(["127.0.0.0/8"], 1), ([], 0)])
+async def test_what_the_edge_records_is_recorded_beyond_the_rate_and_nobody_else_can_ask_for_it(
+    gateway: RunningGateway, unrecorded: TraceRate, monkeypatch: pytest.MonkeyPatch, trusted: list[str], recorded: int
+) -> None:
+    gateway.change(trusted_proxies=tuple(trusted))
+    monkeypatch.setattr(unrecorded, "_chance", lambda: 0.999_999)
+    unrecorded.change(0, 0.01)
+    for header, expected in (({"x-edge-recorded": "1"}, recorded), ({}, 0)):
+        response = await gateway.http.get("/nowhere", headers=header)
+        assert int(response.headers["traceresponse"].split("-")[3], 16) & 1 == expected
