@@ -46,7 +46,6 @@ STATE = "x" * 420  # as long as the state of an order of one line
 EVENT = f"INSERT INTO bench_events VALUES (uuidv7(), 1, 'OrderPlaced', '{STATE}'::bytea);"
 KEY = f"INSERT INTO bench_keys VALUES ('{ADA}', gen_random_uuid()::text, repeat('h', 64), uuidv7(), now());"
 LOCK = "LOCK TABLE bench_events IN EXCLUSIVE MODE;"
-FIND = f"SELECT * FROM bench_keys WHERE user_id = '{ADA}' AND key = 'unknown' AND expires_at > now();"
 LIMITS = ("SELECT pg_notify('bench_events', ''), set_config('lock_timeout', '2s', true),"
           " set_config('transaction_timeout', '10s', true);")  # fmt: skip
 READ = "\\set n random(1, 1000)\nSELECT e.* FROM bench_read r JOIN events e USING (originator_id) WHERE r.n = :n;"
@@ -182,9 +181,7 @@ async def measure(server: Postgres, service_address: str) -> None:
             return asyncio.to_thread(placed_by_grpc, service_address, callers)
 
         place = {
-            "pgbench, all statements and locks of ours": rows(
-                FIND + "BEGIN;" + KEY + LIMITS + LOCK + EVENT + "COMMIT;"
-            ),
+            "pgbench, all statements and locks of ours": rows("BEGIN;" + KEY + LIMITS + LOCK + EVENT + "COMMIT;"),
             "pgbench, the rows and the lock only": rows("BEGIN;" + KEY + LOCK + EVENT + "COMMIT;"),
             "pgbench, the rows only": rows("BEGIN;" + EVENT + KEY + "COMMIT;"),
             "our process, PlaceOrder by gRPC": by_grpc,
