@@ -58,7 +58,7 @@ def test_envoy_is_asked_to_drain_and_ends_once_no_request_is_in_progress(
         logged = process.communicate(timeout=20)[0].splitlines()
         assert process.returncode == 0
     asked = "GET /stats?filter=^http.edge.downstream_rq_active$ HTTP/1.1"
-    assert logged == ["POST /drain_listeners?graceful&skip_exit HTTP/1.1", asked, asked, asked, "SIGTERM"]
+    assert logged == ["POST /drain_listeners?graceful&skip_exit&inboundonly HTTP/1.1", asked, asked, asked, "SIGTERM"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM])
