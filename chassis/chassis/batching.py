@@ -12,6 +12,8 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from opentelemetry import trace
+
 from chassis import deadline
 from chassis.errors import is_cancelled, unavailable
 
@@ -29,7 +31,8 @@ class _Call(Generic[T, R]):
 class Batcher(Generic[T, R]):
     """Runs `work(items)`, which returns a result for each item, or an exception that the caller of the item gets.
 
-    A batch has `seconds` of its own, whatever the deadlines of its calls, and is in the trace of the first one.
+    A batch has `seconds` of its own, whatever the deadlines of its calls, and is in the first trace that is recorded.
+    It is cancelled when all of its callers have been cancelled.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class Batcher(Generic[T, R]):
         self._running: asyncio.Task[None] | None = None
 
     async def submit(self, item: T) -> R:
-        """Returns the result of an item, or raises its exception. The batch goes on if this caller is cancelled."""
+        """Returns the result of an item, or raises its exception. The batch goes on for others if this is cancelled."""
         result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Call(item, result, copy_context()))
         if self._running is None or self._running.done():
@@ -50,21 +53,45 @@ class Batcher(Generic[T, R]):
         return await result
 
     async def _run(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-            work, context = self._work([call.item for call in batch]), batch[0].context
+        while batch := self._next():
+            context = next((call.context for call in batch if call.context.run(_is_recorded)), batch[0].context)
             context.run(deadline.replace, self._seconds)
+            task = asyncio.create_task(self._work([call.item for call in batch]), context=context)
+            _cancel_without_callers(task, batch)
             try:
-                found = await asyncio.create_task(work, context=context)
+                found = await task
             except asyncio.CancelledError:
                 if is_cancelled():
                     raise
-                # Something that the work waited for was cancelled.
+                # Something that the work waited for was cancelled, or all callers were.
                 found = [unavailable("UNAVAILABLE", "ended from within", 1.0)] * len(batch)
             except Exception as error:
                 found = [error] * len(batch)
             for call, outcome in zip(batch, found, strict=True):
                 _resolve(call.result, outcome)
+
+    def _next(self) -> Sequence[_Call[T, R]]:
+        """Takes the next calls whose callers still wait."""
+        waiting = [call for call in self._waiting if not call.result.done()]
+        batch, self._waiting = waiting[: self._most], waiting[self._most :]
+        return batch
+
+
+def _is_recorded() -> bool:
+    return trace.get_current_span().is_recording()
+
+
+def _cancel_without_callers(task: asyncio.Task[Any], batch: Sequence[_Call[Any, Any]]) -> None:
+    callers = len(batch)
+
+    def left(_: asyncio.Future[Any]) -> None:
+        nonlocal callers
+        callers -= 1
+        if not callers:
+            task.cancel()
+
+    for call in batch:
+        call.result.add_done_callback(left)
 
 
 def _resolve(result: asyncio.Future[R], outcome: R | Exception) -> None:

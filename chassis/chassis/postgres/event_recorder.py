@@ -7,6 +7,7 @@ commits, because an insert holds a lock on the table from before its first posit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -25,6 +26,7 @@ _EXISTS: LiteralString = "SELECT to_regclass('events') IS NOT NULL"
 _LONGEST: LiteralString = "SET LOCAL transaction_timeout = '10s'"
 _NOTIFY: LiteralString = "SELECT pg_notify('events', ''), set_config('lock_timeout', '2s', true)"
 # Readers go on. Without this lock a later position could be committed first, and a reader would skip the earlier one.
+# It comes before all rows: two transactions that each hold a row and wait for one of the other would deadlock.
 _LOCK: LiteralString = "LOCK TABLE events IN EXCLUSIVE MODE"
 _INSERT: LiteralString = "INSERT INTO events (originator_id, originator_version, topic, state) VALUES (%s, %s, %s, %s)"
 _READ: LiteralString = """
@@ -39,6 +41,15 @@ _STORED: LiteralString = """
     WHERE originator_id = %s AND originator_version BETWEEN %s AND %s ORDER BY originator_version"""
 
 
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Events, their rows of the table, and what `write_rows` gets in the same transaction."""
+
+    rows: Sequence[Row]
+    events: Sequence[RecordedEvent]
+    extra: Mapping[str, Any]
+
+
 class EventRecorder:
     """Inserts and selects events; `write_rows` adds rows in the transaction of an insert."""
 
@@ -50,17 +61,18 @@ class EventRecorder:
         """Returns whether the table exists."""
         return bool((await self._pool.fetch(_EXISTS, row_factory=tuple_row))[0][0])
 
-    async def insert(self, rows: Sequence[Row], events: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
-        """Inserts the rows of events, and those of `write_rows`, in one transaction."""
+    async def insert(self, appends: Sequence[Append]) -> None:
+        """Inserts the rows of appends, and those of `write_rows`, in one transaction: all of them or none."""
         transaction = _Statements()
         transaction.execute(_LONGEST, ())
-        if extra and self._write_rows:
-            self._write_rows(transaction, events, extra)
-        if rows:
+        if any(append.rows for append in appends):
             transaction.execute(_NOTIFY, ())
             transaction.execute(_LOCK, ())
-        for row in rows:
-            transaction.execute(_INSERT, row)
+        for append in appends:
+            if append.extra and self._write_rows:
+                self._write_rows(transaction, append.events, append.extra)
+            for row in append.rows:
+                transaction.execute(_INSERT, row)
         await self._pool.transact(transaction)
 
     async def read(self, stream: UUID, after: int) -> list[RecordedEvent]:
@@ -86,9 +98,10 @@ class EventRecorder:
         return [state for (state,) in found] == [state for _, _, _, state in rows]
 
 
-def to_row(event: RecordedEvent) -> Row:
-    """Returns an event as a row of the table, with a new unique id."""
-    return event.stream, event.version, event.type, to_state(event)
+def to_append(events: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> Append:
+    """Returns an append of events, whose rows each contain a new unique id."""
+    rows = [(event.stream, event.version, event.type, to_state(event)) for event in events]
+    return Append(rows, events, extra)
 
 
 class _Statements(list[Statement]):

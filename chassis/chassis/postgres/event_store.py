@@ -1,13 +1,13 @@
 """The event store on Postgres: appends, reads and subscriptions, repeated after a lost connection.
 
-Invariant: an append is one transaction. If its result is lost with the connection, the stored rows decide whether it
-was committed.
+Invariant: an append is one transaction, or a part of one that it shares with others (group commit). If its result is
+lost with the connection, the stored rows decide whether it was committed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -16,12 +16,13 @@ import structlog
 from opentelemetry import trace
 
 from chassis.backoff import backoff
+from chassis.batching import Batcher
 from chassis.deadline import at_most, remaining
 from chassis.errors import ConfigurationError, RpcError, deadline_exceeded
 from chassis.events.port import AlreadyRecorded, VersionConflict, WriteRows, check_versions
 from chassis.events.record import RecordedEvent
 from chassis.postgres.database import CONNECTION_LOST, UNAVAILABLE_BACKOFF_SECONDS, Database, to_rpc_error
-from chassis.postgres.event_recorder import TABLE, EventRecorder, Row, to_row
+from chassis.postgres.event_recorder import TABLE, Append, EventRecorder, to_append
 from chassis.postgres.notifications import Notifications
 from chassis.telemetry.traces import start_span
 
@@ -32,6 +33,8 @@ T = TypeVar("T")
 _POLL_SECONDS = 1.0
 _ATTEMPTS = 3
 _RETRY_SECONDS = (0.1, 0.5)
+_TOGETHER_AT_MOST = 16
+_TOGETHER_SECONDS = 5.0
 
 
 class EventStore:
@@ -42,6 +45,8 @@ class EventStore:
         # cancelled one keeps its permit until Postgres has ended its transaction.
         self._append_permits = asyncio.Semaphore(appends)
         self._recorder = EventRecorder(database.pool, write_rows)
+        self._inserting = 0
+        self._together: Batcher[Append, int] = Batcher(self._insert_together, _TOGETHER_AT_MOST, _TOGETHER_SECONDS)
         self.notifications = Notifications(database, TABLE)
 
     @classmethod
@@ -65,12 +70,13 @@ class EventStore:
     async def append(self, stream: UUID, expected_version: int, events: Sequence[RecordedEvent], **extra: Any) -> None:
         """See EventLog."""
         check_versions(stream, expected_version, events)
+        append = to_append(events, extra)
         span = start_span("append events")
         if not span.is_recording():
-            return await self._append(stream, expected_version, events, extra)
+            return await self._append(stream, expected_version, append)
         span.set_attribute("event.types", [event.type for event in events])
         with trace.use_span(span, end_on_exit=True):
-            return await self._append(stream, expected_version, events, extra)
+            return await self._append(stream, expected_version, append)
 
     async def read(self, stream: UUID, after: int = 0) -> list[RecordedEvent]:
         """See EventLog."""
@@ -104,22 +110,44 @@ class EventStore:
         if not await self._repeated(self._recorder.has_table, attempts=1):
             raise ConfigurationError('the event store has no tables: run migrate("chassis") first')
 
-    async def _append(
-        self, stream: UUID, expected_version: int, events: Sequence[RecordedEvent], extra: Mapping[str, Any]
-    ) -> None:
-        rows = [to_row(event) for event in events]
+    async def _append(self, stream: UUID, expected_version: int, append: Append) -> None:
+        """Inserts an append immediately if no other one is in progress, otherwise together with those that wait too."""
+        if self._inserting and await self._joined(append):
+            return
         try:
-            await self._repeated(lambda: self._insert(rows, events, extra))
+            await self._repeated(lambda: self._insert([append]))
         except psycopg.IntegrityError as error:
-            if not await self._repeated(lambda: self._recorder.has_stored(rows)):
+            if not await self._repeated(lambda: self._recorder.has_stored(append.rows)):
                 raise _conflict(stream, expected_version, error) from error
 
-    async def _insert(self, rows: Sequence[Row], events: Sequence[RecordedEvent], extra: Mapping[str, Any]) -> None:
-        await _acquire(self._append_permits)
+    async def _joined(self, append: Append) -> bool:
+        """Returns whether the append was committed together with others; if not, it has to be repeated by itself."""
         try:
-            await self._recorder.insert(rows, events, extra)
+            async with asyncio.timeout(remaining()):
+                together = await self._together.submit(append)
+        except TimeoutError:
+            raise deadline_exceeded("the deadline passed while other appends were in progress") from None
+        trace.get_current_span().set_attribute("append.together", together)
+        return bool(together)
+
+    async def _insert_together(self, appends: Sequence[Append]) -> list[int]:
+        """Returns the number of appends for each; 0 if any one failed, which tells nothing about the others."""
+        try:
+            await self._insert(appends)
+        except (psycopg.Error, RpcError):
+            return [0] * len(appends)
+        return [len(appends)] * len(appends)
+
+    async def _insert(self, appends: Sequence[Append]) -> None:
+        self._inserting += 1
+        try:
+            await _acquire(self._append_permits)
+            try:
+                await self._recorder.insert(appends)
+            finally:
+                self._append_permits.release()
         finally:
-            self._append_permits.release()
+            self._inserting -= 1
 
     async def _repeated(self, work: Callable[[], Awaitable[T]], attempts: int = _ATTEMPTS) -> T:
         """Returns the result of `work()`; repeats it after a lost connection while there is time."""

@@ -1,7 +1,8 @@
 """Measures orders placed and read per second on a private Postgres, beside pgbench and the plain event library.
 
-Each of them places an order by two rows in one transaction: the event and the idempotency key. The first row is pgbench
-with every statement and lock of ours; the process is a real Order Service, called by gRPC.
+Each of them places an order by two rows: the event and the idempotency key. In pgbench and in the library each order is
+a transaction; ours share one when they arrive together. The first row is pgbench with every statement and lock of ours;
+the process is a real Order Service, called by gRPC.
 """
 
 from __future__ import annotations
@@ -181,8 +182,8 @@ async def measure(server: Postgres, service_address: str) -> None:
             return asyncio.to_thread(placed_by_grpc, service_address, callers)
 
         place = {
-            "pgbench, all statements and locks of ours": rows("BEGIN;" + KEY + LIMITS + LOCK + EVENT + "COMMIT;"),
-            "pgbench, the rows and the lock only": rows("BEGIN;" + KEY + LOCK + EVENT + "COMMIT;"),
+            "pgbench, all statements and locks of ours": rows("BEGIN;" + LIMITS + LOCK + KEY + EVENT + "COMMIT;"),
+            "pgbench, the rows and the lock only": rows("BEGIN;" + LOCK + KEY + EVENT + "COMMIT;"),
             "pgbench, the rows only": rows("BEGIN;" + EVENT + KEY + "COMMIT;"),
             "our process, PlaceOrder by gRPC": by_grpc,
             "our write side": lambda clients: ours(lambda: service.place(f"k{next(numbers)}"), clients),

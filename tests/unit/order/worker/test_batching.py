@@ -106,3 +106,30 @@ async def test_a_batch_whose_work_is_ended_from_within_fails_for_each_of_its_cal
     with pytest.raises(RpcError, match="ended from within"):
         await asyncio.wait_for(batcher.submit(1), 5)
     assert await asyncio.wait_for(batcher.submit(2), 5) == 2
+
+
+async def test_an_item_whose_caller_gave_up_before_its_batch_began_is_not_in_it() -> None:
+    work = Work()
+    first = work.submit(1)
+    await until("the first batch runs", lambda: work.batches == [[1]])
+    cancelled, other = work.submit(2, 3)
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    work.gate.set()
+    assert await asyncio.gather(*first, other) == [2, 6]
+    assert work.batches == [[1], [3]]
+
+
+async def test_a_batch_is_cancelled_when_all_of_its_callers_have_given_up() -> None:
+    work = Work()
+    calls = work.submit(1, 2)
+    await until("the batch runs", lambda: work.batches == [[1, 2]])
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
+    # The gate is closed: another batch can begin only because the first one has ended.
+    following = work.submit(3)
+    await until("the next batch runs", lambda: work.batches == [[1, 2], [3]])
+    work.gate.set()
+    assert await asyncio.gather(*following) == [6]
