@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import string
 from typing import Any
 
 import pytest
@@ -72,11 +73,26 @@ def test_envoy_itself_answers_a_request_that_is_not_http_with_a_problem(
 ) -> None:
     found, problem = exchange(deployed, f"{request_line}\r\nHost: x\r\nConnection: close\r\n{header}\r\n\r\n")
     assert (found, problem["status"], problem["type"]) == (status, status, f"/problems/{kind}")
+    assert "trace_id" not in problem
 
 
-@pytest.mark.parametrize("traceparent", [f"00-{TRACE}-00f067aa0ba902b7-01", "nonsense", ""])
-def test_an_answer_of_envoy_is_in_the_trace_of_the_caller_or_in_a_new_one(
-    deployed: DeployedStack, traceparent: str
+@pytest.mark.parametrize(
+    ("traceparent", "is_continued"),
+    [
+        (f"00-{TRACE}-00f067aa0ba902b7-01", True),
+        (f"00-{TRACE}-00f067aa0ba902b7-00", True),
+        (f"00-{'0' * 32}-00f067aa0ba902b7-01", False),
+        (f"00-{TRACE}-{'0' * 16}-01", False),
+        (f"00-{TRACE}-00f067aa0ba902b7-01-more", False),
+        (f"00-{TRACE}0-0f067aa0ba902b7-01", False),
+        (f"00-{TRACE[1:]}-000f067aa0ba902b7-01", False),
+        (f"00-{TRACE.upper()}-00f067aa0ba902b7-01", False),
+        ("nonsense", False),
+        ("", False),
+    ],
+)
+def test_an_answer_of_envoy_is_in_the_trace_of_a_valid_traceparent_or_in_a_new_one(
+    deployed: DeployedStack, traceparent: str, is_continued: bool
 ) -> None:
     sent = Request(deployed.url("gateway") + "/v1/users?a=b", "POST", {"traceparent": traceparent}, "x" * 70_000)
     (reply,) = deployed.ask(sent)
@@ -85,7 +101,8 @@ def test_an_answer_of_envoy_is_in_the_trace_of_the_caller_or_in_a_new_one(
     version, trace, span, flags = reply.headers["traceresponse"].split("-")
     assert (version, flags, len(trace), len(span)) == ("00", "00", 32, 16)
     assert problem["trace_id"] == trace
-    assert (trace == TRACE) == (TRACE in traceparent)
+    assert set(trace + span) <= set(string.hexdigits.lower())
+    assert (trace == TRACE) == is_continued
 
 
 def test_an_offered_upgrade_and_forged_origins_are_ignored(deployed: DeployedStack) -> None:

@@ -122,9 +122,6 @@ class EdgeConfig:
         (host,) = self.manager["route_config"]["virtual_hosts"]
         host["routes"] = [route for route in self._routes if route.get("route", {}).get("cluster") != "recorded"]
 
-    def without_trace_ids(self) -> None:
-        self._remove_filters(lambda each: "header_to_metadata" in each["name"])
-
 
 FEATURES: dict[str, Callable[[EdgeConfig], None]] = {
     "limits per client": EdgeConfig.without_limits,
@@ -132,7 +129,6 @@ FEATURES: dict[str, Callable[[EdgeConfig], None]] = {
     "buffered bodies": EdgeConfig.without_buffer,
     "access log": EdgeConfig.without_log,
     "traces": EdgeConfig.without_traces,
-    "trace ids of its own answers": EdgeConfig.without_trace_ids,
 }
 
 

@@ -17,8 +17,6 @@ EDGE = job_text("edge")
 ENVOY = (ROOT / "nomad" / "edge" / "envoy.yaml").read_text()
 MEBIBYTE = 2**20
 GATEWAYS = 2
-UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
-TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
 def envoy(setting: str) -> float:
@@ -74,35 +72,6 @@ def test_a_request_that_was_sent_and_not_answered_is_an_answer_lost() -> None:
 def test_every_answer_that_a_caller_may_repeat_says_when() -> None:
     named = set(re.findall(r'eq \$reply\.name "([\w-]+)"', ENVOY))
     assert named == {reply["name"] for reply in replies() if reply["status"] in {502, 503}}
-
-
-@pytest.mark.parametrize(
-    ("traceparent", "trace"),
-    [
-        (f"00-{TRACE}-00f067aa0ba902b7-01", TRACE),
-        (f"00-{'0' * 32}-00f067aa0ba902b7-01", ""),
-        (f"00-{TRACE}-{'0' * 16}-01", ""),
-        (f"00-{TRACE}-00f067aa0ba902b7-01-more", ""),
-        (f"00-{TRACE.upper()}-00f067aa0ba902b7-01", ""),
-        ("nonsense", ""),
-    ],
-)
-def test_the_trace_of_a_valid_traceparent_is_continued(traceparent: str, trace: str) -> None:
-    """An empty result leaves the new trace."""
-    pattern, replacement = _rewritten("traceparent", "trace")
-    assert re.sub(pattern, replacement, traceparent) == trace
-
-
-def test_a_new_trace_and_its_span_are_made_of_the_id_of_the_request() -> None:
-    made = {key: re.sub(*_rewritten("x-request-id", key), UUID) for key in ("trace", "span")}
-    assert made == {"trace": UUID.replace("-", ""), "span": UUID.replace("-", "")[:16]}
-
-
-def _rewritten(header: str, key: str) -> tuple[str, str]:
-    """The pattern and the replacement by which Envoy makes a value of a header."""
-    rule = rf"header: {header}\b(?:(?!- header:).)*?key: {key}\n(?:(?!- header:).)*?"
-    (found,) = re.findall(rf"{rule}regex: \"([^\"]*)\".*?substitution: ['\"]([^'\"]*)['\"]", ENVOY, re.DOTALL)
-    return found[0], found[1]
 
 
 # --- timeouts and limits

@@ -18,7 +18,6 @@ def found() -> Config:
     bucket = {"max_tokens": 15, "tokens_per_fill": 3, "fill_interval": "0.1s"}
     limit = {"token_bucket": dict(bucket), "descriptors": [{"token_bucket": dict(bucket)}]}
     filters = [
-        ("envoy.filters.http.header_to_metadata", {}),
         ("envoy.filters.http.local_ratelimit", {"stat_prefix": "caller", **copy.deepcopy(limit)}),
         ("envoy.filters.http.local_ratelimit", {"stat_prefix": "traces", **limit}),
         ("envoy.filters.http.buffer", {"max_request_bytes": 65536}),
@@ -68,7 +67,6 @@ WORDS = {
     "buffered bodies": "http.buffer",
     "access log": "access_log",
     "traces": '"cluster": "recorded"',
-    "trace ids of its own answers": "header_to_metadata",
 }
 
 
