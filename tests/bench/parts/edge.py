@@ -1,4 +1,4 @@
-"""Measures the CPU time of the edge per request, beside a plain Traefik, and what each of its features costs.
+"""Measures the CPU time of the edge per request, beside plain Traefik and plain Envoy, and what each feature costs.
 
 The configuration is that of the running stack, read from its Envoy; only ports and the limits of one client address
 differ. Every edge forwards to the same trivial upstream, which returns one fixed answer.
@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from bench.traffic.http_client import request
 from support.stack_under_test import RunningStack, eventually
 
 Config = dict[str, Any]
-TRAEFIK, OURS = "plain Traefik", "edge"
+TRAEFIK, ENVOY, OURS = "plain Traefik", "plain Envoy", "edge"
 BODY = json.dumps({"id": "0190a000-0000-7000-8000-000000000001", "status": "confirmed", "lines": [{"sku": "tea"}] * 5})
 PATH = "/v1/orders/0190a000-0000-7000-8000-000000000001"
 USERS, ALL_OF_THEM = 50, 1_000_000
@@ -53,6 +53,13 @@ def of_the_running_stack() -> Config:
         dumped = admin.get("/config_dump").raise_for_status().json()
     found: Config = next(each["bootstrap"] for each in dumped["configs"] if "bootstrap" in each)
     return found
+
+
+def fixed_cluster(name: str, port: int) -> Config:
+    """Returns a cluster of one instance."""
+    address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+    instances = [{"lb_endpoints": [{"endpoint": {"address": address}}]}]
+    return {"name": name, "type": "STATIC", "load_assignment": {"cluster_name": name, "endpoints": instances}}
 
 
 class EdgeConfig:
@@ -81,9 +88,7 @@ class EdgeConfig:
 
     def _fix(self, cluster: Config, upstream: int) -> None:
         del cluster["eds_cluster_config"]
-        address = {"socket_address": {"address": "127.0.0.1", "port_value": upstream}}
-        instances = [{"lb_endpoints": [{"endpoint": {"address": address}}]}]
-        cluster |= {"type": "STATIC", "load_assignment": {"cluster_name": cluster["name"], "endpoints": instances}}
+        cluster |= fixed_cluster(cluster["name"], upstream)
 
     @property
     def _routes(self) -> list[Config]:
@@ -154,25 +159,34 @@ def our_edge(found: Config, upstream: int, without: Callable[[EdgeConfig], None]
 
 
 @contextmanager
-def upstream() -> Iterator[Server]:
-    """An Envoy that answers every request itself: it costs less than any edge in front of it."""
+def plain_envoy(route: Config, clusters: list[Config]) -> Iterator[Server]:
+    """An Envoy with one route for every request, and nothing else."""
     port = free_port()
-    answer = {"status": 200, "body": {"inline_string": BODY}}
-    routes = [{"match": {"prefix": "/"}, "direct_response": answer}]
     kinds = "type.googleapis.com/envoy.extensions.filters"
     router = {"name": "router", "typed_config": {"@type": f"{kinds}.http.router.v3.Router"}}
+    host = {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}} | route]}
     manager = {
         "@type": f"{kinds}.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "upstream",
+        "stat_prefix": "plain",
         "http_filters": [router],
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+        "route_config": {"virtual_hosts": [host]},
     }
     listener = {
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
         "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
     }
-    with envoy({"static_resources": {"listeners": [listener]}}, port) as server:
+    with envoy({"static_resources": {"listeners": [listener], "clusters": clusters}}, port) as server:
         yield server
+
+
+def upstream() -> AbstractContextManager[Server]:
+    """An Envoy that answers every request itself: it costs less than any edge in front of it."""
+    return plain_envoy({"direct_response": {"status": 200, "body": {"inline_string": BODY}}}, [])
+
+
+def forwarding(upstream: int) -> AbstractContextManager[Server]:
+    """An Envoy that forwards, and does nothing else."""
+    return plain_envoy({"route": {"cluster": "all"}}, [fixed_cluster("all", upstream)])
 
 
 @contextmanager
@@ -216,7 +230,7 @@ def measure(chosen: argparse.Namespace) -> None:
     requests = [request("GET", PATH, {"Authorization": f"Bearer {token}"}) for token in tokens]
     with ExitStack() as stack:
         behind = stack.enter_context(upstream()).port
-        ways = {TRAEFIK: traefik(behind), OURS: our_edge(found, behind)}
+        ways = {TRAEFIK: traefik(behind), ENVOY: forwarding(behind), OURS: our_edge(found, behind)}
         ways |= {f"edge without {name}": our_edge(found, behind, without) for name, without in FEATURES.items()}
         visits: dict[str, Callable[[], Visit]] = {}
         for name, way in ways.items():
@@ -227,7 +241,8 @@ def measure(chosen: argparse.Namespace) -> None:
             visits[name] = partial(http_visit, server.port, parts, requests, chosen.connections, chosen.seconds)
         result = Measurement.run(visits, chosen.rounds)
     print(result.table(EDGE))
-    print(f"edge / plain Traefik: {result.ratio(OURS, TRAEFIK, lambda visit: visit.microseconds(EDGE)).text(2)}")
+    for peer in (TRAEFIK, ENVOY):
+        print(f"edge / {peer}: {result.ratio(OURS, peer, lambda visit: visit.microseconds(EDGE)).text(2)}")
 
 
 if __name__ == "__main__":
