@@ -77,6 +77,12 @@ audit-orders *options:
 projection-rebuild name:
     {{ stack }} projection-rebuild {{ quote(name) }}
 
+# Work with the mesh: `mesh dial SERVICE` lets an ordinary gRPC client call a service with the operator's rights
+[group('operate')]
+[no-exit-message]
+mesh *words:
+    {{ stack }} mesh "$@"
+
 # Run the tests, or some tiers of them: unit contract integration infra chaos (and `long`: the slow tests)
 [group('work')]
 [no-exit-message]

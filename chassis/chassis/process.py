@@ -23,6 +23,7 @@ import uvloop
 from chassis import watchdog
 from chassis.backoff import backoff
 from chassis.errors import ConfigurationError
+from chassis.mesh.identity import MeshIdentity
 from chassis.platform.consul import ConsulClient
 from chassis.platform.discovery import Discovery
 from chassis.platform.vault import Vault
@@ -65,6 +66,7 @@ class Process(Generic[K]):
         self.stopping = stopping or asyncio.Event()
         self.vault = Vault(environment.vault_addr, name, environment.identity_dir, self.supervise)
         self.discovery = Discovery(consul, self.supervise)
+        self._mesh: MeshIdentity | None = None
         self._probes: dict[str, Probe] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closers: list[Callable[[], Awaitable[None]]] = []
@@ -76,6 +78,14 @@ class Process(Generic[K]):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def join_mesh(self) -> MeshIdentity | None:
+        """Returns the identity in the mesh, kept up to date since the first call; None where there is no mesh."""
+        if self._mesh is None and self.environment.mesh:
+            self._mesh = MeshIdentity(self.name, self.vault, self.consul)
+            self._mesh.start(self.supervise, self.settings.section(lambda now: now.mesh))
+            self.add_readiness("mesh", self._mesh.readiness)
+        return self._mesh
 
     def add_readiness(self, name: str, probe: Probe) -> None:
         """Adds a readiness probe: it returns None if ready, else the reason. An exception counts as a reason."""
@@ -167,6 +177,7 @@ async def configure(name: str, settings: type[K], stopping: asyncio.Event) -> Pr
     values.on_change(_apply)
     process = Process(name, environment, values, consul, stopping)
     process.supervise("settings", lambda: watch_settings(consul, f"config/{name}", values))
+    process.join_mesh()  # as early as possible: the first certificate takes a moment
     return process
 
 

@@ -32,6 +32,10 @@ class Environment(BaseSettings):
     vault_addr: str = Field(description="URL of the Vault HTTP API", pattern=r"^https?://[^/]+$")
     otel_exporter_otlp_endpoint: str = Field(description="URL of the OTLP gRPC receiver", pattern=r"^https?://[^/]+$")
     bind_address: str = Field(description="host:port this process serves at", pattern=r"^[^/]+:\d+$")
+    mesh: bool = Field(description="on: gRPC by mutual TLS and by the intentions; off: plaintext, for anybody")
+    health_address: str = Field(
+        description="host:port at which a gRPC service of the mesh answers health checks", pattern=r"^[^/]+:\d+$"
+    )
 
     @classmethod
     def load(cls) -> Environment:
@@ -55,6 +59,13 @@ class Section(BaseModel):
             raise TypeError(f"{cls.__name__}: a setting has no default, every key is in KV: {', '.join(defaulted)}")
 
 
+class MeshSettings(Section):
+    """Certificates and intentions of the mesh."""
+
+    leaf_seconds: float = Field(ge=30, le=3600, description="validity of the certificate, renewed at half of it")
+    enforce: bool = Field(description="false: calls that no intention allows are counted and logged, and go through")
+
+
 class ProcessSettings(Section):
     """Settings of every process; each service's `Settings` extends them."""
 
@@ -64,6 +75,7 @@ class ProcessSettings(Section):
     traces_per_second: float = Field(ge=0, le=10_000, description="traces beginning here that are recorded in a second")
     trace_share: float = Field(ge=0, le=1, description="share of the further traces that is recorded")
     slow_seconds: float = Field(gt=0, le=3600, description="a request answered later is logged as a warning")
+    mesh: MeshSettings = Field(description="certificates and intentions of the mesh")
 
 
 K = TypeVar("K", bound=BaseModel)

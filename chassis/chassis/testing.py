@@ -15,11 +15,16 @@ K = TypeVar("K", bound=ProcessSettings)
 
 
 class FakeConsul:
-    """Keeps KV and the health of services in memory; change them with `put`, `remove` and `register`."""
+    """Keeps KV, the health of services, and roots and intentions of the mesh in memory.
+
+    Change them with `put`, `remove`, `register`, `trust` and `intend`.
+    """
 
     def __init__(self) -> None:
         self._keys: dict[str, bytes] = {}
         self._services: dict[str, list[dict[str, Any]]] = {}
+        self._roots: dict[str, Any] | None = None
+        self._intentions: dict[str, list[dict[str, Any]]] = {}
         self._changed = asyncio.Event()
 
     def put(self, key: str, value: str | bytes) -> None:
@@ -35,6 +40,16 @@ class FakeConsul:
     def register(self, service: str, *addresses: str) -> None:
         """Replaces the healthy instances of a service by these host:port addresses, which are their ids too."""
         self._services[service] = [_node(address) for address in addresses]
+        self._notify()
+
+    def trust(self, roots: dict[str, Any]) -> None:
+        """Replaces trust domain and roots of the mesh, in the form of Consul's API."""
+        self._roots = roots
+        self._notify()
+
+    def intend(self, service: str, *intentions: dict[str, Any]) -> None:
+        """Replaces the intentions of a destination, in the form of Consul's API."""
+        self._intentions[service] = list(intentions)
         self._notify()
 
     async def connect(self) -> None:
@@ -57,6 +72,18 @@ class FakeConsul:
         """See ConsulClient."""
         async for nodes in self._watch(lambda: self._services.get(service, [])):
             yield nodes
+
+    async def watch_roots(self) -> AsyncIterator[dict[str, Any]]:
+        """See ConsulClient. Yields nothing before there are roots."""
+        async for roots in self._watch(lambda: self._roots):
+            if roots is not None:
+                yield roots
+
+    async def watch_intentions(self, service: str) -> AsyncIterator[list[dict[str, Any]]]:
+        """See ConsulClient. Yields nothing before there are intentions, as while Consul is away."""
+        async for intentions in self._watch(lambda: self._intentions.get(service)):
+            if intentions is not None:
+                yield intentions
 
     async def close(self) -> None:
         """See ConsulClient."""
@@ -85,6 +112,8 @@ def environment(**changes: Any) -> Environment:
         "vault_addr": "http://127.0.0.1:1",
         "otel_exporter_otlp_endpoint": "http://127.0.0.1:1",
         "bind_address": "127.0.0.1:0",
+        "health_address": "127.0.0.1:0",
+        "mesh": False,
     }
     return Environment(**(values | changes))
 

@@ -1,6 +1,11 @@
-# Read the own configuration; find the called services.
+# Read the own configuration and the own intentions; find the called services.
 key "config/user-service" {
   policy = "read"
+}
+
+service "user-service" {
+  policy     = "read"
+  intentions = "read"
 }
 
 service "postgres" {

@@ -2,6 +2,7 @@
 
 job      = "gateway"
 protocol = "http"
+mesh     = false
 actions  = {}
 
 groups = {

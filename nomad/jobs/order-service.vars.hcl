@@ -2,6 +2,7 @@
 
 job      = "order-service"
 protocol = "grpc"
+mesh     = false
 tags     = []
 
 groups = {

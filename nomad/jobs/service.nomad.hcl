@@ -5,6 +5,7 @@
 variable "job" { type = string }
 variable "protocol" { type = string } # http or grpc: the name of its port, and the kind of its checks
 variable "groups" { type = map(object({ count = number, service = string, args = list(string) })) }
+variable "mesh" { type = bool } # whether gRPC is by mutual TLS and intentions, or plaintext for anybody
 variable "tags" { type = list(string) }          # in Consul, besides protocol and version
 variable "actions" { type = map(list(string)) } # name, and the arguments of the zipapp
 
@@ -20,18 +21,23 @@ variable "otlp_grpc_url" { type = string }
 
 locals {
   zipapp = ["-I", "-S", "local/${var.job}.pyz"]
+  # In the mesh the port of gRPC refuses callers without a certificate of the mesh. Consul has none for its checks, so they get a
+  # port of their own, which serves health alone. They only ask how it is, so they do not verify its certificate.
   checks = {
     http = {
+      port      = "http"
+      by_tls    = false
       readiness = { name = "readiness", path = "/readyz", grpc_service = "" }
       liveness  = { name = "liveness", path = "/livez", grpc_service = "" }
     }
     grpc = {
+      port      = var.mesh ? "health" : "grpc"
+      by_tls    = var.mesh
       readiness = { name = "grpc health", path = "", grpc_service = "" }
       liveness  = { name = "liveness", path = "", grpc_service = "liveness" }
     }
   }
-  readiness = local.checks[var.protocol].readiness
-  liveness  = local.checks[var.protocol].liveness
+  check = local.checks[var.protocol]
 }
 
 job "service" {
@@ -71,7 +77,7 @@ job "service" {
 
       network {
         dynamic "port" {
-          for_each = [var.protocol]
+          for_each = distinct([var.protocol, local.check.port])
           labels   = [port.value]
           content {}
         }
@@ -93,20 +99,26 @@ job "service" {
         tags     = concat([var.protocol, "version=${var.version}"], var.tags)
 
         check {
-          name     = local.readiness.name
-          type     = var.protocol
-          path     = local.readiness.path
-          interval = "2s"
-          timeout  = "10s"
+          name            = local.check.readiness.name
+          type            = var.protocol
+          port            = local.check.port
+          path            = local.check.readiness.path
+          grpc_use_tls    = local.check.by_tls
+          tls_skip_verify = local.check.by_tls
+          interval        = "2s"
+          timeout         = "10s"
         }
 
         check {
-          name         = local.liveness.name
-          type         = var.protocol
-          path         = local.liveness.path
-          grpc_service = local.liveness.grpc_service
-          interval     = "5s"
-          timeout      = "60s"
+          name            = local.check.liveness.name
+          type            = var.protocol
+          port            = local.check.port
+          path            = local.check.liveness.path
+          grpc_service    = local.check.liveness.grpc_service
+          grpc_use_tls    = local.check.by_tls
+          tls_skip_verify = local.check.by_tls
+          interval        = "5s"
+          timeout         = "60s"
 
           # A process ends itself when its loop is stuck; this is for one that cannot even do that.
           check_restart {
@@ -153,8 +165,10 @@ job "service" {
           env {
             BIND_ADDRESS                = "$${NOMAD_ADDR_${var.protocol}}"
             CONSUL_HTTP_ADDR            = var.consul_url
+            HEALTH_ADDRESS              = "$${NOMAD_ADDR_${local.check.port}}"
             IDENTITY_DIR                = "${NOMAD_SECRETS_DIR}"
             INSTANCE_ID                 = "${NOMAD_ALLOC_ID}"
+            MESH                        = var.mesh ? "on" : "off"
             OTEL_EXPORTER_OTLP_ENDPOINT = var.otlp_grpc_url
             SHIV_ROOT                   = var.zipapp_cache
             VAULT_ADDR                  = var.vault_url

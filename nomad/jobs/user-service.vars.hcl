@@ -2,6 +2,7 @@
 
 job      = "user-service"
 protocol = "grpc"
+mesh     = false
 tags     = []
 
 groups = {

@@ -20,6 +20,7 @@ from stack.commands import shell_env, teardown, test_runner
 from stack.commands import status as overview
 from stack.commands import trace as traces
 from stack.load import live_load
+from stack.mesh import dial
 from stack.operations import consistency_check, rebuild
 
 
@@ -165,5 +166,22 @@ def protos() -> None:
     grpc_stubs.generate()
 
 
+mesh = typer.Typer(help="Work with the mesh, in which gRPC services accept nobody without a certificate.")
+app.add_typer(mesh, name="mesh")
+
+
+@mesh.command("dial")
+def mesh_dial(
+    service: Annotated[str, typer.Argument(autocompletion=dial.names)],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Loopback port to listen at; 0 is a free one.")] = 0,
+) -> None:
+    """Let an ordinary gRPC client call a service with the operator's rights, through a loopback port, until Ctrl-C."""
+    dial.dial(config.current(), service, port)
+
+
 _REGISTERED = app.registered_commands  # fragile: typer-registered-commands
-COMMANDS = tuple(command.name or command.callback.__name__ for command in _REGISTERED if command.callback)
+_GROUPS = app.registered_groups  # fragile: typer-registered-commands
+COMMANDS = (
+    *(command.name or command.callback.__name__ for command in _REGISTERED if command.callback),
+    *(str(group.name) for group in _GROUPS),
+)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from stack.cluster import nomad
+from stack.cluster.clients import OPERATOR
 
 from .repository import ROOT, SERVICES, blocks, job_text, package
 
@@ -21,7 +22,10 @@ PLACES = (
     "vault/auth/jwt-nomad/role/{}.json",
 )
 # Vault counts a signature as an update; it changes nothing.
-SIGNING = {"user-service": {"transit/sign/tokens": {"update"}}}
+SIGNING = {service: {f"mesh/sign/{service}": {"update"}} for service in SERVICES}
+SIGNING["user-service"]["transit/sign/tokens"] = {"update"}
+# Consul is the certificate authority of the mesh; its policy belongs to no job (deployment/test_mesh.py).
+CONSUL = "consul-ca"
 FOLDERS = [ROOT / folder for folder in SERVICES.values()]
 WITH_DATABASE = [service for service in SERVICES if (ROOT / SERVICES[service] / "migrations").is_dir()]
 # The roles in Vault with which a service applies its migrations.
@@ -67,14 +71,18 @@ def test_a_job_and_its_service_in_consul_have_the_name_of_the_file(job: str) -> 
     [
         ("consul/kv/config", ".json"),
         ("consul/policies", ".hcl"),
+        ("consul/config/service-defaults", ".hcl"),
+        ("consul/intentions", ".hcl"),
         ("vault/policies", ".hcl"),
+        ("vault/engines/mesh/roles", ".json"),
         ("vault/auth/jwt-nomad/role", ".json"),
         ("vault/engines/database/roles", ".json"),
     ],
 )
 def test_no_file_belongs_to_a_job_that_does_not_exist(folder: str, suffix: str) -> None:
+    others = {"consul/policies": {"nomad-agent"}, "vault/policies": {CONSUL}, "vault/engines/mesh/roles": {OPERATOR}}
     owners = OWNERS if folder.startswith("vault/") else set()
-    assert stems(folder, suffix) - {"nomad-agent"} - owners <= set(nomad.names())
+    assert stems(folder, suffix) - others.get(folder, set()) - owners <= set(nomad.names())
 
 
 @pytest.mark.parametrize("name", sorted(stems("vault/auth/jwt-nomad/role", ".json")))
@@ -135,7 +143,17 @@ def test_a_service_writes_nothing_in_consul_and_asks_for_no_wildcard_but_nodes(s
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_finds_only_services_that_exist(service: str) -> None:
     seen = {name for kind, name, _ in rules(service) if kind == "service"}
-    assert seen <= set(nomad.names()) - {service}
+    own = {service} if service in stems("consul/intentions", ".hcl") else set()
+    assert seen <= set(nomad.names()) - {service} | own
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_reads_its_own_intentions_and_no_other(service: str) -> None:
+    text = (ROOT / "consul" / "policies" / f"{service}.hcl").read_text()
+    found = {(kind, name): body for (kind, name), body in blocks(text, r'(\w+) "([^"]*)"') if "intentions" in body}
+    own = {("service", service)} if service in stems("consul/intentions", ".hcl") else set()
+    assert set(found) == own
+    assert all(re.search(r'^\s*intentions\s*=\s*"read"$', body, re.MULTILINE) for body in found.values())
 
 
 def test_the_nomad_agent_may_register_services_and_no_more() -> None:
@@ -152,7 +170,7 @@ def paths(job: str) -> dict[str, set[str]]:
     return {path: set(re.findall(r'"(\w+)"', body)) for (path,), body in blocks(text, r'path "([^"]+)"')}
 
 
-@pytest.mark.parametrize("job", sorted(stems("vault/policies", ".hcl")))
+@pytest.mark.parametrize("job", sorted(stems("vault/policies", ".hcl") - {CONSUL}))
 def test_a_policy_in_vault_names_each_path_in_full_and_changes_nothing(job: str) -> None:
     found = paths(job)
     assert found

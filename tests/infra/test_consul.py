@@ -20,10 +20,10 @@ SERVICES = {
     "postgres": (1, 1),
     "artifacts": (1, 1),
 }
-# The services that the workload identity of a job finds, beside its own key.
+# The services that the workload identity of a job finds, beside its own key. Who reads its own intentions finds itself.
 FINDS = {
-    "user-service": {"postgres"},
-    "order-service": {"postgres", "user-service"},
+    "user-service": {"postgres", "user-service"},
+    "order-service": {"postgres", "user-service", "order-service"},
     "gateway": {"user-service", "order-service"},
 }
 ENDLESS = {"Anonymous Token", "Initial Management Token", "consul-agent", "consul-nomad-agent"}
@@ -147,6 +147,29 @@ def test_a_workload_reads_its_own_key_and_finds_the_services_that_it_calls(deplo
     assert own.status == 200
     assert {reply.status for reply in denied} == {403}
     assert set(services.json()) == FINDS[job]
+
+
+@pytest.mark.parametrize("job", FINDS)
+def test_a_workload_reads_the_intentions_of_the_services_that_it_finds(deployed: DeployedStack, job: str) -> None:
+    services = deployed.names("consul/intentions", ".hcl")
+    path = "/v1/connect/intentions/match?by=destination&name="
+    replies = dict(zip(services, deployed.consul_as(job, *(f"{path}{name}" for name in services)), strict=True))
+    assert {name for name, reply in replies.items() if reply.status == 200} == services & FINDS[job]
+    for name in services & FINDS[job]:
+        assert {each["SourceName"] for each in replies[name].json()[name]} >= {"gateway", "operator"}
+
+
+@pytest.mark.parametrize("kind", ["service-intentions", "service-defaults"])
+def test_the_config_entries_are_those_of_the_checkout(deployed: DeployedStack, kind: str) -> None:
+    folder = {"service-intentions": "consul/intentions", "service-defaults": "consul/config/service-defaults"}[kind]
+    assert {entry["Name"] for entry in deployed.consul(f"/v1/config/{kind}")} == deployed.names(folder, ".hcl")
+
+
+def test_the_certificate_authority_of_the_mesh_is_vault_and_has_one_active_root(deployed: DeployedStack) -> None:
+    assert deployed.consul("/v1/connect/ca/configuration")["Provider"] == "vault"
+    (root,) = deployed.vault("mesh-root/cert/ca")
+    active = [each["RootCert"].strip() for each in deployed.consul("/v1/connect/ca/roots")["Roots"] if each["Active"]]
+    assert active == [root["certificate"].strip()]
 
 
 def test_every_service_has_its_settings_and_no_key_holds_a_secret(deployed: DeployedStack, secrets: set[str]) -> None:

@@ -10,6 +10,8 @@ from support.infrastructure.deployed_stack import DeployedStack
 
 CREDENTIALS = {
     "consul-agent",
+    "consul-ca-role-id",
+    "consul-ca-secret-id",
     "consul-management",
     "consul-nomad-agent",
     "nomad-management",

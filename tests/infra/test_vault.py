@@ -22,6 +22,12 @@ FORBIDDEN = [
     ("gateway", "GET", "database/creds/user-service"),
     ("gateway", "POST", "transit/sign/tokens"),
     ("order-service", "POST", "transit/sign/tokens"),
+    ("gateway", "POST", "mesh/sign/user-service"),
+    ("user-service", "POST", "mesh/sign/order-service"),
+    ("order-service", "POST", "mesh/sign/operator"),
+    ("order-service", "POST", "mesh/sign/leaf-cert"),
+    ("gateway", "POST", "mesh/issue/gateway"),
+    ("gateway", "POST", "mesh-root/root/sign-intermediate"),
     ("gateway", "LIST", "secret/metadata"),
 ]
 
@@ -110,6 +116,23 @@ def test_a_database_login_ends_within_a_day(deployed: DeployedStack, service: st
 def test_the_key_of_access_tokens_can_neither_be_exported_nor_deleted(deployed: DeployedStack) -> None:
     (key,) = deployed.vault("transit/keys/tokens")
     assert (key["exportable"], key["allow_plaintext_backup"], key["deletion_allowed"]) == (False, False, False)
+
+
+def test_a_role_of_certificates_is_that_of_the_checkout(deployed: DeployedStack) -> None:
+    names = sorted(deployed.names("vault/engines/mesh/roles", ".json"))
+    listed, *roles = deployed.vault("LIST mesh/roles", *(f"mesh/roles/{name}" for name in names))
+    assert set(listed["keys"]) == {*names, "leaf-cert"}  # Consul's own
+    domain = deployed.consul("/v1/connect/ca/roots")["TrustDomain"]
+    for name, role in zip(names, roles, strict=True):
+        text = deployed.content(f"vault/engines/mesh/roles/{name}.json").replace("${trust_domain}", domain)
+        wanted = json.loads(text)
+        assert {key: role[key] for key in wanted} == wanted
+
+
+def test_the_login_of_consul_is_the_only_one_by_secret_id(deployed: DeployedStack) -> None:
+    roles, accessors = deployed.vault("LIST auth/approle/role", "LIST auth/approle/role/consul-ca/secret-id")
+    assert roles["keys"] == ["consul-ca"]
+    assert len(accessors["keys"]) == 1
 
 
 @pytest.mark.disturbs

@@ -19,6 +19,7 @@ import httpx
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from nomad.api.exceptions import BadRequestNomadException
+from support.mesh.channels import health_channel
 
 from stack import config
 from stack.cluster import agents, nomad
@@ -100,8 +101,19 @@ class RunningStack:
         return (
             ready == {"ready"}
             and all(len(found[name]) == wanted[name] for name in wanted)
-            and all(_serves(entry["Service"]) for entries in found.values() for entry in entries)
+            and all(self._serves(entry["Service"]) for entries in found.values() for entry in entries)
         )
+
+    def _serves(self, service: dict[str, Any]) -> bool:
+        """Asks a gRPC instance itself, because the check of Consul is up to a second old; True for any other."""
+        if "grpc" not in (service["Tags"] or []):
+            return True
+        try:
+            with health_channel(self.clients, service["ID"]) as channel:
+                status = HealthStub(channel).Check(HealthCheckRequest(), timeout=1).status
+        except grpc.RpcError:
+            return False
+        return bool(status == HealthCheckResponse.SERVING)
 
     def wait_until_healthy(self, seconds: float = 60) -> None:
         """Returns once the stack has been healthy for a while, so that no effect of an earlier test is left."""
@@ -186,18 +198,6 @@ class RunningStack:
             return True
 
         eventually(f"{job} may be scaled", accepted, 60)
-
-
-def _serves(service: dict[str, Any]) -> bool:
-    """Asks a gRPC instance itself, because the check of Consul is up to a second old; True for any other."""
-    if "grpc" not in (service["Tags"] or []):
-        return True
-    with grpc.insecure_channel(f"{service['Address']}:{service['Port']}") as channel:
-        try:
-            status = HealthStub(channel).Check(HealthCheckRequest(), timeout=1).status
-        except grpc.RpcError:
-            return False
-    return bool(status == HealthCheckResponse.SERVING)
 
 
 def _works_in(pid: int, folder: Path) -> bool:

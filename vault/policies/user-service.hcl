@@ -1,4 +1,5 @@
-# Create the own database login, which cannot change the schema; sign with the token key; read the own secret.
+# Create the own database login, which cannot change the schema; sign with the token key; read the own secret; have the
+# own certificate signed.
 path "database/creds/user-service" {
   capabilities = ["read"]
 }
@@ -9,4 +10,8 @@ path "transit/sign/tokens" {
 
 path "secret/data/user-service" {
   capabilities = ["read"]
+}
+
+path "mesh/sign/user-service" {
+  capabilities = ["update"]
 }

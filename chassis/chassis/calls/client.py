@@ -24,6 +24,7 @@ from chassis.calls.retry import LEAST_SECONDS, RETRY_RULES, AttemptTimer, Retrie
 from chassis.calls.transport import GrpcTransport, Metadata, Method, NotProcessed, OutOfTime, Transport, is_idempotent
 from chassis.deadline import at_most, remaining
 from chassis.errors import RpcError, deadline_exceeded, unavailable
+from chassis.mesh import tls
 from chassis.settings import Live
 from chassis.telemetry.metrics import Durations, LiveGauges, meter
 from chassis.telemetry.traces import start_span, trace_headers
@@ -42,8 +43,15 @@ _retries = meter().create_counter("rpc.client.retries", description="attempts af
 
 
 def connect(process: Process[Any], service: str, *, settings: Live[ClientSettings]) -> Channel:
-    """Returns a channel to all healthy instances of a Consul service, for a generated stub; the process closes it."""
-    channel = Channel(service, process.discovery.endpoints(service), settings, GrpcTransport())
+    """Returns a channel to all healthy instances of a Consul service, for a generated stub; the process closes it.
+
+    In a mesh the process shows its certificate, and an instance has to prove that it is of the service.
+    """
+    identity = process.join_mesh()
+    transport = GrpcTransport() if identity is None else GrpcTransport(partial(tls.channel, identity, service))
+    if identity is not None:
+        identity.on_change(transport.renew)
+    channel = Channel(service, process.discovery.endpoints(service), settings, transport)
     process.on_close(channel.close)
     return channel
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import grpc
 import grpc.aio
@@ -39,6 +42,9 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 3_000),
 )
 _OVERLOADED = "OVERLOADED"
+_REPLACE_SECONDS = 10.0
+# Calls that are still in progress after this time, on a channel that was replaced, end with it.
+_LONGEST_CALL_SECONDS = 3600.0
 _UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
 # grpc has no status for a connection that was never established, only these beginnings. fragile: grpc-error-text
 _NOT_CONNECTED = (
@@ -133,25 +139,69 @@ def is_idempotent(path: str) -> bool:
     return bool(method.GetOptions().idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN)
 
 
+MakeChannel = Callable[[str, Sequence[tuple[str, int | str]]], grpc.aio.Channel | None]
+"""Makes a channel to an address with options; None while there are no credentials for it."""
+
+
 class GrpcTransport:
-    """Makes connections of grpc.aio."""
+    """Makes connections of grpc.aio, whose channels `make_channel` makes."""
+
+    def __init__(self, make_channel: MakeChannel = grpc.aio.insecure_channel) -> None:
+        self._make_channel = make_channel
+        self._connections: WeakSet[GrpcConnection] = WeakSet()
 
     def connect(self, address: str) -> Connection:
         """See Transport."""
-        return GrpcConnection(address)
+        connection = GrpcConnection(lambda: self._make_channel(address, _OPTIONS))
+        self._connections.add(connection)
+        return connection
+
+    def renew(self) -> None:
+        """Replaces each channel by one with the credentials of the moment; calls in progress end on the old one."""
+        for connection in tuple(self._connections):
+            connection.renew()
 
 
 class GrpcConnection:
-    """One grpc.aio channel. Channels to the same address share their socket inside of grpc."""
+    """One grpc.aio channel at a time. Channels to the same address share their socket inside of grpc."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        self._channel.get_state(try_to_connect=True)
+    def __init__(self, make_channel: Callable[[], grpc.aio.Channel | None]) -> None:
+        self._make_channel = make_channel
+        self._channel = make_channel()
+        if self._channel is not None:
+            self._channel.get_state(try_to_connect=True)
         self._calls: dict[str, Any] = {}
+        self._renewals: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def renew(self) -> None:
+        """Starts to replace the channel; calls use the new one from the moment at which it is connected."""
+        if not self._closed:
+            task = asyncio.create_task(self._replace(), context=Context())
+            self._renewals.add(task)
+            task.add_done_callback(self._renewals.discard)
+
+    async def _replace(self) -> None:
+        channel = self._make_channel()
+        if channel is None or self._channel is None:
+            self._channel = channel
+            return
+        try:
+            with suppress(TimeoutError):  # if the instance cannot be reached, the old channel would not reach it either
+                async with asyncio.timeout(_REPLACE_SECONDS):
+                    await channel.channel_ready()
+            replaced, self._channel, self._calls = self._channel, channel, {}
+            channel = replaced
+            if channel is not None:
+                await channel.close(_LONGEST_CALL_SECONDS)
+        except asyncio.CancelledError:
+            if channel is not None:
+                await channel.close(None)
+            raise
 
     def unary(self, method: Method, request: Any, timeout: float, metadata: Metadata) -> UnaryCall:
         """See Connection."""
-        call = self._calls.get(method.path) or self._add(method, self._channel.unary_unary)
+        call = self._calls.get(method.path) or self._add(method, "unary_unary")
         return GrpcCall(call(request, timeout=timeout, metadata=grpc.aio.Metadata(*metadata)))
 
     async def stream(
@@ -162,7 +212,7 @@ class GrpcConnection:
         metadata: Metadata,
     ) -> AsyncGenerator[Any, None]:
         """See Connection."""
-        call = self._calls.get(method.path) or self._add(method, self._channel.unary_stream)
+        call = self._calls.get(method.path) or self._add(method, "unary_stream")
         responses = call(request, timeout=timeout, metadata=metadata)
         try:
             async for response in responses:
@@ -177,9 +227,16 @@ class GrpcConnection:
 
     async def close(self) -> None:
         """See Connection."""
-        await self._channel.close(None)
+        self._closed = True
+        for renewal in self._renewals:
+            renewal.cancel()
+        if self._channel is not None:
+            await self._channel.close(None)
 
-    def _add(self, method: Method, make: Callable[..., Any]) -> Any:
+    def _add(self, method: Method, kind: str) -> Any:
+        if self._channel is None:
+            raise NotProcessed(*_UNAVAILABLE, "no certificate of the mesh yet")
+        make = getattr(self._channel, kind)
         call = self._calls[method.path] = make(method.path, method.serialize, method.deserialize)
         return call
 

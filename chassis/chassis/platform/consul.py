@@ -93,6 +93,15 @@ class ConsulClient:
 
         return watch(f"service {service}", self._with_login(query), on_outage)
 
+    def watch_roots(self) -> AsyncIterator[dict[str, Any]]:
+        """Yields trust domain and roots of the mesh, then each change, in the form of Consul's agent API."""
+        return watch("mesh roots", self._with_login(lambda index: self._api.mesh_roots(index, _WAIT)))
+
+    def watch_intentions(self, service: str) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yields the intentions of a destination, then each change, in the form of Consul's API."""
+        query = self._with_login(lambda index: self._api.intentions(service, index, _WAIT))
+        return watch(f"intentions {service}", query)
+
     async def close(self) -> None:
         """Revokes the token and closes the connections; gives up on the revocation after a second."""
         if self._api.token:

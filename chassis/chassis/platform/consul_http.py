@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import httpx
 from consul import ConsulException
-from consul.base import Consul, HTTPClient  # fragile: consul-http-client
+from consul.base import CB, Consul, HTTPClient  # fragile: consul-http-client
 
 AUTH_METHOD = "nomad-workloads"
 _TIMEOUT_SECONDS = 5.0
@@ -80,6 +80,23 @@ class ConsulApi(Consul):  # type: ignore[misc]
         super().__init__()
         # The library takes CONSUL_HTTP_TOKEN from the environment, but a process only uses the token of its login.
         self.token: str | None = None
+
+    async def mesh_roots(self, index: int | None, wait: str) -> tuple[int, dict[str, Any]]:
+        """Returns Consul's index, and trust domain and roots of the mesh; the library has no blocking query for it."""
+        new_index, found = await self._read("/v1/agent/connect/ca/roots", index, wait)
+        return new_index, dict(found)
+
+    async def intentions(self, destination: str, index: int | None, wait: str) -> tuple[int, list[dict[str, Any]]]:
+        """Returns Consul's index, and the intentions of a destination, highest precedence first."""
+        query = {"by": "destination", "name": destination}
+        new_index, found = await self._read("/v1/connect/intentions/match", index, wait, query)
+        return new_index, found.get(destination) or []
+
+    async def _read(self, path: str, index: int | None, wait: str, query: Mapping[str, str] | None = None) -> Any:
+        params = [*(query or {}).items(), *([("index", str(index)), ("wait", wait)] if index else [])]
+        headers = {"X-Consul-Token": self.token} if self.token else {}
+        new_index, found = await self._http.get(CB.json(index=True), path, params, headers)
+        return int(new_index), found
 
     def http_connect(self, *_args: Any, **_kwargs: Any) -> HttpTransport:
         """Returns the transport, in place of the library's own one."""

@@ -114,6 +114,19 @@ class Vault:
             wall,
         )
 
+    async def sign_certificate(self, role: str, request: str, seconds: float) -> tuple[str, float]:
+        """Signs a certificate request (PEM) by a role of the mount `mesh`.
+
+        Returns the certificate with its intermediates (PEM) and the seconds for which it is valid.
+        """
+        answer = await self._request(
+            f"certificate {role}",
+            lambda c: c.secrets.pki.sign_certificate(role, request, "", {"ttl": f"{seconds:.0f}s"}, "mesh"),
+        )
+        made = answer["data"]
+        chain = [made["certificate"], *(made.get("ca_chain") or [made["issuing_ca"]])]
+        return "\n".join(pem.strip() for pem in chain) + "\n", made["expiration"] - time.time()
+
     async def renew(self, lease: Lease) -> Lease:
         """Extends a lease; returns it with the duration that Vault granted, which may be shorter."""
         acquired, wall = time.monotonic(), time.time()

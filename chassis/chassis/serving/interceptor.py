@@ -1,4 +1,4 @@
-"""The interceptor of a gRPC server: google.rpc.Status errors, server span, caller's deadline, concurrency limit."""
+"""The interceptor of a gRPC server: google.rpc.Status errors, server span, allowed caller, caller's deadline, limit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from chassis.serving.authorization import Authorization
 from chassis.serving.call_telemetry import MethodTelemetry
 from chassis.serving.limiter import Limiter
 from chassis.serving.method_handler import MethodHandler, MethodLimit, unknown_method
@@ -16,19 +17,24 @@ from chassis.serving.method_handler import MethodHandler, MethodLimit, unknown_m
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Makes the handler of each method once, at its first call; each server needs its own interceptor.
 
-    With a limiter, `exempt` methods take no permit; `urgent` ones may also use the reserve. Health and reflection have
-    no span, no metric and no limit.
+    With a limiter, `exempt` methods take no permit; `urgent` ones may also use the reserve. With an authorization, each
+    call needs an allowed caller. Health and reflection have no span, no metric and no limit.
     """
 
     def __init__(
-        self, limiter: Limiter | None = None, exempt: Collection[str] = (), urgent: Collection[str] = ()
+        self,
+        limiter: Limiter | None = None,
+        exempt: Collection[str] = (),
+        urgent: Collection[str] = (),
+        authorization: Authorization | None = None,
     ) -> None:
         self._limiter = limiter
+        self._authorization = authorization
         self._exempt = frozenset(exempt)
         self._urgent = frozenset(urgent)
         # Only of methods that exist: a caller must not be able to fill it.
         self._handlers: dict[str, Any] = {}
-        self._unknown_method = unknown_method()
+        self._unknown_method = unknown_method(authorization)
 
     async def intercept_service(
         self,
@@ -48,8 +54,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _make(self, handler: Any, path: str) -> Any:
         if path.startswith("/grpc."):
-            return MethodHandler(handler, path, telemetry=None).of_bytes()
+            return MethodHandler(handler, path, None, self._authorization).of_bytes()
         limit = None
         if self._limiter is not None and path not in self._exempt:
             limit = MethodLimit(self._limiter, urgent=path in self._urgent)
-        return MethodHandler(handler, path, MethodTelemetry(path), limit).of_bytes()
+        return MethodHandler(handler, path, MethodTelemetry(path), self._authorization, limit).of_bytes()

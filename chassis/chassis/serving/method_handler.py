@@ -1,4 +1,4 @@
-"""Runs the handler of a method within telemetry, the caller's deadline and the concurrency limit, in this order.
+"""Runs the handler of a method within telemetry, authorization, the caller's deadline and the limit, in this order.
 
 Everything is in one function for each kind of call, because each layer around it would be paid for at each call.
 """
@@ -17,6 +17,7 @@ from opentelemetry.trace import Span
 
 from chassis.deadline import shorten
 from chassis.errors import RpcError
+from chassis.serving.authorization import Authorization
 from chassis.serving.call_errors import answer_error, with_deadline
 from chassis.serving.call_telemetry import MethodTelemetry
 from chassis.serving.limiter import Limiter, Outcome, Permit
@@ -55,12 +56,17 @@ class _Call:
 class MethodHandler:
     """Answers the calls of one method with the function of its service.
 
-    Without `telemetry`, a call has no span and no metric, and its deadline is left to the function; without `limit`, it
-    takes no permit.
+    Without `telemetry`, a call has no span and no metric, and its deadline is left to the function; without
+    `authorization`, anybody may call; without `limit`, it takes no permit.
     """
 
     def __init__(
-        self, handler: Any, path: str, telemetry: MethodTelemetry | None, limit: MethodLimit | None = None
+        self,
+        handler: Any,
+        path: str,
+        telemetry: MethodTelemetry | None,
+        authorization: Authorization | None = None,
+        limit: MethodLimit | None = None,
     ) -> None:
         kind = "_".join(
             "stream" if many else "unary" for many in (handler.request_streaming, handler.response_streaming)
@@ -68,6 +74,7 @@ class MethodHandler:
         self._inner = getattr(handler, kind)
         self._path = path
         self._telemetry = telemetry
+        self._authorization = authorization
         self._limit = limit
         self._receive = receiver(handler, path)
         self._serializer = handler.response_serializer
@@ -128,6 +135,11 @@ class MethodHandler:
     def _begin(self, call: _Call, context: Context) -> None:
         if self._telemetry is not None:
             call.span = self._telemetry.begin(context)
+        if self._authorization is not None:
+            caller = self._authorization.check(context, self._path)
+            if call.span is not None:
+                call.span.set_attribute("mesh.caller", caller)
+        if self._telemetry is not None:
             shorten(context.time_remaining())
 
     def _acquire(self, call: _Call) -> None:
@@ -154,14 +166,14 @@ class MethodHandler:
         await answer_error(error, self._path, context)
 
 
-def unknown_method() -> Any:
+def unknown_method(authorization: Authorization | None) -> Any:
     """Returns the handler of methods that do not exist; their calls share one span name and one metric series."""
 
     async def unimplemented(_request: Any, _context: Context) -> None:
         raise RpcError(grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_METHOD", "the method does not exist")
 
     handler: Any = grpc.stream_stream_rpc_method_handler(unimplemented)
-    return MethodHandler(handler, _OTHER, MethodTelemetry(_OTHER)).of_bytes()
+    return MethodHandler(handler, _OTHER, MethodTelemetry(_OTHER), authorization).of_bytes()
 
 
 def _code_of(error: BaseException, span: Span) -> str:

@@ -1,4 +1,4 @@
-"""The gRPC server of a service: health, reflection, the interceptor of each call, and the drain after SIGTERM.
+"""The gRPC server of a service: mutual TLS, the interceptor of each call, reflection, and the drain after SIGTERM.
 
 Invariant: health is SERVING only while every readiness probe passes; an accepted call is finished after SIGTERM.
 """
@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
+from chassis.mesh.identity import MeshIdentity
+from chassis.mesh.intentions import Intentions
+from chassis.mesh.tls import server_credentials
+from chassis.serving.authorization import Authorization
+from chassis.serving.health import HealthService
 from chassis.serving.interceptor import CallInterceptor
 from chassis.serving.limiter import Limiter, LimiterSettings
 
@@ -29,8 +34,9 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
 )
-_PROBE_SECONDS = 1.0
-_LIVENESS = "liveness"
+# A certificate lasts an hour; a caller that keeps its connection for longer has to show a valid one again. What is in
+# progress then, goes on.
+_MESH_OPTIONS = (("grpc.max_connection_age_ms", 3_600_000),)
 
 
 async def serve(
@@ -47,65 +53,50 @@ async def serve(
     `services` are the full names for health and reflection ("shop.user.v1.UserService"). With `limiter_settings`,
     calls beyond the concurrency limit fail with RESOURCE_EXHAUSTED. The `exempt` methods ("/package.Service/Name")
     are not limited, because they have a queue of their own; the `urgent` ones, which free resources, have a reserve.
+    In a mesh each caller needs a certificate and an intention; the health is at an address of its own.
     """
     limiter = Limiter(process.name, limiter_settings) if limiter_settings else None
-    server = grpc.aio.server(interceptors=(CallInterceptor(limiter, exempt, urgent),), options=_OPTIONS)
+    identity = process.join_mesh()
+    authorization = _authorization(process, identity) if identity is not None else None
+    interceptor = CallInterceptor(limiter, exempt, urgent, authorization)
+    options = _OPTIONS if identity is None else (*_OPTIONS, *_MESH_OPTIONS)
+    server = grpc.aio.server(interceptors=(interceptor,), options=options)
     register(server)
     health_service = HealthService(process, services)
-    health_service.add_to(server)
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    address = process.environment.bind_address
-    server.add_insecure_port(address)
+    servers = [server, *await _bind(process, identity, server, health_service)]
     await health_service.start()
-    await server.start()
-    log.info("serving", address=address)
+    for each in servers:
+        await each.start()
+    log.info("serving", address=process.environment.bind_address, mesh=identity is not None)
     following = process.supervise("readiness", health_service.follow)
     await process.stopping.wait()
     following.cancel()
     await health_service.stop()
     await process.wait_for_drain()
-    await server.stop(process.settings.value.grace_seconds)
+    grace = process.settings.value.grace_seconds
+    await asyncio.gather(*(each.stop(grace) for each in servers))
 
 
-class HealthService:
-    """grpc.health.v1: reports the readiness of the process for the whole server ("") and for each service.
+def _authorization(process: Process[Any], identity: MeshIdentity) -> Authorization:
+    intentions = Intentions(process.name)
+    process.supervise("intentions", lambda: intentions.follow(process.consul))
+    process.add_readiness("intentions", intentions.readiness)
+    return Authorization(identity, intentions, process.settings.section(lambda settings: settings.mesh))
 
-    The additional service name "liveness" is always SERVING: a check that restarts the process must not fail because
-    a dependency does.
-    """
 
-    def __init__(self, process: Process[Any], services: Sequence[str]) -> None:
-        self._process = process
-        self._services = ("", *services)
-        self._servicer = health.aio.HealthServicer()
-        self._last: dict[str, str] = {}
-
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Registers the health service at a server that has not started."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
-
-    async def start(self) -> None:
-        """Sets the first status of each service; call it before the server starts."""
-        await self._servicer.set(_LIVENESS, health_pb2.HealthCheckResponse.SERVING)
-        await self.update()
-
-    async def follow(self) -> None:
-        """Updates the status at a fixed interval, without end."""
-        while True:
-            await asyncio.sleep(_PROBE_SECONDS)
-            await self.update()
-
-    async def update(self) -> None:
-        """Runs the readiness probes and sets the status; logs the results when they change."""
-        results = await self._process.readiness()
-        if results != self._last:
-            log.info("readiness changed", **results)
-            self._last = results
-        ready = all(result == "ok" for result in results.values())
-        response = health_pb2.HealthCheckResponse
-        for service in self._services:
-            await self._servicer.set(service, response.SERVING if ready else response.NOT_SERVING)
-
-    async def stop(self) -> None:
-        """Sets NOT_SERVING for good."""
-        await self._servicer.enter_graceful_shutdown()
+async def _bind(
+    process: Process[Any], identity: MeshIdentity | None, server: grpc.aio.Server, health_service: HealthService
+) -> Sequence[grpc.aio.Server]:
+    """Binds the server, waits for its certificate before; returns the server of the health if that is another one."""
+    environment = process.environment
+    if identity is None:
+        health_service.add_to(server)
+        server.add_insecure_port(environment.bind_address)
+        return ()
+    await identity.ready()
+    server.add_secure_port(environment.bind_address, server_credentials(identity, of_callers=True))
+    health_server = grpc.aio.server(interceptors=(CallInterceptor(),), options=_OPTIONS)
+    health_service.add_to(health_server)
+    health_server.add_secure_port(environment.health_address, server_credentials(identity, of_callers=False))
+    return (health_server,)

@@ -21,12 +21,16 @@ class Credentials:
         """Returns the file of a credential; creates it if necessary."""
         file = self.folder / name
         if not file.exists():
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            partial = file.with_suffix(".part")
-            partial.touch(mode=0o600)
-            partial.write_text(make())
-            partial.rename(file)
+            self.store(name, make())
         return file
+
+    def store(self, name: str, value: str) -> None:
+        """Writes a credential that a server has issued, in place of a former one."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = (self.folder / name).with_suffix(".part")
+        partial.touch(mode=0o600)
+        partial.write_text(value)
+        partial.rename(self.folder / name)
 
     def unseal_key(self) -> Path:
         """Returns the file with the 32 bytes with which OpenBao unseals itself."""

@@ -2,6 +2,7 @@
 
 `engines/transit.json` is the mount `transit`, `engines/transit/keys/tokens.json` is `transit/keys/tokens`,
 `auth/jwt-nomad/role/gateway.json` is `auth/jwt-nomad/role/gateway`. A file with `${random}` is written only once.
+The roles of the engine `mesh` contain the trust domain of Consul's mesh.
 OpenBao alone knows the password of its Postgres login: a deploy sets one only if OpenBao cannot log in, and has OpenBao
 replace it at once.
 """
@@ -30,6 +31,10 @@ FILES = ROOT / "vault"
 # Two are part of OpenBao; server.hcl makes the one of the operator.
 BUILT_IN = frozenset({"default", "root", "operator"})
 CONNECTION = "database/config/postgres"
+# Engines with changes of their own: they need more than OpenBao.
+_LATER = frozenset({"database", "mesh"})
+# Consul signs the certificates with it that it issues itself.
+_ROLE_OF_CONSUL = "leaf-cert"
 # Earlier versions kept a copy of the password of OpenBao's Postgres login there.
 _FORMER = "secret/metadata/postgres"
 _ROLE_SECONDS = 30
@@ -50,9 +55,10 @@ class Vault:
         for root, mounts in ((FILES / "engines", "sys/mounts"), (FILES / "auth", "sys/auth")):
             for file in sorted(root.glob("*.json")):
                 yield from self._mount(file, mounts)
-                if file.stem != "database":
+                if file.stem not in _LATER:
                     yield from self._below(root, file.with_suffix(""))
-        yield from self._remove_without_file("auth/jwt-nomad/role", FILES / "auth" / "jwt-nomad" / "role")
+        for method in ("approle", "jwt-nomad"):
+            yield from self._remove_without_file(f"auth/{method}/role", FILES / "auth" / method / "role")
 
     def database_changes(self) -> Iterator[Change]:
         """Yields changes to the database engine, which needs a running Postgres."""
@@ -61,6 +67,12 @@ class Vault:
             before = shown({"versions": sorted(found["versions"])})
             yield Change("vault secret/postgres", before, "", self._remove_old_secret)
         yield from self._remove_without_file("database/roles", FILES / "engines" / "database" / "roles")
+
+    def certificate_role_changes(self, trust_domain: str) -> Iterator[Change]:
+        """Yields changes to the roles with which workloads get their certificates signed."""
+        folder = FILES / "engines" / "mesh"
+        yield from self._below(FILES / "engines", folder, trust_domain=trust_domain)
+        yield from self._remove_without_file("mesh/roles", folder / "roles", {_ROLE_OF_CONSUL})
 
     def _remove_without_file(self, path: str, folder: Path, kept: Set[str] = frozenset()) -> Iterator[Change]:
         """Yields the removal of every policy or role without a file: its grants are in no review."""
@@ -86,16 +98,16 @@ class Vault:
             tune = partial(self._write, f"{path}/tune", _tunable(wanted))
             yield Change(where, shown(_tunable(found)), shown(_tunable(wanted)), tune)
 
-    def _below(self, root: Path, folder: Path) -> Iterator[Change]:
+    def _below(self, root: Path, folder: Path, **values: str) -> Iterator[Change]:
         for file in sorted(folder.rglob("*.json")):
-            yield from self._entry(file.relative_to(root.parent).with_suffix("").as_posix(), file)
+            yield from self._entry(file.relative_to(root.parent).with_suffix("").as_posix(), file, **values)
 
-    def _entry(self, name: str, file: Path) -> Iterator[Change]:
+    def _entry(self, name: str, file: Path, **values: str) -> Iterator[Change]:
         path = name.removeprefix("engines/")
         found = _flat(self._read(path))
         if found is not None and "${random}" in file.read_text():
             return
-        text = render(file, self.stack, random=secrets.token_urlsafe(24))
+        text = render(file, self.stack, random=secrets.token_urlsafe(24), **values)
         wanted = json.loads(text)
         locked_out = path == CONNECTION and self._is_locked_out()
         if found is None or not _covers(found, wanted) or self._digest(path) != _hash(text) or locked_out:

@@ -1,6 +1,6 @@
 """`deploy`: brings up a healthy system, one visible step at a time; a second run changes nothing.
 
-tools → zipapps → agents → policies, KV, secrets → jobs → one real order.
+tools → zipapps → agents → policies, KV, secrets → mesh → jobs → one real order.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from stack.cluster import agents, nomad, smoke_test
 from stack.cluster.clients import Clients
 from stack.cluster.consul import Consul
 from stack.cluster.credentials import Credentials
+from stack.cluster.mesh.changes import mesh_changes
 from stack.cluster.nomad import Nomad
 from stack.cluster.planned_changes import Change, apply_all
 from stack.cluster.vault import Vault
@@ -69,6 +70,7 @@ def _deploy(stack: Stack) -> tuple[int, int]:
     consul, vault = Consul(stack, clients), Vault(stack, clients)
     changed += _apply("consul: policies, roles, KV", consul.changes)
     changed += _apply("vault: engines, roles, secrets", vault.changes)
+    changed += _apply("mesh: certificates, intentions", lambda: mesh_changes(stack, clients))
     changed += _run_jobs(server, [name for name in nomad.deployable(found) if name in nomad.FOUNDATION])
     changed += _apply("vault: database logins", lambda: _retried(vault.database_changes))
     changed += _run_jobs(server, [name for name in nomad.deployable(found) if name not in nomad.FOUNDATION])

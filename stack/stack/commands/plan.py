@@ -13,6 +13,7 @@ from stack.cluster.agents import require_running
 from stack.cluster.clients import Clients
 from stack.cluster.consul import Consul
 from stack.cluster.job_health.problem import Problem
+from stack.cluster.mesh.changes import mesh_changes
 from stack.cluster.nomad import Nomad
 from stack.cluster.planned_changes import Change
 from stack.cluster.vault import Vault
@@ -102,6 +103,7 @@ def _changes(stack: Stack, clients: Clients, server: Nomad, names: Sequence[str]
     yield from consul.agent_changes()
     yield from consul.changes()
     yield from vault.changes()
+    yield from mesh_changes(stack, clients)
     yield from vault.database_changes()
     for name in names:
         changed = list(server.change(name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -26,6 +27,7 @@ from ..repository import ROOT, SERVICES, blocks, job_text, keys
 ENVIRONMENT = {name.upper() for name in Environment.model_fields}
 # The zipapp unpacks itself into this folder before any code of ours runs.
 READ_BY_SHIV = {"SHIV_ROOT"}
+Read = Callable[..., dict[str, Any]]
 JOBS = nomad.names()
 
 
@@ -60,20 +62,29 @@ def test_the_services_share_one_job_file() -> None:
     assert {nomad.job_files(service)[0].name for service in SERVICES} == {f"{nomad.SHARED}.nomad.hcl"}
 
 
-@pytest.mark.parametrize("job", JOBS)
-def test_nomad_reads_a_job_under_the_name_of_its_file(
-    job: str, server: nomad.Nomad, sent: list[str], tmp_path: Path
-) -> None:
+@pytest.fixture
+def read_by_nomad(server: nomad.Nomad, sent: list[str], tmp_path: Path) -> Read:
+    """Reads a job file with the program of Nomad, without a server; inside or outside of the mesh."""
     program = tools.find("nomad")
     if program is None:
         pytest.skip("nomad is not built yet")
-    server.parse(job)
-    values = tmp_path / "values.hcl"
-    values.write_text(sent[0])
-    command = [program, "job", "run", "-output", f"-var-file={values}", nomad.job_files(job)[0]]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    read = json.loads(done.stdout)["Job"]
+
+    def read(job: str, mesh: bool = False) -> dict[str, Any]:
+        server.parse(job)
+        values = tmp_path / "values.hcl"
+        values.write_text(re.sub(r"^mesh\b.*", f"mesh = {str(mesh).lower()}", sent[-1], flags=re.MULTILINE))
+        command = [program, "job", "run", "-output", f"-var-file={values}", nomad.job_files(job)[0]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)["Job"]
+        return found
+
+    return read
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_nomad_reads_a_job_under_the_name_of_its_file(job: str, read_by_nomad: Read) -> None:
+    read = read_by_nomad(job)
     assert (read["ID"], read["Name"]) == (job, job)
     assert job in [service["Name"] for group in read["TaskGroups"] for service in group["Services"]]
     assert job in [task["Name"] for group in read["TaskGroups"] for task in group["Tasks"]]
@@ -87,6 +98,51 @@ def test_a_job_sets_exactly_the_environment_that_its_service_reads(service: str)
 
 def test_no_variable_of_the_environment_has_a_default() -> None:
     assert [name for name, field in Environment.model_fields.items() if not field.is_required()] == []
+
+
+def test_the_checks_of_a_service_in_the_mesh_use_a_port_of_their_own_by_tls(read_by_nomad: Read) -> None:
+    """Consul has no certificate of the mesh, which the port of the calls asks for."""
+    for service in ("order-service", "user-service"):
+        for group in read_by_nomad(service, mesh=True)["TaskGroups"]:
+            assert ports(group) == {"grpc", "health"}
+            (registered,) = group["Services"]
+            assert registered["PortLabel"] == "grpc"
+            for check in registered["Checks"]:
+                assert (check["Type"], check["PortLabel"]) == ("grpc", "health")
+                assert (check["GRPCUseTLS"], check["TLSSkipVerify"]) == (True, True)
+            (env,) = [task["Env"] for task in group["Tasks"]]
+            assert (env["MESH"], env["HEALTH_ADDRESS"]) == ("on", "${NOMAD_ADDR_health}")
+
+
+def test_outside_of_the_mesh_one_port_is_for_calls_and_checks(read_by_nomad: Read) -> None:
+    for service in SERVICES:
+        for group in read_by_nomad(service)["TaskGroups"]:
+            (port,) = ports(group)
+            found = {(check["PortLabel"], check["GRPCUseTLS"]) for check in group["Services"][0]["Checks"]}
+            assert found == {(port, False)}
+            (env,) = [task["Env"] for task in group["Tasks"]]
+            assert (env["MESH"], env["HEALTH_ADDRESS"]) == ("off", f"${{NOMAD_ADDR_{port}}}")
+
+
+def test_the_gateway_has_one_port_in_the_mesh_too(read_by_nomad: Read) -> None:
+    (group,) = read_by_nomad("gateway", mesh=True)["TaskGroups"]
+    assert ports(group) == {"http"}
+    checks = group["Services"][0]["Checks"]
+    assert {(check["Type"], check["PortLabel"], check["GRPCUseTLS"]) for check in checks} == {("http", "http", False)}
+
+
+def test_either_all_services_are_in_the_mesh_or_none(read_by_nomad: Read) -> None:
+    tasks = [task for name in SERVICES for group in read_by_nomad(name)["TaskGroups"] for task in group["Tasks"]]
+    assert len({task["Env"]["MESH"] for task in tasks}) == 1
+    files = [
+        re.findall(r"^mesh\s*=\s*(\w+)$", nomad.job_files(name)[-1].read_text(), re.MULTILINE) for name in SERVICES
+    ]
+    assert files in ([["false"]] * len(SERVICES), [["true"]] * len(SERVICES))
+
+
+def ports(group: dict[str, Any]) -> set[str]:
+    """The labels of the ports of a task group."""
+    return {port["Label"] for network in group["Networks"] for port in network["DynamicPorts"]}
 
 
 def declared(job: str) -> set[str]:

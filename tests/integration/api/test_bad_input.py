@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from support.mesh.channels import mesh_channel
 from support.stack_under_test import RunningStack
 from support.traffic.api_user import LINES, ApiUser
 
@@ -174,9 +175,8 @@ def test_a_grpc_request_that_cannot_be_decoded_is_internal(running: RunningStack
 
 
 def _called(running: RunningStack, service: str, body: bytes, seconds: float) -> tuple[grpc.StatusCode, str]:
-    """The error of a call to one instance, sent as bytes."""
-    found = running.instances(service)[0]["Service"]
-    with grpc.insecure_channel(f"{found['Address']}:{found['Port']}") as channel:
+    """The error of a call of the operator to one instance, sent as bytes."""
+    with mesh_channel(running.clients, service) as channel:
         call: Any = channel.unary_unary(_METHODS[service])
         with pytest.raises(grpc.RpcError) as raised:
             call(body, timeout=seconds)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import grpc
 import httpx
 import pytest
+from support.mesh.channels import mesh_channel
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser
 
@@ -101,7 +102,7 @@ def test_an_instance_that_ends_closes_its_watches_as_unavailable(running: Runnin
     address, pid = one_of(running, "order-service")
     order_id = user.settled(user.place().json()["id"])["id"]
     asked = WatchOrderRequest(user_id=user.id, order_id=order_id, after_version=1)
-    with grpc.insecure_channel(address) as channel:
+    with mesh_channel(running.clients, "order-service", address=address) as channel:
         stream = OrderServiceStub(channel).WatchOrder(asked, timeout=60)
         assert next(stream).event.WhichOneof("event") == "confirmed"
         os.kill(pid, signal.SIGTERM)

@@ -28,6 +28,7 @@ GOOD = {
     "traces_per_second": 20.0,
     "trace_share": 1.0,
     "slow_seconds": 1.0,
+    "mesh": {"leaf_seconds": 3600.0, "enforce": True},
 }
 POLICY = """
 key "config/gateway" { policy = "read" }

@@ -17,14 +17,20 @@ from chassis.errors import RpcError
 from chassis.platform.vault import Vault
 from chassis.postgres.database import Database
 from chassis.process import Process
-from chassis.settings import ProcessSettings
+from chassis.settings import MeshSettings, ProcessSettings
 from chassis.testing import FakeConsul, process
 
 from .identities import Issuer
 from .servers import Server
 
 SETTINGS = ProcessSettings(
-    log_level="INFO", drain_seconds=0, grace_seconds=1, traces_per_second=20, trace_share=1, slow_seconds=1
+    log_level="INFO",
+    drain_seconds=0,
+    grace_seconds=1,
+    traces_per_second=20,
+    trace_share=1,
+    slow_seconds=1,
+    mesh=MeshSettings(leaf_seconds=3600, enforce=True),
 )
 POLICY = """
 path "database/creds/user-service" { capabilities = ["read"] }

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from uuid import uuid4
 
-import grpc
 import httpx
 import pytest
 from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from support.database_access import execute, query_value
+from support.mesh.channels import mesh_channel
 from support.operator_commands import run
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser, register
@@ -131,11 +131,10 @@ def test_a_sound_store_has_no_findings(running: RunningStack, user: ApiUser) -> 
 
 
 def call(running: RunningStack, method: str, request: dict[str, str]) -> None:
-    """Makes the call of an advice to an instance of its service."""
+    """Makes the call of an advice to an instance of its service, as the operator."""
     service, _, name = method.partition("/")
     job = "user-service" if service.startswith("shop.user") else "order-service"
-    instance = running.instances(job)[0]["Service"]
-    with grpc.insecure_channel(f"{instance['Address']}:{instance['Port']}") as channel:
+    with mesh_channel(running.clients, job) as channel:
         contract = DescriptorPool(ProtoReflectionDescriptorDatabase(channel)).FindServiceByName(service)
         message = message_factory.GetMessageClass(contract.FindMethodByName(name).input_type)()
         send = channel.unary_unary(f"/{method}", request_serializer=lambda sent: sent.SerializeToString())

@@ -104,3 +104,30 @@ def vault_has_what_no_file_names(running: RunningStack) -> Iterator[list[str]]:
     vault.write_data("database/roles/by-hand", data=login)
     yield [f"- vault {path}/by-hand" for path in ("sys/policies/acl", "auth/jwt-nomad/role", "database/roles")]
     assert {"default", "root", "operator"} < set(vault.list("sys/policies/acl")["data"]["keys"])
+
+
+@_by_hand
+def the_mesh_is_wider(running: RunningStack) -> Iterator[list[str]]:
+    entries, vault, path = running.clients.consul.config, running.clients.vault, "mesh/roles/gateway"
+    role, entry = vault.read(path)["data"], entries.get("service-intentions", "order-service")
+    vault.write_data(path, data=role | {"allowed_uri_sans": ["spiffe://*"]})
+    vault.write_data("mesh/roles/by-hand", data=role)
+    anybody = {"Name": "*", "Action": "allow"}
+    entries.put({"Kind": "service-intentions", "Name": "order-service", "Sources": [anybody]})
+    entries.put({"Kind": "service-intentions", "Name": "by-hand", "Sources": [anybody]})
+    intentions = ["~ consul service-intentions order-service", "- consul service-intentions by-hand"]
+    yield [f"~ vault {path}", "- vault mesh/roles/by-hand", *intentions]
+    assert vault.read(path)["data"]["allowed_uri_sans"] == role["allowed_uri_sans"]
+    assert entries.get("service-intentions", "order-service")["Sources"] == entry["Sources"]
+    assert "leaf-cert" in vault.list("mesh/roles")["data"]["keys"]
+
+
+@_by_hand
+def consul_cannot_log_in_to_vault(running: RunningStack) -> Iterator[list[str]]:
+    certificates, approle = running.clients.consul.connect.certificates, running.clients.vault.auth.approle
+    config = certificates.current()["Config"]
+    for accessor in approle.list_secret_id_accessors("consul-ca")["data"]["keys"]:
+        approle.destroy_secret_id_accessor("consul-ca", accessor)
+    yield ["~ vault login of consul-ca"]
+    assert len(approle.list_secret_id_accessors("consul-ca")["data"]["keys"]) == 1
+    assert certificates.current()["Config"] == config

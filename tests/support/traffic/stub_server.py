@@ -1,6 +1,7 @@
 """A stub server between callers and the instances of a service: counts every call, and fails or delays it.
 
-It is registered in Consul in place of the instances, so that calls are counted where they arrive.
+It is registered in Consul in place of the instances, so that calls are counted where they arrive. In the mesh it has
+a certificate of the service, and forwards calls as the operator.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 from grpc_status import rpc_status
+from support.mesh.channels import caller_credentials, named
 from support.stack_under_test import RunningStack, eventually
 
 from chassis.errors import PUSHBACK, RpcError, to_status
 from stack.chaos.traffic_redirect import TAG, TrafficRedirect, remove_redirect
+from stack.cluster.clients import Clients
+from stack.mesh.operator_leaf import issue
 
 T = TypeVar("T")
 _SECONDS = 30.0
@@ -38,7 +42,10 @@ class StubInstance:
 class StubServer:
     """Forwards every unary call to an instance after `pause` seconds, or fails it while `failing`."""
 
-    def __init__(self) -> None:
+    def __init__(self, clients: Clients, service: str) -> None:
+        own = issue(clients, service)
+        self._credentials = grpc.ssl_server_credentials([(own.key, own.chain)], own.roots, require_client_auth=True)
+        self._caller, self._target_name = caller_credentials(issue(clients)), named(service)
         self.instances: dict[int, StubInstance] = {}
         """The open ports."""
         self.failing = False
@@ -71,10 +78,10 @@ class StubServer:
         return sum(began <= at < ended for at in self.attempts)
 
     async def _open(self, host: str, port: int) -> int:
-        server, channel = grpc.aio.server(), grpc.aio.insecure_channel(f"{host}:{port}")
-        instance = StubInstance()
+        server, instance = grpc.aio.server(), StubInstance()
+        channel = grpc.aio.secure_channel(f"{host}:{port}", self._caller, self._target_name)
         server.add_generic_rpc_handlers([_Every(self, instance, channel)])
-        own = server.add_insecure_port("127.0.0.1:0")
+        own = server.add_secure_port("127.0.0.1:0", self._credentials)
         await server.start()
         self._servers[own], self.instances[own] = server, instance
         return own
@@ -124,7 +131,7 @@ async def _shed(context: Any) -> None:
 @contextmanager
 def stubbed(running: RunningStack, service: str) -> Iterator[StubServer]:
     """Redirects all calls to a service through a stub server, which forwards them at first."""
-    stub = StubServer()
+    stub = StubServer(running.clients, service)
     redirect = TrafficRedirect(running.clients, service, stub)  # type: ignore[arg-type]
     stopping = threading.Event()
 

@@ -22,7 +22,7 @@ from chassis import process as process_module
 from chassis.deadline import deadline, remaining
 from chassis.process import Process
 from chassis.serving import server
-from chassis.settings import ProcessSettings
+from chassis.settings import MeshSettings, ProcessSettings
 from chassis.telemetry import export, logs
 from chassis.telemetry.sampling import trace_rate
 from chassis.testing import FakeConsul, process
@@ -37,6 +37,7 @@ SETTINGS = ProcessSettings(
     traces_per_second=20.0,
     trace_share=1.0,
     slow_seconds=1.0,
+    mesh=MeshSettings(leaf_seconds=3600, enforce=True),
 )
 
 
@@ -145,7 +146,7 @@ async def test_after_sigterm_health_fails_first_and_accepted_calls_finish(
 
 
 async def test_health_follows_readiness(alive: Process[ProcessSettings], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_PROBE_SECONDS", 0.02)
+    monkeypatch.setattr("chassis.serving.health._PROBE_SECONDS", 0.02)
     state: dict[str, str | None] = {"postgres": "unavailable"}
     alive.add_readiness("postgres", lambda: state["postgres"])
     serving = asyncio.create_task(server.serve(alive, lambda _: None, []))

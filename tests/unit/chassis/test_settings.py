@@ -24,6 +24,7 @@ GOOD: dict[str, Any] = {
     "traces_per_second": 20,
     "trace_share": 0.01,
     "slow_seconds": 1,
+    "mesh": {"leaf_seconds": 3600, "enforce": True},
     "deadline_seconds": 1.5,
     "users": {"fail_max": 5},
 }
@@ -161,5 +162,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> None:
         "VAULT_ADDR": "http://127.0.0.1:8200",
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317",
         "BIND_ADDRESS": "127.0.0.1:9000",
+        "MESH": "on",
+        "HEALTH_ADDRESS": "127.0.0.1:9001",
     }.items():
         monkeypatch.setenv(name, value)

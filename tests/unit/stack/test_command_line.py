@@ -57,7 +57,19 @@ def test_an_unknown_command_ends_with_64_and_the_known_ones(arguments: list[str]
 
 
 @pytest.mark.parametrize(
-    "arguments", [["logs"], ["logs", "a", "b"], ["trace"], ["status", "--bogus"], ["deploy", "now"], ["chaos", "--for"]]
+    "arguments",
+    [
+        ["logs"],
+        ["logs", "a", "b"],
+        ["trace"],
+        ["status", "--bogus"],
+        ["deploy", "now"],
+        ["chaos", "--for"],
+        ["mesh"],
+        ["mesh", "explode"],
+        ["mesh", "dial"],
+        ["mesh", "dial", "order-service", "--port", "99999"],
+    ],
 )
 def test_wrong_arguments_end_with_1_and_point_to_the_help(arguments: list[str], capsys: Output) -> None:
     assert entry.main(arguments) == 1

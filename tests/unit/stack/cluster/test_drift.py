@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -81,3 +82,54 @@ def test_a_mount_without_a_lease_of_its_own_is_as_a_file_that_names_none() -> No
     found = wanted | {"config": {"default_lease_ttl": 0, "max_lease_ttl": 0}, "options": {}}
     assert vault._tunable(found) == vault._tunable(wanted)
     assert vault._tunable(found | {"config": {"max_lease_ttl": 9}}) != vault._tunable(wanted)
+
+
+class Paths:
+    """The paths of a Vault that hold an object each."""
+
+    def __init__(self) -> None:
+        self.found = dict[str, dict[str, Any]]()
+
+    def read(self, path: str) -> dict[str, Any] | None:
+        return {"data": self.found[path]} if path in self.found else None
+
+    def list(self, path: str) -> dict[str, Any] | None:
+        names = [found.removeprefix(f"{path}/") for found in self.found if found.startswith(f"{path}/")]
+        return {"data": {"keys": names}} if names else None
+
+    def write_data(self, path: str, data: dict[str, Any]) -> None:
+        self.found[path] = data
+
+    def delete(self, path: str) -> None:
+        del self.found[path]
+
+
+def certificate_roles(folder: Path, paths: Paths, trust_domain: str) -> list[Change]:
+    stack = SimpleNamespace(state=folder, url=lambda _: "", port=lambda _: 1)
+    api = vault.Vault(cast(Stack, stack), cast(Clients, SimpleNamespace(vault=paths)))
+    return list(api.certificate_role_changes(trust_domain))
+
+
+def test_the_roles_of_certificates_name_the_trust_domain_and_the_one_of_consul_stays(tmp_path: Path) -> None:
+    (tmp_path / "vault").mkdir()
+    paths = Paths()
+    changes = certificate_roles(tmp_path, paths, "1.consul")
+    assert {change.action for change in changes} == {"add"}
+    paths.found |= {"mesh/roles/leaf-cert": {"allow_any_name": True}, "mesh/roles/by-hand": {"allow_any_name": True}}
+    for change in changes:
+        change.apply()
+    assert paths.found["mesh/roles/gateway"]["allowed_uri_sans"] == ["spiffe://1.consul/ns/default/dc/dc1/svc/gateway"]
+    (removed,) = certificate_roles(tmp_path, paths, "1.consul")
+    assert (removed.where, removed.action) == ("vault mesh/roles/by-hand", "remove")
+    removed.apply()
+    assert certificate_roles(tmp_path, paths, "1.consul") == []
+    assert len(certificate_roles(tmp_path, paths, "2.consul")) == len(changes)
+
+
+def test_a_role_of_certificates_that_was_widened_differs(tmp_path: Path) -> None:
+    (tmp_path / "vault").mkdir()
+    paths = Paths()
+    for change in certificate_roles(tmp_path, paths, "1.consul"):
+        change.apply()
+    paths.found["mesh/roles/gateway"] = paths.found["mesh/roles/gateway"] | {"allowed_uri_sans": ["spiffe://*"]}
+    assert [change.where for change in certificate_roles(tmp_path, paths, "1.consul")] == ["vault mesh/roles/gateway"]

@@ -1,0 +1,127 @@
+"""Intentions: the rules of Consul about who may call which method of a service.
+
+Consul's own `authorize` denies every intention that has permissions, because it does not see requests. So the rules are
+evaluated here, as Consul documents them: the intention of the highest precedence that names the caller decides, by its
+action or by its first permission that matches. Without one, nothing is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+ANYBODY = "*"
+# A condition outside of these cannot be checked here: an "allow" with it allows nothing, a "deny" denies all the same.
+_PATHS = ("PathExact", "PathPrefix", "PathRegex")
+_KNOWN = {*_PATHS, "Methods"}
+_ANYTHING, _NOTHING = re.compile(".*", re.DOTALL), re.compile("(?!)")
+
+
+class IntentionSource(Protocol):
+    """The part of the Consul client that is needed here."""
+
+    def watch_intentions(self, service: str) -> AsyncIterator[list[dict[str, Any]]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """Allows or denies the paths that match; `is_exact` is False if it has conditions that cannot be checked here."""
+
+    allows: bool
+    path: re.Pattern[str]
+    is_exact: bool
+
+    def decides(self, path: str) -> bool:
+        """Returns whether the permission applies to a call of the path."""
+        return bool(self.path.fullmatch(path)) and (self.is_exact or not self.allows)
+
+
+@dataclass(frozen=True, slots=True)
+class Intention:
+    """The rules for one caller, or for anybody: an action for every call, or permissions in their order."""
+
+    caller: str
+    allows: bool
+    permissions: Sequence[Permission]
+
+    def allow(self, path: str) -> bool:
+        """Returns whether a call of the path is allowed."""
+        if not self.permissions:
+            return self.allows
+        return next((each.allows for each in self.permissions if each.decides(path)), False)
+
+
+class Intentions:
+    """The rules for the callers of one service, kept up to date; before Consul has answered, nobody may call."""
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self._intentions: Sequence[Intention] = ()
+        self._decided: dict[tuple[str, str], bool] = {}
+        self.loaded = False
+
+    def allow(self, caller: str, path: str) -> bool:
+        """Returns whether a service may call a method ("/package.Service/Method"); the answer is kept until a change.
+
+        Only for callers with a certificate and for methods that exist: their number is limited.
+        """
+        decided = self._decided.get((caller, path))
+        if decided is None:
+            deciding = (each for each in self._intentions if each.caller in {caller, ANYBODY})
+            found = next(deciding, None)
+            decided = self._decided[caller, path] = found is not None and found.allow(path)
+        return decided
+
+    def replace(self, found: Sequence[Mapping[str, Any]]) -> None:
+        """Applies the intentions of a destination in the form of Consul's API, highest precedence first."""
+        ordered = sorted(found, key=lambda each: -int(each.get("Precedence", 0)))
+        self._intentions = [_intention(each) for each in ordered]
+        self._decided = {}
+        self.loaded = True
+        log.info("intentions changed", service=self.service, callers=[each.caller for each in self._intentions])
+
+    async def follow(self, source: IntentionSource) -> None:
+        """Applies each change in Consul, without end; the last rules stay while Consul is away."""
+        async for found in source.watch_intentions(self.service):
+            self.replace(found)
+
+    def readiness(self) -> str | None:
+        """Readiness probe: returns the reason while the rules are not known."""
+        return None if self.loaded else "no intentions from Consul yet"
+
+
+def _intention(found: Mapping[str, Any]) -> Intention:
+    permissions = [_permission(each) for each in found.get("Permissions") or ()]
+    # Another kind of source, a peer for example, is no service of this mesh.
+    is_service = found.get("SourceType", "consul") == "consul" and not found.get("SourcePeer")
+    caller = found["SourceName"] if is_service else ""
+    return Intention(caller, found.get("Action") == "allow", permissions)
+
+
+def _permission(found: Mapping[str, Any]) -> Permission:
+    http: Mapping[str, Any] = {key: value for key, value in (found.get("HTTP") or {}).items() if value}
+    is_exact = set(http) <= _KNOWN and not found.get("JWT")
+    if "POST" not in http.get("Methods", ["POST"]):  # the method of every gRPC call
+        return Permission(False, _NOTHING, True)
+    try:
+        path = re.compile(next((_pattern(kind, http[kind]) for kind in _PATHS if kind in http), ".*"), re.DOTALL)
+    except re.error as error:
+        log.warning("a regular expression of an intention is invalid", error=str(error))
+        return Permission(found.get("Action") == "allow", _ANYTHING, False)
+    return Permission(found.get("Action") == "allow", path, is_exact)
+
+
+def _pattern(kind: str, value: str) -> str:
+    match kind:
+        case "PathExact":
+            return re.escape(value)
+        case "PathPrefix":
+            return re.escape(value) + ".*"
+        case _:
+            return value

@@ -1,0 +1,63 @@
+"""Checks the caller of a call: its certificate names it, and the intentions say which methods it may call."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import grpc
+import structlog
+
+from chassis.errors import RpcError
+from chassis.mesh.identity import MeshIdentity, caller_name
+from chassis.mesh.intentions import Intentions
+from chassis.settings import Live, MeshSettings
+from chassis.telemetry.metrics import Counts
+
+log = structlog.get_logger(__name__)
+
+_LOG_SECONDS = 10.0
+# The name that OpenTelemetry's conventions give to values outside a known set: a caller must not choose series.
+_OTHER = "_OTHER"
+_denied = Counts("mesh.calls.denied", "{call}", "calls that no intention allows, by caller and method")
+
+
+class Authorization:
+    """Decides on each call of a server. Without `enforce`, a call that no intention allows is counted but goes on."""
+
+    def __init__(self, identity: MeshIdentity, intentions: Intentions, settings: Live[MeshSettings]) -> None:
+        self._identity = identity
+        self._intentions = intentions
+        self._settings = settings
+        self._names: dict[bytes, str] = {}
+        self._logged: dict[tuple[str, str], float] = {}
+
+    def check(self, context: Any, path: str) -> str:
+        """Returns the name of the caller; raises RpcError(PERMISSION_DENIED) if it may not call the method."""
+        caller = self._caller(context)
+        if not self._intentions.allow(caller, path):
+            self._deny(caller, path)
+        return caller
+
+    def _caller(self, context: Any) -> str:
+        (found,) = context.auth_context().get("peer_spiffe_id") or (b"",)
+        name = self._names.get(found)
+        if name is None:
+            name = caller_name(found.decode(errors="replace"), self._identity.trust_domain) or _OTHER
+            if name != _OTHER:  # their number is that of the services with a certificate
+                self._names[found] = name
+        return name
+
+    def _deny(self, caller: str, path: str) -> None:
+        enforced = self._settings.value.enforce
+        _denied.series({"mesh.caller": caller, "rpc.method": path, "mesh.enforced": str(enforced).lower()}).add(1)
+        now = time.monotonic()
+        if now - self._logged.get((caller, path), float("-inf")) >= _LOG_SECONDS:
+            self._logged[caller, path] = now
+            log.warning("no intention allows the call", caller=caller, method=path, denied=enforced)
+        if enforced:
+            raise RpcError(
+                grpc.StatusCode.PERMISSION_DENIED,
+                "CALLER_NOT_ALLOWED",
+                f"no intention of Consul allows {caller} to call {path}",
+            )

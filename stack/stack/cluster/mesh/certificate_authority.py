@@ -1,0 +1,117 @@
+"""Makes OpenBao the certificate authority of Consul's mesh, as `consul/connect-ca.json` says.
+
+The running Consul is changed by its API, so no agent restarts. Consul logs in to OpenBao by AppRole. At each login it
+reads the role id and the secret id from the credentials of the stack, so a new secret id needs no change in Consul.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from consul import ConsulException
+from hvac.exceptions import InvalidPath, InvalidRequest
+
+from stack.cluster.clients import Clients
+from stack.cluster.planned_changes import Change, render, shown
+from stack.config import ROOT, Stack
+from stack.console import StackError
+from stack.waiting import retry, wait_until
+
+FILE = ROOT / "consul" / "connect-ca.json"
+ROLE = "consul-ca"
+ROLE_ID, SECRET_ID = f"{ROLE}-role-id", f"{ROLE}-secret-id"
+_SECONDS = 15
+
+
+class CertificateAuthority:
+    """Compares Consul's login to OpenBao and its certificate authority with the file."""
+
+    def __init__(self, stack: Stack, clients: Clients) -> None:
+        self.stack, self.credentials = stack, clients.credentials
+        self._certificates = clients.consul.connect.certificates
+        self._vault = clients.vault
+
+    def changes(self) -> Iterator[Change]:
+        """Yields changes to the login, then to the certificate authority, which needs it."""
+        if not self._is_known_login():
+            stored = (self.credentials.folder / SECRET_ID).exists()
+            before = "OpenBao does not know the stored secret id" if stored else ""
+            yield Change(f"vault login of {ROLE}", before, f"a new secret id in {SECRET_ID}", self._replace_login)
+        wanted, found = self._wanted(), self._certificates.current()
+        if (found["Provider"], found["Config"]) != (wanted["Provider"], wanted["Config"]):
+            before = shown({"Provider": found["Provider"], "Config": _readable(found["Config"], wanted["Config"])})
+            yield Change("consul certificate authority", before, shown(wanted), partial(self._configure, wanted))
+
+    def trust_domain(self) -> str:
+        """Returns the domain of all SPIFFE ids of the mesh, which stays the same when the root is replaced."""
+
+        def failure() -> StackError:
+            return StackError("Consul has no trust domain", "its mesh has not started", "./justw logs consul")
+
+        return wait_until(lambda: str(self._roots().get("TrustDomain", "")), _SECONDS, failure)
+
+    def _is_known_login(self) -> bool:
+        """Returns whether OpenBao would accept the stored ids; no login, because a failed one counts towards a lock."""
+        role_id, secret_id = (self._stored(name) for name in (ROLE_ID, SECRET_ID))
+        if not secret_id:
+            return False
+        try:
+            role = self._vault.auth.approle.read_role_id(ROLE)
+            secret = self._vault.auth.approle.read_secret_id(ROLE, secret_id)
+        except (InvalidPath, InvalidRequest):
+            return False
+        # For an unknown secret id the answer has no content, which hvac returns as a response.
+        return isinstance(secret, dict) and role["data"]["role_id"] == role_id
+
+    def _stored(self, name: str) -> str:
+        file = self.credentials.folder / name
+        return file.read_text() if file.exists() else ""
+
+    def _replace_login(self) -> None:
+        """Stores a new secret id; all others become invalid."""
+        approle = self._vault.auth.approle
+        for accessor in self._accessors():
+            approle.destroy_secret_id_accessor(ROLE, accessor)
+        self.credentials.store(ROLE_ID, approle.read_role_id(ROLE)["data"]["role_id"])
+        self.credentials.store(SECRET_ID, approle.generate_secret_id(ROLE)["data"]["secret_id"])
+
+    def _accessors(self) -> list[str]:
+        try:
+            return list(self._vault.auth.approle.list_secret_id_accessors(ROLE)["data"]["keys"])
+        except InvalidPath:
+            return []
+
+    def _wanted(self) -> dict[str, Any]:
+        text = render(FILE, self.stack, vault_url=self.stack.url("vault"), secrets=str(self.stack.secrets))
+        wanted: dict[str, Any] = json.loads(text)
+        return wanted
+
+    def _configure(self, wanted: dict[str, Any]) -> None:
+        """Returns once Consul's active root is that of OpenBao; Consul retires its previous root by cross-signing."""
+        put = partial(self._certificates.put, wanted["Config"], wanted["Provider"])
+        try:
+            # A Consul that has just started rejects it until its previous authority is ready.
+            retry(put, _SECONDS, lambda error: isinstance(error, ConsulException))
+        except ConsulException as error:
+            what = f"Consul does not accept {FILE.relative_to(ROOT)}"
+            raise StackError(what, str(error), "./justw logs consul, ./justw logs vault") from error
+        mount = wanted["Config"]["RootPKIPath"]
+        why = f"its active root is not the certificate of {mount} in OpenBao"
+        failure = StackError("Consul has not changed its certificate authority", why, "./justw logs consul")
+        wait_until(lambda: self._has_active(mount), _SECONDS, lambda: failure)
+
+    def _has_active(self, mount: str) -> bool:
+        certificate = self._vault.read(f"{mount}/cert/ca")["data"]["certificate"].strip()
+        return any(root["Active"] and root["RootCert"].strip() == certificate for root in self._roots()["Roots"])
+
+    def _roots(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._certificates.list()
+        return found
+
+
+def _readable(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of the file with their values, all others without: a key or token may be among them."""
+    return {key: value if key in wanted else "…" for key, value in found.items()}

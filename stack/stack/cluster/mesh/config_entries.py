@@ -1,0 +1,121 @@
+"""Applies the files with config entries to Consul: `consul/config/KIND/NAME.hcl` and `consul/intentions/NAME.hcl`.
+
+A file gives kind and name as its path does, and each field the name that Consul returns: `PathExact`, not `path_exact`.
+It has no blocks, so an object is written with an equals sign: `HTTP = { … }`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hcl2
+from consul import ConsulException
+
+from stack.cluster.planned_changes import Change, shown
+from stack.config import ROOT
+from stack.console import StackError
+
+FILES = ROOT / "consul"
+# In the order in which they are written: an intention by path needs the protocol of its service first.
+FOLDERS = {"service-defaults": "config/service-defaults", "service-intentions": "intentions"}
+# Fields that Consul sets.
+_ADDED = frozenset({"CreateIndex", "ModifyIndex", "Hash", "Precedence", "Type"})
+_QUOTED = hcl2.SerializationOptions(with_comments=False)
+_PLAIN = hcl2.SerializationOptions(with_comments=False, strip_string_quotes=True, preserve_heredocs=False)
+_NEXT = "correct the file"
+
+
+class ConfigEntries:
+    """Compares the config entries of a running Consul with their files."""
+
+    def __init__(self, api: Any) -> None:
+        self._api = api.config
+
+    def changes(self) -> Iterator[Change]:
+        """Yields changes to the entries of the kinds in `FOLDERS`; raises StackError for a file that is not valid."""
+        wanted = {kind: {file: read(file, kind) for file in _files(kind)} for kind in FOLDERS}
+        for kind, entries in wanted.items():
+            found = self._found(kind)
+            for file, entry in entries.items():
+                yield from self._change(file, entry, found.get(entry["Name"]))
+        for kind in reversed(FOLDERS):
+            kept = {entry["Name"] for entry in wanted[kind].values()}
+            for name, entry in sorted(self._found(kind).items()):
+                if name not in kept:
+                    yield Change(_where(entry), shown(_plain(entry)), "", partial(self._api.delete, kind, name))
+
+    def _found(self, kind: str) -> dict[str, dict[str, Any]]:
+        return {entry["Name"]: entry for entry in self._api.list(kind) or ()}
+
+    def _change(self, file: Path, entry: dict[str, Any], found: dict[str, Any] | None) -> Iterator[Change]:
+        before, after = shown(_plain(found)) if found else "", shown(_plain(entry))
+        if before != after:
+            yield Change(_where(entry), before, after, partial(self._put, file, entry))
+
+    def _put(self, file: Path, entry: dict[str, Any]) -> None:
+        try:
+            self._api.put(entry)
+        except ConsulException as error:
+            raise StackError(f"Consul does not accept {_name(file)}", str(error), _NEXT) from error
+
+
+def read(file: Path, kind: str) -> dict[str, Any]:
+    """Returns the entry in a file; raises StackError if the file is not valid, or is for another kind or name."""
+    try:
+        tree = hcl2.parses(file.read_text())
+    except Exception as error:  # the parser has no class for its errors
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise StackError(f"{_name(file)} is not valid HCL", why, _NEXT) from error
+    if problem := next(_not_literal(hcl2.serialize(tree, serialization_options=_QUOTED)), None):
+        raise StackError(f"{_name(file)} is not valid as a config entry", problem, _NEXT)
+    entry: dict[str, Any] = hcl2.serialize(tree, serialization_options=_PLAIN)
+    for key, wanted in (("Kind", kind), ("Name", file.stem)):
+        if entry.get(key) != wanted:
+            why = f"{key} is {entry.get(key)!r}, and its path says {wanted!r}"
+            raise StackError(f"{_name(file)} is for another config entry", why, _NEXT)
+    return entry
+
+
+def _files(kind: str) -> list[Path]:
+    return sorted((FILES / FOLDERS[kind]).glob("*.hcl"))
+
+
+def _name(file: Path) -> str:
+    return (Path("consul") / file.relative_to(FILES)).as_posix()
+
+
+def _where(entry: dict[str, Any]) -> str:
+    return f"consul {entry['Kind']} {entry['Name']}"
+
+
+def _not_literal(value: Any, where: str = "the file") -> Iterator[str]:
+    """Yields a sentence for each block and expression, which an entry cannot have; literal strings are in quotes."""
+    match value:
+        case {"__is_block__": True}:
+            yield f"{where} is a block: write {where} = {{ … }}"
+        case dict():
+            for key, inner in value.items():
+                yield from _not_literal(inner, key)
+        case list():
+            for inner in value:
+                yield from _not_literal(inner, where)
+        case str() if not value.startswith('"') or "${" in value or "%{" in value:
+            yield f"{where} is an expression: {value}"
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value without what Consul adds and without empty fields; sources are sorted by name.
+
+    Consul sorts sources too, and returns a field that no file has as an empty one.
+    """
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    fields = {key: _plain(inner) for key, inner in value.items() if key not in _ADDED}
+    if "Sources" in fields:
+        fields["Sources"] = sorted(fields["Sources"], key=lambda source: str(source.get("Name")))
+    return {key: inner for key, inner in fields.items() if inner}

@@ -1,0 +1,95 @@
+"""The operator's certificate (leaf) in the mesh, signed by OpenBao; Consul has the roots and the trust domain.
+
+The private key is made in this process and is never in a file on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from stack.cluster.clients import OPERATOR, Clients
+
+_MOUNT = "mesh"
+_PEM = serialization.Encoding.PEM
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A certificate with its intermediates, its private key, and the roots of the mesh, all as PEM."""
+
+    key: bytes = field(repr=False)
+    chain: bytes
+    roots: bytes
+    begins: float
+    ends: float
+    """In seconds, as time.time()."""
+
+    def is_due(self) -> bool:
+        """Returns whether half of its time is over, so that it should be replaced."""
+        return time.time() > (self.begins + self.ends) / 2
+
+    def is_over(self) -> bool:
+        """Returns whether no server accepts it any more."""
+        return time.time() > self.ends
+
+
+def issue(clients: Clients, name: str = OPERATOR) -> Leaf:
+    """Returns a new leaf of the operator, or of the service `name`, which OpenBao also signs for the operator."""
+    found = clients.consul.connect.certificates.list()
+    key, request = make_request(server_name(name), spiffe_id(name, found["TrustDomain"]))
+    begins = time.time()
+    signed = clients.vault.secrets.pki.sign_certificate(name, request, "", mount_point=_MOUNT)["data"]
+    chain = [signed["certificate"], *(signed.get("ca_chain") or [signed["issuing_ca"]])]
+    roots = [root["RootCert"] for root in found["Roots"]]
+    return Leaf(key, _joined(chain), _joined(roots), begins, float(signed["expiration"]))
+
+
+def tls_context(leaf: Leaf) -> ssl.SSLContext:
+    """Returns the settings of a client that shows this leaf, and accepts servers of the mesh by their DNS name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies the chain and the host name
+    context.set_alpn_protocols(["h2"])
+    context.load_verify_locations(cadata=leaf.roots.decode())
+    with _file_in_memory(leaf.key + leaf.chain) as path:
+        context.load_cert_chain(path)
+    return context
+
+
+def server_name(service: str) -> str:
+    """Returns the DNS name in the certificate of a service."""
+    return f"{service}.mesh"
+
+
+def spiffe_id(service: str, trust_domain: str) -> str:
+    """Returns the SPIFFE id of a service, as Consul writes it."""
+    return f"spiffe://{trust_domain}/ns/default/dc/dc1/svc/{service}"
+
+
+def make_request(dns_name: str, uri: str) -> tuple[bytes, str]:
+    """Returns a new private key and a certificate signing request for two names, both as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = x509.SubjectAlternativeName([x509.DNSName(dns_name), x509.UniformResourceIdentifier(uri)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, critical=True)
+    plain = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return plain, request.sign(key, hashes.SHA256()).public_bytes(_PEM).decode()
+
+
+def _joined(certificates: Sequence[str]) -> bytes:
+    return "".join(f"{pem.strip()}\n" for pem in certificates).encode()
+
+
+@contextmanager
+def _file_in_memory(content: bytes) -> Iterator[str]:
+    """Yields the path of a file in memory that is in no folder: `ssl` loads a private key only from a path."""
+    with os.fdopen(os.memfd_create("leaf"), "wb") as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"

@@ -1,0 +1,192 @@
+"""Measures the CPU time of gateway and Order Service per GET with the mesh and without, and a storm of handshakes.
+
+Both pairs run at once on the same Postgres with their default settings, and read the same orders. The answers are
+compared before anything is measured, and the mesh must refuse whom it does not know. Then calls at a fixed rate go to
+an Order Service while many channels to it are opened at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import httpx
+from bench.measurement.options import options
+from bench.measurement.rounds import Measurement, Spread, Visit, abba
+from bench.measurement.visits import http_visit
+from bench.parts import reads
+from bench.setup.access_tokens import TokenKey
+from bench.setup.agents import Agents
+from bench.setup.checkout import here
+from bench.setup.mesh import Mesh
+from bench.setup.order_database import order_database
+from bench.setup.our_process import started
+from bench.setup.processes import Server, free_port, serving
+from bench.traffic.http_client import request
+from bench.traffic.new_channels import Target
+from bench.traffic.storm import Storm, storm
+from support.mesh.channels import caller_credentials, named
+from support.postgres.private_postgres import Postgres
+from support.stack_under_test import eventually
+
+SINK = Path(__file__).parents[1] / "setup" / "otlp_sink.py"
+OFF, ON = "mesh off", "mesh on"
+GATEWAY, SERVICE, CALLER, STRANGER = "gateway", "order-service", "gateway", "user-service"
+USERS, ORDERS_EACH = 20, 5
+LINES = [{"sku": "tea-green", "quantity": 2, "unit_price": 350}, {"sku": "cup", "quantity": 1, "unit_price": 1200}]
+Headers = dict[str, str]
+
+
+@dataclass(frozen=True)
+class System:
+    """A gateway, and the Order Service that it calls."""
+
+    gateway: Server
+    orders: Server
+
+    def parts(self) -> dict[str, list[int]]:
+        """The processes of each part. Call it once both serve: a child process makes the key of a certificate."""
+        return {GATEWAY: self.gateway.pids(), SERVICE: self.orders.pids()}
+
+
+@contextmanager
+def system(database: Postgres, otlp: str, token_key: bytes, mesh: Mesh | None) -> Iterator[System]:
+    """Starts both, inside of a mesh or without one; the Order Service applies its migrations."""
+    with ExitStack() as stack:
+
+        def start(program: str, module: str, services: Mapping[str, str]) -> Server:
+            agents = Agents({program: here().settings(program)}, services, token_key, mesh)
+            return stack.enter_context(started(here(), ["-m", module], agents, otlp))
+
+        orders = start(SERVICE, "order_service", {"postgres": f"127.0.0.1:{database.port}"})
+        yield System(start(GATEWAY, "gateway", {SERVICE: orders.address}), orders)
+
+
+def place(gateway: Server, tokens: Sequence[str]) -> list[tuple[str, Headers]]:
+    """Places some orders for each user; returns the path of each with the headers that may read it."""
+    found = []
+    for token in tokens:
+        headers = {"Authorization": f"Bearer {token}"}
+        for _ in range(ORDERS_EACH):
+            body, key = {"currency": "EUR", "lines": LINES}, {"Idempotency-Key": uuid4().hex}
+            placed = answered("POST", gateway, "/v1/orders", headers=headers | key, json=body)
+            found.append((f"/v1/orders/{placed.raise_for_status().json()['id']}", headers))
+    return found
+
+
+def answered(method: str, gateway: Server, path: str, **sent: Any) -> httpx.Response:
+    """Sends a request again while a process that has just started does not know its keys and instances yet."""
+
+    def answer() -> httpx.Response | None:
+        reply = httpx.request(method, f"http://{gateway.address}{path}", timeout=20, trust_env=False, **sent)
+        return reply if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE else None
+
+    return eventually(f"{method} {path} is served", answer, 20)
+
+
+def check(systems: Mapping[str, System], orders: Sequence[tuple[str, Headers]]) -> None:
+    """Raises SystemExit unless both systems return the same orders, and none without a token."""
+    for path, headers in orders:
+        replies = {name: answered("GET", found.gateway, path, headers=headers) for name, found in systems.items()}
+        seen = [(reply.status_code, reply.json(), reply.headers.get("etag")) for reply in replies.values()]
+        if seen[0][0] != httpx.codes.OK or any(each != seen[0] for each in seen):
+            raise SystemExit(f"the answers differ: {seen}")
+    for name, found in systems.items():
+        if (reply := answered("GET", found.gateway, orders[0][0])).status_code != httpx.codes.UNAUTHORIZED:
+            raise SystemExit(f"{name}: {reply.status_code} without a token")
+
+
+def check_refusals(address: str, mesh: Mesh, message: bytes) -> None:
+    """Raises SystemExit unless the Order Service of the mesh refuses plaintext, and a service without an intention."""
+    stranger = caller_credentials(mesh.leaf(STRANGER))
+    ways = {
+        grpc.StatusCode.UNAVAILABLE: grpc.insecure_channel(address),
+        grpc.StatusCode.PERMISSION_DENIED: grpc.secure_channel(address, stranger, named(SERVICE)),
+    }
+    for wanted, channel in ways.items():
+        method: Any = channel.unary_unary(reads.GET)
+        with channel:
+            error = method.future(message, timeout=20).exception()
+        if not isinstance(error, grpc.RpcError) or error.code() is not wanted:
+            raise SystemExit(f"the Order Service of the mesh does not answer {wanted.name}: {error}")
+
+
+def target(server: Server, mesh: Mesh | None) -> Target:
+    """Returns an Order Service as the gateway calls it."""
+    if mesh is None:
+        return Target(server.address)
+    leaf, ((_, name),) = mesh.leaf(CALLER), named(SERVICE)
+    return Target(server.address, name, leaf.roots.decode(), leaf.chain.decode(), leaf.key.decode())
+
+
+def measure(chosen: argparse.Namespace) -> None:
+    with ExitStack() as stack:
+        database, port = stack.enter_context(order_database()), free_port()
+        sink = stack.enter_context(serving([sys.executable, str(SINK), str(port)], port))
+        key, mesh = TokenKey(), Mesh()
+        meshes = {OFF: None, ON: mesh}
+        systems = {
+            name: stack.enter_context(system(database, sink.address, key.public, each)) for name, each in meshes.items()
+        }
+        orders = place(systems[OFF].gateway, [key.token() for _ in range(USERS)])
+        check(systems, orders)
+        messages = reads.place(systems[OFF].orders.address)
+        check_refusals(systems[ON].orders.address, mesh, messages[0])
+        requests = [request("GET", path, headers) for path, headers in orders]
+        visits: dict[str, Callable[[], Visit]] = {}
+        for name, found in systems.items():
+            visits[name] = partial(
+                http_visit, found.gateway.port, found.parts(), requests, chosen.connections, chosen.seconds
+            )
+            visits[name]()  # warms it up
+        report(Measurement.run(visits, chosen.rounds))
+        targets = {name: target(systems[name].orders, meshes[name]) for name in systems}
+        report_storms(storms(targets, messages, chosen), chosen)
+
+
+def storms(targets: Mapping[str, Target], messages: list[bytes], chosen: argparse.Namespace) -> dict[str, list[Storm]]:
+    """Makes storms at each target in interleaved rounds, after one that warms up."""
+    found: dict[str, list[Storm]] = {name: [] for name in targets}
+    for each in targets.values():
+        storm(each, reads.GET, messages, chosen.rate, chosen.channels)
+    for _, name in abba(list(targets), chosen.rounds):
+        found[name].append(storm(targets[name], reads.GET, messages, chosen.rate, chosen.channels))
+        print(".", end="", flush=True)
+    print()
+    return found
+
+
+def report(found: Measurement) -> None:
+    print(found.table(GATEWAY))
+    print(found.table(SERVICE))
+    print(f"\n{f'{ON} / {OFF}: ratio of CPU µs per request, by round':<80} median (lowest to highest)")
+    for parts in ((GATEWAY,), (SERVICE,), (GATEWAY, SERVICE)):
+        ratio = found.ratio(ON, OFF, lambda visit, parts=parts: sum(map(visit.microseconds, parts)))  # type: ignore[misc]
+        print(f"{' + '.join(parts):<80} {ratio.text(2)}")
+
+
+def report_storms(found: Mapping[str, Sequence[Storm]], chosen: argparse.Namespace) -> None:
+    count = len(next(iter(found.values())))
+    print(f"\nms of the longest of {chosen.rate:g} calls a second to the {SERVICE}, {count} storms each:")
+    print(f"{'':<20} {'before':<24} {f'while {chosen.channels} channels are opened':<40} until all are open")
+    for name, each in found.items():
+        calm, longest, lasted = (
+            Spread.of([getattr(one, figure) for one in each]).text() for figure in ("calm", "longest", "lasted")
+        )
+        print(f"{name:<20} {calm:<24} {longest:<40} {lasted}")
+
+
+if __name__ == "__main__":
+    parser = options("mesh", rounds=5, seconds=2.0)
+    parser.add_argument("--connections", type=int, default=8, help="of the closed loop (default 8)")
+    parser.add_argument("--channels", type=int, default=100, help="new channels of a storm (default 100)")
+    parser.add_argument("--rate", type=float, default=50, help="calls a second during a storm (default 50)")
+    measure(parser.parse_args())

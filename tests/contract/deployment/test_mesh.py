@@ -1,0 +1,151 @@
+"""The files of the mesh: a certificate has one name, an intention names each method, Consul has few rights in Vault."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stack.cluster.clients import OPERATOR
+from stack.cluster.mesh import certificate_authority
+from stack.cluster.mesh.config_entries import FILES, FOLDERS, read
+
+from ..repository import ROOT, SERVICES, blocks
+
+ROLES = ROOT / "vault" / "engines" / "mesh" / "roles"
+NAMES = [*SERVICES, OPERATOR]
+HOUR = 3600
+TEN_YEARS = 10 * 365 * 24 * HOUR
+WITH_INTENTIONS = sorted(file.stem for file in (FILES / "intentions").glob("*.hcl"))
+
+
+def vault_file(path: str) -> Any:
+    return json.loads((ROOT / "vault" / f"{path}.json").read_text())
+
+
+def consul_policy() -> dict[str, set[str]]:
+    """What Consul may do in Vault: path to capabilities."""
+    text = (ROOT / "vault" / "policies" / "consul-ca.hcl").read_text()
+    return {path: set(re.findall(r'"(\w+)"', body)) for (path,), body in blocks(text, r'path "([^"]+)"')}
+
+
+def sources(service: str) -> dict[str, dict[str, Any]]:
+    """The intentions of a service by caller."""
+    entry = read(FILES / "intentions" / f"{service}.hcl", "service-intentions")
+    found = {source["Name"]: source for source in entry["Sources"]}
+    assert len(found) == len(entry["Sources"]), "a caller is named twice"
+    return found
+
+
+# --- config entries of Consul
+
+
+def test_no_file_is_of_a_kind_that_is_not_applied() -> None:
+    files = [file for folder in ("config", "intentions") for file in (FILES / folder).rglob("*") if file.is_file()]
+    assert {file.parent for file in files} == {FILES / folder for folder in FOLDERS.values()}
+    assert {file.suffix for file in files} == {".hcl"}
+
+
+@pytest.mark.parametrize("service", WITH_INTENTIONS)
+def test_consul_knows_that_a_service_speaks_grpc(service: str) -> None:
+    assert read(FILES / "config" / "service-defaults" / f"{service}.hcl", "service-defaults")["Protocol"] == "grpc"
+
+
+@pytest.mark.parametrize("service", WITH_INTENTIONS)
+def test_an_intention_names_each_method_in_full_and_only_the_operator_may_call_all(service: str) -> None:
+    found = sources(service)
+    assert found.pop(OPERATOR) == {"Name": OPERATOR, "Action": "allow"}
+    assert not [caller for caller, source in found.items() if "Action" in source]
+    permissions = [permission for source in found.values() for permission in source["Permissions"]]
+    assert permissions
+    assert {(each["Action"], *each["HTTP"]) for each in permissions} == {("allow", "PathExact")}
+
+
+@pytest.mark.parametrize("service", WITH_INTENTIONS)
+def test_a_caller_has_a_certificate(service: str) -> None:
+    assert set(sources(service)) <= set(NAMES) - {service}
+
+
+def test_what_no_intention_allows_is_denied() -> None:
+    text = (ROOT / "consul" / "agent.hcl").read_text()
+    assert re.search(r'^default_intention_policy\s*=\s*"deny"$', text, re.MULTILINE)
+
+
+# --- certificates
+
+
+def test_every_service_has_a_role_for_its_certificate_and_so_has_the_operator() -> None:
+    assert {file.stem for file in ROLES.iterdir()} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_certificate_has_the_name_of_its_service_and_no_other(name: str) -> None:
+    role = json.loads((ROLES / f"{name}.json").read_text())
+    assert role["allowed_domains"] == [f"{name}.mesh"]
+    assert role["allowed_uri_sans"] == [f"spiffe://${{trust_domain}}/ns/default/dc/dc1/svc/{name}"]
+    wide = ("allow_any_name", "allow_glob_domains", "allow_ip_sans", "allow_localhost", "allow_subdomains")
+    assert {key: role[key] for key in (*wide, "allow_wildcard_certificates", "use_csr_common_name")} == dict.fromkeys(
+        (*wide, "allow_wildcard_certificates", "use_csr_common_name"), False
+    )
+    assert (role["allow_bare_domains"], role["enforce_hostnames"], role["use_csr_sans"]) == (True, True, True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_certificate_is_for_tls_alone_and_ends_within_an_hour(name: str) -> None:
+    role = json.loads((ROLES / f"{name}.json").read_text())
+    assert (role["key_type"], role["key_bits"], role["key_usage"]) == ("ec", 256, ["DigitalSignature"])
+    assert (role["code_signing_flag"], role["email_protection_flag"]) == (False, False)
+    assert (role["client_flag"], role["server_flag"]) == (True, name != OPERATOR), "nobody calls an operator"
+    assert role["ttl"] == role["max_ttl"] == HOUR
+    assert (role["no_store"], role["generate_lease"]) == (True, False), "storage would grow with each renewal"
+
+
+def test_the_datacenter_in_a_spiffe_name_is_that_of_the_agent() -> None:
+    assert re.search(r'^datacenter\s*=\s*"dc1"$', (ROOT / "consul" / "agent.hcl").read_text(), re.MULTILINE)
+
+
+def test_the_root_lasts_for_years_and_what_the_intermediate_signs_for_an_hour() -> None:
+    # Consul names no lifetime for the root, so the default of the mount is used.
+    assert vault_file("engines/mesh-root")["config"] == {"default_lease_ttl": TEN_YEARS, "max_lease_ttl": TEN_YEARS}
+    assert vault_file("engines/mesh")["config"] == {"default_lease_ttl": HOUR, "max_lease_ttl": HOUR}
+
+
+# --- the certificate authority
+
+
+def test_consul_uses_the_mounts_and_the_login_that_are_in_files() -> None:
+    wanted = json.loads((ROOT / "consul" / "connect-ca.json").read_text())
+    assert wanted["Provider"] == "vault"
+    config = wanted["Config"]
+    assert (config["RootPKIPath"], config["IntermediatePKIPath"]) == ("mesh-root", "mesh")
+    assert config["LeafCertTTL"] == "1h"
+    method = config["AuthMethod"]
+    assert vault_file(f"auth/{method['MountPath']}")["type"] == method["Type"] == "approle"
+    names = (certificate_authority.ROLE_ID, certificate_authority.SECRET_ID)
+    assert [Path(path).name for path in method["Params"].values()] == list(names)
+    assert not {"Token", "token"} & set(config)
+
+
+def test_the_login_of_consul_has_its_own_policy_alone_and_ends_unless_it_is_renewed() -> None:
+    assert [file.stem for file in (ROOT / "vault" / "auth" / "approle" / "role").iterdir()] == [
+        certificate_authority.ROLE
+    ]
+    role = vault_file(f"auth/approle/role/{certificate_authority.ROLE}")
+    assert role["token_policies"] == ["consul-ca"]
+    assert role["bind_secret_id"] is True
+    assert 0 < role["token_period"] <= HOUR
+
+
+def test_consul_signs_certificates_with_its_own_role_and_changes_no_mount_and_no_role_of_a_service() -> None:
+    found = consul_policy()
+    assert not [path for path in found if path.startswith("sys/")]
+    # It finds the certificate that belongs to its new key by the ids that Vault gives.
+    assert {path: wanted for path, wanted in found.items() if re.search(r"[*+]", path)} == {"mesh/issuer/+": {"read"}}
+    assert {capability for wanted in found.values() for capability in wanted} == {"read", "update"}
+    assert {path for path in found if re.match("mesh/(sign|issue|roles)/", path)} == {
+        "mesh/roles/leaf-cert",
+        "mesh/sign/leaf-cert",
+    }

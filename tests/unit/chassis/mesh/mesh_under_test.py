@@ -1,0 +1,113 @@
+"""A service of the mesh with its server, and callers of it, in this process: real TLS, a fake Consul and authority."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+from support.waiting import until
+
+from chassis.calls import client
+from chassis.mesh.identity import server_name
+from chassis.process import Process
+from chassis.serving import server
+from chassis.settings import Live, MeshSettings, ProcessSettings
+from chassis.testing import FakeConsul, process
+
+from ..backends import SETTINGS as CLIENT_SETTINGS
+from ..echo_service import NAME, READ, Echo, Stub, echo
+from .authority import Authority
+
+SETTINGS = ProcessSettings(
+    log_level="INFO",
+    drain_seconds=0,
+    grace_seconds=1,
+    traces_per_second=20,
+    trace_share=1,
+    slow_seconds=1,
+    mesh=MeshSettings(leaf_seconds=3600, enforce=True),
+)
+ALLOWED: dict[str, Any] = {
+    "SourceName": "gateway",
+    "Precedence": 9,
+    "Permissions": [{"Action": "allow", "HTTP": {"PathExact": READ}}],
+}
+
+
+class Mesh:
+    """The service `echo`, which `gateway` may call by method Read; `calling` gives another process a stub."""
+
+    def __init__(self) -> None:
+        self.consul, self.authority = FakeConsul(), Authority()
+        self.consul.trust(self.authority.as_consul())
+        self.consul.intend("echo", ALLOWED)
+        self.service = Echo(echo)
+        self.address = f"127.0.0.1:{free_port()}"
+        self.health = f"127.0.0.1:{free_port()}"
+        self.process = self.made("echo", bind_address=self.address, health_address=self.health)
+        self.callers: list[Process[ProcessSettings]] = []
+
+    def made(self, name: str, **changes: Any) -> Process[ProcessSettings]:
+        made = process(name, SETTINGS, self.consul, mesh=True, **changes)
+        made.vault.sign_certificate = self.authority.sign_certificate  # type: ignore[method-assign]
+        return made
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Mesh]:
+        serving = asyncio.create_task(server.serve(self.process, self.service.register, [NAME]))
+        try:
+            await until("it serves", lambda: _accepts(self.address))
+            self.consul.register("echo", self.address)
+            yield self
+        finally:
+            for caller in self.callers:
+                await caller.close()
+            self.process.stopping.set()
+            await serving
+            await self.process.close()
+
+    async def calling(self, name: str) -> Stub:
+        """Returns a stub of `echo` in a process of the service `name`."""
+        caller = self.made(name)
+        self.callers.append(caller)
+        identity = caller.join_mesh()
+        assert identity is not None
+        await identity.ready()
+        return Stub(client.connect(caller, "echo", settings=Live(CLIENT_SETTINGS)))
+
+    def with_leaf(self, leaf: tuple[bytes, bytes] | None, roots: bytes | None = None) -> grpc.aio.Channel:
+        """Returns a plain channel of grpc that shows a leaf (key, chain), or none."""
+        key, chain = leaf or (None, None)
+        credentials = grpc.ssl_channel_credentials(roots or self.authority.roots, key, chain)
+        named = [("grpc.ssl_target_name_override", server_name("echo"))]
+        return grpc.aio.secure_channel(self.address, credentials, options=named)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+async def _accepts(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        _, writer = await asyncio.open_connection(host, int(port))
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def code_of(call: Callable[[], Awaitable[Any]]) -> grpc.StatusCode:
+    """Returns the code that a call of a plain channel ends with, OK included."""
+    try:
+        await call()
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK

@@ -1,0 +1,223 @@
+"""Who reaches a method of a service in the mesh: the attack table, on real TLS."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
+from support.waiting import until
+
+from chassis.errors import RpcError
+from chassis.mesh.identity import server_name
+from chassis.settings import MeshSettings
+from chassis.telemetry import metrics
+
+from ..backends import error_of
+from ..echo_service import READ, Stub
+from .authority import Authority
+from .mesh_under_test import ALLOWED, SETTINGS, Mesh, code_of
+
+DENIED, UNREACHABLE = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.fixture
+async def mesh() -> AsyncIterator[Mesh]:
+    async with Mesh().running() as made:
+        yield made
+
+
+def permissive(mesh: Mesh) -> None:
+    """Switches the check of intentions off, as a control."""
+    changed = MeshSettings(leaf_seconds=3600, enforce=False)
+    mesh.process.settings.replace(SETTINGS.model_copy(update={"mesh": changed}))
+
+
+def denials(caller: str, path: str) -> int:
+    """The calls that were refused, from the exported metric."""
+    (metric,) = [each for each in metrics.collect(0) if each.name == "mesh.calls.denied"]
+    wanted = {"mesh.caller": caller, "rpc.method": path, "mesh.enforced": "true"}
+    points: Any = metric.data.data_points
+    return sum(point.value for point in points if dict(point.attributes) == wanted)
+
+
+async def test_a_caller_with_an_intention_is_answered_and_the_service_knows_its_name(mesh: Mesh) -> None:
+    assert await (await mesh.calling("gateway")).read("hello") == "hello"
+    assert mesh.service.seen == ["hello"]
+
+
+@pytest.mark.parametrize(
+    "how", ["plaintext", "no certificate", "certificate of another authority", "certificate ended"]
+)
+async def test_without_a_valid_certificate_no_connection_is_made(mesh: Mesh, how: str) -> None:
+    ways = {
+        "plaintext": lambda: grpc.aio.insecure_channel(mesh.address),
+        "no certificate": lambda: mesh.with_leaf(None),
+        "certificate of another authority": lambda: mesh.with_leaf(Authority("foreign").leaf("gateway")),
+        "certificate ended": lambda: mesh.with_leaf(mesh.authority.leaf("gateway", seconds=-60)),
+    }
+    async with ways[how]() as channel:
+        assert await code_of(lambda: Stub(channel).read("x", timeout=3)) is UNREACHABLE
+    permissive(mesh)
+    async with ways[how]() as channel:
+        assert await code_of(lambda: Stub(channel).read("x", timeout=3)) is UNREACHABLE
+    assert mesh.service.seen == []
+
+
+async def test_a_certificate_of_the_mesh_reaches_what_its_name_may_call_as_a_control(mesh: Mesh) -> None:
+    async with mesh.with_leaf(mesh.authority.leaf("gateway")) as channel:
+        assert await code_of(lambda: Stub(channel).read("x", timeout=3)) is grpc.StatusCode.OK
+        assert await code_of(lambda: Stub(channel).say("x", timeout=3)) is DENIED
+    assert mesh.service.seen == ["x"]
+
+
+async def test_a_caller_without_an_intention_is_refused_counted_and_logged(mesh: Mesh) -> None:
+    with capture_logs() as logged:
+        error = await error_of((await mesh.calling("other")).read("x"))
+    assert (error.code, error.reason) == (DENIED, "CALLER_NOT_ALLOWED")
+    assert "other" in error.message
+    assert mesh.service.seen == []
+    assert denials("other", READ) == 1
+    (line,) = [each for each in logged if each["event"] == "no intention allows the call"]
+    assert (line["caller"], line["method"], line["denied"]) == ("other", READ, True)
+
+
+async def test_a_method_that_no_permission_names_is_refused(mesh: Mesh) -> None:
+    gateway = await mesh.calling("gateway")
+    assert (await error_of(gateway.say("x"))).code is DENIED
+    assert mesh.service.seen == []
+    permissive(mesh)
+    assert await gateway.say("as a control") == "as a control"
+
+
+async def test_a_stream_is_refused_before_its_first_message(mesh: Mesh) -> None:
+    assert (await error_of((await mesh.calling("gateway")).count(3))).code is DENIED
+    assert mesh.service.seen == []
+
+
+async def test_what_a_caller_claims_in_metadata_changes_nothing(mesh: Mesh) -> None:
+    claims = [
+        ("x-forwarded-client-cert", "By=spiffe://x/svc/echo"),
+        ("peer_spiffe_id", "gateway"),
+        ("mesh-caller", "gateway"),
+    ]
+    async with mesh.with_leaf(mesh.authority.leaf("other")) as channel:
+        assert await code_of(lambda: Stub(channel).read("x", timeout=3, metadata=claims)) is DENIED
+
+
+async def test_reflection_and_unknown_methods_are_denied_to_whom_no_intention_allows_them(mesh: Mesh) -> None:
+    paths = ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "/grpc.health.v1.Health/Check", "/a.B/C")
+    async with mesh.with_leaf(mesh.authority.leaf("gateway")) as channel:
+        for path in paths:
+            call: Any = channel.stream_stream(path)
+
+            async def sent(call: Any = call) -> None:
+                async for _ in call(iter([b""]), timeout=3):
+                    pass
+
+            assert await code_of(sent) is DENIED
+
+
+async def test_a_revoked_intention_holds_for_the_next_call_on_the_same_connection(mesh: Mesh) -> None:
+    gateway = await mesh.calling("gateway")
+    assert await gateway.read("before") == "before"
+    mesh.consul.intend("echo")
+
+    async def is_refused() -> bool:
+        try:
+            await gateway.read("after")
+        except RpcError as error:
+            return error.code is DENIED
+        return False
+
+    await until("it is refused", is_refused, 2)
+    mesh.consul.intend("echo", ALLOWED)
+
+    async def is_allowed() -> bool:
+        return not await is_refused()
+
+    await until("it is allowed again", is_allowed, 2)
+
+
+async def test_an_instance_that_is_not_of_the_called_service_gets_no_call(mesh: Mesh) -> None:
+    """Whoever registers at Consul under a name still needs the certificate of that name."""
+    caller = mesh.made("gateway")
+    named = [("grpc.ssl_target_name_override", server_name("user-service"))]
+    key, chain = mesh.authority.leaf("gateway")
+    credentials = grpc.ssl_channel_credentials(mesh.authority.roots, key, chain)
+    async with grpc.aio.secure_channel(mesh.address, credentials, options=named) as channel:
+        assert await code_of(lambda: Stub(channel).read("x", timeout=3)) is UNREACHABLE
+    await caller.close()
+    assert mesh.service.seen == []
+
+
+async def test_the_health_is_open_without_a_certificate_and_nothing_else_is_there(mesh: Mesh) -> None:
+    credentials = grpc.ssl_channel_credentials(mesh.authority.roots)
+    named = [("grpc.ssl_target_name_override", server_name("echo"))]
+    async with grpc.aio.secure_channel(mesh.health, credentials, options=named) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        found = await health.Check(health_pb2.HealthCheckRequest(), timeout=3)
+        assert found.status == health_pb2.HealthCheckResponse.SERVING
+        assert await code_of(lambda: Stub(channel).read("x", timeout=3)) is grpc.StatusCode.UNIMPLEMENTED
+    async with grpc.aio.insecure_channel(mesh.health) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        assert await code_of(lambda: health.Check(health_pb2.HealthCheckRequest(), timeout=3)) is UNREACHABLE
+
+
+async def test_before_consul_has_named_the_intentions_nobody_is_let_in() -> None:
+    made = Mesh()
+    made.consul._intentions.clear()
+    async with made.running() as mesh:
+        assert (await error_of((await mesh.calling("gateway")).read("x"))).code is DENIED
+        assert (await mesh.process.readiness())["intentions"] == "no intentions from Consul yet"
+
+
+async def test_calls_go_on_while_the_leaves_of_caller_and_service_are_replaced(mesh: Mesh) -> None:
+    gateway = await mesh.calling("gateway")
+    assert await gateway.read("first") == "first"
+    stop, answered = asyncio.Event(), 0
+
+    async def call() -> None:
+        nonlocal answered
+        while not stop.is_set():
+            await gateway.read("x", timeout=5)
+            answered += 1
+
+    calls = [asyncio.create_task(call()) for _ in range(4)]
+    processes = [mesh.process, *mesh.callers]
+    for number in range(5):
+        issued = mesh.authority.requests
+        for each in processes:
+            identity = each.join_mesh()
+            assert identity is not None
+            identity._reissue.set()
+        await until(f"replacement {number}", lambda issued=issued: mesh.authority.requests == issued + 2)  # type: ignore[misc]
+    await asyncio.sleep(0.3)
+    stop.set()
+    await asyncio.gather(*calls)
+    assert answered > 50
+
+
+async def test_calls_go_on_while_the_root_is_replaced(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chassis.mesh.identity._SPREAD_SECONDS", 0.3)
+    gateway = await mesh.calling("gateway")
+    assert await gateway.read("first") == "first"
+    old, new = mesh.authority, Authority("next")
+    issued = new.requests
+    for each in (mesh.process, *mesh.callers):
+        each.vault.sign_certificate = new.sign_certificate  # type: ignore[method-assign]
+    mesh.consul.trust(new.as_consul(old))
+    while new.requests < issued + 2:
+        await gateway.read("x", timeout=5)
+    for _ in range(100):
+        await gateway.read("x", timeout=5)
+    mesh.consul.trust(new.as_consul())
+    for _ in range(100):
+        await gateway.read("x", timeout=5)
+    async with mesh.with_leaf(old.leaf("gateway"), new.roots) as channel:
+        assert await code_of(lambda: Stub(channel).read("x", timeout=3)) is UNREACHABLE
