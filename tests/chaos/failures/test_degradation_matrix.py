@@ -73,6 +73,8 @@ def _none(running: RunningStack, job: str, group: str) -> Iterator[None]:
         yield
     finally:
         running.scale(job, group, count)
+        # The next row may need a process of it, and not every job counts for the health of the stack.
+        eventually(f"{job} {group} is back", lambda: len(running.pids(job, group)) >= count, 60)
 
 
 @contextmanager
