@@ -40,7 +40,7 @@ class Authorization:
         return caller
 
     def _caller(self, context: Any) -> str:
-        (found,) = context.auth_context().get("peer_spiffe_id") or (b"",)
+        found = next(iter(context.auth_context().get("peer_spiffe_id") or ()), b"")
         name = self._names.get(found)
         if name is None:
             name = caller_name(found.decode(errors="replace"), self._identity.trust_domain) or _OTHER

@@ -186,7 +186,7 @@ def test_a_workload_may_ask_for_a_shorter_life_and_not_for_a_longer_one(mesh: Me
     ],
 )
 def test_a_workload_gets_no_certificate_with_another_name(mesh: Mesh, names: list[str], service: str) -> None:
-    with pytest.raises(InvalidRequest, match="not (allowed by|valid for) this role"):
+    with pytest.raises(InvalidRequest, match=r"not (allowed by|valid for) this role"):
         mesh.sign(names, [mesh.uri(service)])
 
 

@@ -23,6 +23,7 @@ from support.stack_under_test import RunningStack, eventually
 from chassis.errors import PUSHBACK, RpcError, to_status
 from stack.chaos.traffic_redirect import TAG, TrafficRedirect, remove_redirect
 from stack.cluster.clients import Clients
+from stack.mesh.dial import is_on
 from stack.mesh.operator_leaf import issue
 
 T = TypeVar("T")
@@ -39,13 +40,20 @@ class StubInstance:
     shed: int = 0
 
 
+class _Tls:
+    """The credentials of the stub in the mesh."""
+
+    def __init__(self, clients: Clients, service: str) -> None:
+        own = issue(clients, service)
+        self.server = grpc.ssl_server_credentials([(own.key, own.chain)], own.roots, require_client_auth=True)
+        self.caller, self.target_name = caller_credentials(issue(clients)), named(service)
+
+
 class StubServer:
     """Forwards every unary call to an instance after `pause` seconds, or fails it while `failing`."""
 
     def __init__(self, clients: Clients, service: str) -> None:
-        own = issue(clients, service)
-        self._credentials = grpc.ssl_server_credentials([(own.key, own.chain)], own.roots, require_client_auth=True)
-        self._caller, self._target_name = caller_credentials(issue(clients)), named(service)
+        self._tls = _Tls(clients, service) if is_on(clients, service) else None
         self.instances: dict[int, StubInstance] = {}
         """The open ports."""
         self.failing = False
@@ -79,9 +87,13 @@ class StubServer:
 
     async def _open(self, host: str, port: int) -> int:
         server, instance = grpc.aio.server(), StubInstance()
-        channel = grpc.aio.secure_channel(f"{host}:{port}", self._caller, self._target_name)
+        if self._tls is None:
+            channel = grpc.aio.insecure_channel(f"{host}:{port}")
+            own = server.add_insecure_port("127.0.0.1:0")
+        else:
+            channel = grpc.aio.secure_channel(f"{host}:{port}", self._tls.caller, self._tls.target_name)
+            own = server.add_secure_port("127.0.0.1:0", self._tls.server)
         server.add_generic_rpc_handlers([_Every(self, instance, channel)])
-        own = server.add_secure_port("127.0.0.1:0", self._credentials)
         await server.start()
         self._servers[own], self.instances[own] = server, instance
         return own
