@@ -77,7 +77,7 @@ audit-orders *options:
 projection-rebuild name:
     {{ stack }} projection-rebuild {{ quote(name) }}
 
-# Work with the mesh: `mesh dial SERVICE` lets an ordinary gRPC client call a service with the operator's rights
+# Work with the mesh: `mesh show` prints who may call what; `mesh dial SERVICE` forwards calls with the operator's rights
 [group('operate')]
 [no-exit-message]
 mesh *words:

@@ -21,6 +21,7 @@ from stack.commands import status as overview
 from stack.commands import trace as traces
 from stack.load import live_load
 from stack.mesh import dial
+from stack.mesh import overview as mesh_overview
 from stack.operations import consistency_check, rebuild
 
 
@@ -177,6 +178,23 @@ def mesh_dial(
 ) -> None:
     """Let an ordinary gRPC client call a service with the operator's rights, through a loopback port, until Ctrl-C."""
     dial.dial(config.current(), service, port)
+
+
+@mesh.command("show")
+def mesh_show(as_json: _Json = False) -> None:
+    """Show who may call which method, the certificates of healthy instances, and the roots.
+
+    \b
+    With --json:
+      {"trust_domain",
+       "mesh": {service: true | false | null (not deployed)},
+       "services": [{"name", "enforced", "callers": [name, "*" for all others],
+                     "methods": [{"path", "allowed": [caller]}], "problem": null | text}],
+       "certificates": [{"service", "address", "error": null} +
+                        {"names": [text], "serial", "issuer", "minutes_left"}, or "error": text],
+       "roots": [{"id", "active", "ends"}]}
+    """
+    mesh_overview.show(config.current(), as_json)
 
 
 _REGISTERED = app.registered_commands  # fragile: typer-registered-commands

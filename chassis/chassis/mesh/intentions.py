@@ -84,12 +84,12 @@ class Intentions:
         self._intentions = [_intention(each) for each in ordered]
         self._decided = {}
         self.loaded = True
-        log.info("intentions changed", service=self.service, callers=[each.caller for each in self._intentions])
 
     async def follow(self, source: IntentionSource) -> None:
         """Applies each change in Consul, without end; the last rules stay while Consul is away."""
         async for found in source.watch_intentions(self.service):
             self.replace(found)
+            log.info("intentions changed", service=self.service, callers=[each.caller for each in self._intentions])
 
     def readiness(self) -> str | None:
         """Readiness probe: returns the reason while the rules are not known."""

@@ -62,7 +62,7 @@ def is_on(clients: Clients, service: str) -> bool:
     """Returns whether the job of a service is in the mesh."""
     job = clients.nomad.job.get_job(service)
     tasks = (task for group in job["TaskGroups"] for task in group["Tasks"])
-    return all(task["Env"]["MESH"] == "on" for task in tasks)
+    return all((task["Env"] or {}).get("MESH") == "on" for task in tasks)
 
 
 def instances(clients: Clients, service: str) -> list[Address]:

@@ -104,7 +104,7 @@ def check(systems: Mapping[str, System], orders: Sequence[tuple[str, Headers]]) 
             raise SystemExit(f"{name}: {reply.status_code} without a token")
 
 
-def check_refusals(address: str, mesh: Mesh, message: bytes) -> None:
+def check_attacks(address: str, mesh: Mesh, message: bytes) -> None:
     """Raises SystemExit unless the Order Service of the mesh refuses plaintext, and a service without an intention."""
     stranger = caller_credentials(mesh.leaf(STRANGER))
     ways = {
@@ -139,7 +139,7 @@ def measure(chosen: argparse.Namespace) -> None:
         orders = place(systems[OFF].gateway, [key.token() for _ in range(USERS)])
         check(systems, orders)
         messages = reads.place(systems[OFF].orders.address)
-        check_refusals(systems[ON].orders.address, mesh, messages[0])
+        check_attacks(systems[ON].orders.address, mesh, messages[0])
         requests = [request("GET", path, headers) for path, headers in orders]
         visits: dict[str, Callable[[], Visit]] = {}
         for name, found in systems.items():

@@ -25,7 +25,9 @@ from support.traffic.busy_machine import starved_machine
 from support.traffic.load import Request
 from support.traffic.unequal_instances import flapping_instances, slow_instances
 
+from stack.chaos.instances import process_ids
 from stack.config import ROOT
+from stack.console import StackError
 
 CALLS = ("register", "sign in", "me", "place", "read", "list", "cancel", "history", "readyz")
 # With these deadlines a slow part exceeds its own; every answer then comes within this, plus what a busy machine adds.
@@ -74,7 +76,15 @@ def _none(running: RunningStack, job: str, group: str) -> Iterator[None]:
     finally:
         running.scale(job, group, count)
         # The next row may need a process of it, and not every job counts for the health of the stack.
-        eventually(f"{job} {group} is back", lambda: len(running.pids(job, group)) >= count, 60)
+        service = f"{job}-worker" if group == "worker" else job
+        eventually(f"{job} {group} is back", lambda: _has_processes(running, service), 60)
+
+
+def _has_processes(running: RunningStack, service: str) -> bool:
+    try:
+        return bool(process_ids(running.stack, running.clients, service))
+    except StackError:
+        return False
 
 
 @contextmanager

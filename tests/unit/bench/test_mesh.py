@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from bench.parts.mesh import check_refusals
+from bench.parts.mesh import check_attacks
 from bench.setup.agents import Agents, answering
 from bench.setup.checkout import here
 from bench.setup.mesh import Mesh
@@ -122,7 +122,7 @@ def test_a_storm_opens_a_connection_for_each_channel_while_calls_go_on(mesh: Mes
 @pytest.mark.parametrize(("mesh", "code"), [(None, "UNAVAILABLE"), (Mesh(), "PERMISSION_DENIED")])
 def test_a_server_that_does_not_refuse_is_not_measured(mesh: Mesh | None, code: str) -> None:
     with order_service(mesh) as target, pytest.raises(SystemExit, match=code):
-        check_refusals(target.address, mesh or Mesh(), b"a")
+        check_attacks(target.address, mesh or Mesh(), b"a")
 
 
 def test_a_call_that_fails_ends_the_measurement() -> None:

@@ -50,6 +50,11 @@ def test_the_help_documents_the_shape_of_the_json(command: str, capsys: Output) 
     assert '"notes": [text]' in (text := capsys.readouterr().out) or '"memory": {' in text
 
 
+def test_the_help_of_mesh_show_documents_the_shape_of_its_json(capsys: Output) -> None:
+    assert entry.main(["mesh", "show", "--help"]) == 0
+    assert '"methods": [{"path", "allowed": [caller]}]' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("arguments", [[], ["explode"], ["--explode"]])
 def test_an_unknown_command_ends_with_64_and_the_known_ones(arguments: list[str], capsys: Output) -> None:
     assert entry.main(arguments) == 64
@@ -68,6 +73,7 @@ def test_an_unknown_command_ends_with_64_and_the_known_ones(arguments: list[str]
         ["mesh"],
         ["mesh", "explode"],
         ["mesh", "dial"],
+        ["mesh", "show", "--bogus"],
         ["mesh", "dial", "order-service", "--port", "99999"],
     ],
 )

@@ -97,7 +97,8 @@ class CertificateAuthority:
             retry(put, _SECONDS, lambda error: isinstance(error, ConsulException))
         except ConsulException as error:
             what = f"Consul does not accept {FILE.relative_to(ROOT)}"
-            raise StackError(what, str(error), "./justw logs consul, ./justw logs vault") from error
+            why = " ".join(str(error).split())
+            raise StackError(what, why, "./justw logs consul, ./justw logs vault") from error
         mount = wanted["Config"]["RootPKIPath"]
         why = f"its active root is not the certificate of {mount} in OpenBao"
         failure = StackError("Consul has not changed its certificate authority", why, "./justw logs consul")

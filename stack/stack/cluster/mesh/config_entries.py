@@ -59,7 +59,8 @@ class ConfigEntries:
         try:
             self._api.put(entry)
         except ConsulException as error:
-            raise StackError(f"Consul does not accept {_name(file)}", str(error), _NEXT) from error
+            why = " ".join(str(error).split())
+            raise StackError(f"Consul does not accept {_name(file)}", why, _NEXT) from error
 
 
 def read(file: Path, kind: str) -> dict[str, Any]:
@@ -107,9 +108,9 @@ def _not_literal(value: Any, where: str = "the file") -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value without what Consul adds and without empty fields; sources are sorted by name.
+    """Returns a value without what Consul adds, and without empty fields, which Consul returns for those of no file.
 
-    Consul sorts sources too, and returns a field that no file has as an empty one.
+    Sources are sorted by name: their order has no meaning.
     """
     if isinstance(value, list):
         return [_plain(inner) for inner in value]

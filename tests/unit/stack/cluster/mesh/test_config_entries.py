@@ -35,7 +35,7 @@ Sources = [
 
 
 class Api:
-    """Config entries of a Consul, which adds fields of its own and sorts the sources."""
+    """Config entries of a Consul, which adds fields of its own and may return the sources in another order."""
 
     def __init__(self) -> None:
         self.config = self
