@@ -15,10 +15,13 @@ from typing import Any, Generic, TypeVar
 from opentelemetry import trace
 
 from chassis import deadline
-from chassis.errors import is_cancelled, unavailable
+from chassis.errors import RpcError, unavailable
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+# For the answer to a cancellation, once the time of a batch is over.
+_GRACE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Batcher(Generic[T, R]):
         self._most = most
         self._waiting: list[_Call[T, R]] = []
         self._running: asyncio.Task[None] | None = None
+        self._left_alone: set[asyncio.Task[Any]] = set()
 
     async def submit(self, item: T) -> R:
         """Returns the result of an item, or raises its exception. The batch goes on for others if this is cancelled."""
@@ -53,28 +57,43 @@ class Batcher(Generic[T, R]):
         return await result
 
     async def _run(self) -> None:
-        while batch := self._next():
-            context = next((call.context for call in batch if call.context.run(_is_recorded)), batch[0].context)
-            context.run(deadline.replace, self._seconds)
-            task = asyncio.create_task(self._work([call.item for call in batch]), context=context)
-            _cancel_without_callers(task, batch)
-            try:
-                found = await task
-            except asyncio.CancelledError:
-                if is_cancelled():
-                    raise
-                # Something that the work waited for was cancelled, or all callers were.
-                found = [unavailable("UNAVAILABLE", "ended from within", 1.0)] * len(batch)
-            except Exception as error:
-                found = [error] * len(batch)
-            for call, outcome in zip(batch, found, strict=True):
-                _resolve(call.result, outcome)
+        batch: Sequence[_Call[T, R]] = ()
+        try:
+            while batch := self._next():
+                context = next((call.context for call in batch if call.context.run(_is_recorded)), batch[0].context)
+                context.run(deadline.replace, self._seconds)
+                task = asyncio.create_task(self._work([call.item for call in batch]), context=context)
+                _cancel_without_callers(task, batch)
+                for call, outcome in zip(batch, await self._outcomes(task, len(batch)), strict=True):
+                    _resolve(call.result, outcome)
+        finally:
+            for call in (*batch, *self._waiting):  # only if this was cancelled
+                _resolve(call.result, _ended("the process is stopping"))
+
+    async def _outcomes(self, task: asyncio.Task[Sequence[R | Exception]], calls: int) -> Sequence[R | Exception]:
+        """Returns the results of a batch; one that does not end in time is left alone, and the next one begins."""
+        done, _ = await asyncio.wait({task}, timeout=self._seconds + _GRACE_SECONDS)
+        if not done:
+            task.cancel()
+            self._left_alone.add(task)
+            task.add_done_callback(self._left_alone.discard)
+            return [_ended("it did not end in time")] * calls
+        if task.cancelled():  # something that the work waited for was, or all callers were
+            return [_ended("ended from within")] * calls
+        error = task.exception()
+        if isinstance(error, Exception):
+            return [error] * calls
+        return task.result()
 
     def _next(self) -> Sequence[_Call[T, R]]:
         """Takes the next calls whose callers still wait."""
         waiting = [call for call in self._waiting if not call.result.done()]
         batch, self._waiting = waiting[: self._most], waiting[self._most :]
         return batch
+
+
+def _ended(message: str) -> RpcError:
+    return unavailable("UNAVAILABLE", message, 1.0)
 
 
 def _is_recorded() -> bool:

@@ -89,6 +89,7 @@ def test_envoy_itself_answers_a_request_that_is_not_http_with_a_problem(
         (f"00-{TRACE}0-0f067aa0ba902b7-01", False),
         (f"00-{TRACE[1:]}-000f067aa0ba902b7-01", False),
         (f"00-{TRACE.upper()}-00f067aa0ba902b7-01", False),
+        (f"0-{TRACE}0-00f067aa0ba902b7-01", False),
         ("nonsense", False),
         ("", False),
     ],

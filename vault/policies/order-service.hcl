@@ -5,4 +5,11 @@ path "database/creds/order-service" {
 
 path "mesh/sign/order-service" {
   capabilities = ["update"]
+
+  # Others, such as not_after, would override the longest validity of the role.
+  allowed_parameters = {
+    "csr"         = []
+    "common_name" = []
+    "ttl"         = []
+  }
 }

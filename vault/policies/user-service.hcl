@@ -14,4 +14,11 @@ path "secret/data/user-service" {
 
 path "mesh/sign/user-service" {
   capabilities = ["update"]
+
+  # Others, such as not_after, would override the longest validity of the role.
+  allowed_parameters = {
+    "csr"         = []
+    "common_name" = []
+    "ttl"         = []
+  }
 }

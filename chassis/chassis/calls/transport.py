@@ -172,6 +172,7 @@ class GrpcConnection:
             self._channel.get_state(try_to_connect=True)
         self._calls: dict[str, Any] = {}
         self._renewals: set[asyncio.Task[None]] = set()
+        self._renewal = 0
         self._closed = False
 
     def renew(self) -> None:
@@ -182,21 +183,22 @@ class GrpcConnection:
             task.add_done_callback(self._renewals.discard)
 
     async def _replace(self) -> None:
-        channel = self._make_channel()
-        if channel is None or self._channel is None:
+        self._renewal += 1
+        renewal, channel = self._renewal, self._make_channel()
+        if channel is None:
+            return
+        if self._channel is None:
             self._channel = channel
             return
         try:
             with suppress(TimeoutError):  # if the instance cannot be reached, the old channel would not reach it either
                 async with asyncio.timeout(_REPLACE_SECONDS):
                     await channel.channel_ready()
-            replaced, self._channel, self._calls = self._channel, channel, {}
-            channel = replaced
-            if channel is not None:
-                await channel.close(_LONGEST_CALL_SECONDS)
+            if renewal == self._renewal:  # otherwise a later one has newer credentials
+                channel, self._channel, self._calls = self._channel, channel, {}
+            await channel.close(_LONGEST_CALL_SECONDS)
         except asyncio.CancelledError:
-            if channel is not None:
-                await channel.close(None)
+            await channel.close(None)
             raise
 
     def unary(self, method: Method, request: Any, timeout: float, metadata: Metadata) -> UnaryCall:

@@ -145,6 +145,7 @@ class MeshIdentity:
     async def _until_due(self, leaf: Leaf) -> None:
         """Waits until about half of the leaf's time is over, or another root signs."""
         due = leaf.validity.seconds * random.uniform(*_RENEWED_AT)  # noqa: S311
+        await asyncio.sleep(_RETRY_SECONDS[0])  # also if it has ended already, by a clock that is ahead
         while leaf.validity.left() > due and not self._reissue.is_set():
             try:
                 async with asyncio.timeout(min(CHECK_SECONDS, max(0.1, leaf.validity.left() - due))):

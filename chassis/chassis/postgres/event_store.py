@@ -127,16 +127,28 @@ class EventStore:
                 together = await self._together.submit(append)
         except TimeoutError:
             raise deadline_exceeded("the deadline passed while other appends were in progress") from None
+        except RpcError:  # the transaction did not end in time, or was ended from within
+            return False
         trace.get_current_span().set_attribute("append.together", together)
         return bool(together)
 
     async def _insert_together(self, appends: Sequence[Append]) -> list[int]:
-        """Returns the number of appends for each; 0 if any one failed, which tells nothing about the others."""
+        """Returns for each append with how many it was committed, 0 if it has to be repeated by itself.
+
+        One that conflicts takes few others with it: the halves are tried apart.
+        """
+        number = len(appends)
         try:
             await self._insert(appends)
-        except (psycopg.Error, RpcError):
-            return [0] * len(appends)
-        return [len(appends)] * len(appends)
+        except psycopg.IntegrityError:
+            if number == 1:
+                return [0]
+            halves = (appends[: number // 2], appends[number // 2 :])
+            return [done for half in halves for done in await self._insert_together(half)]
+        except Exception as error:
+            log.info("a shared transaction failed, its appends are repeated", error=type(error).__name__)
+            return [0] * number
+        return [number] * number
 
     async def _insert(self, appends: Sequence[Append]) -> None:
         self._inserting += 1

@@ -35,7 +35,7 @@ class Authorization:
     def check(self, context: Any, path: str) -> str:
         """Returns the name of the caller; raises RpcError(PERMISSION_DENIED) if it may not call the method."""
         caller = self._caller(context)
-        if not self._intentions.allow(caller, path):
+        if caller == _OTHER or not self._intentions.allow(caller, path):
             self._deny(caller, path)
         return caller
 

@@ -22,12 +22,16 @@ def user_id(peer: tuple[str, int], own: tuple[str, int]) -> int | None:
 
 
 def _connections() -> Iterator[tuple[str, str, int]]:
-    """Yields both ends and the user of every TCP socket of the machine (proc_net_tcp.txt of the kernel)."""
+    """Yields both ends and the user of every open TCP socket of the machine (proc_net_tcp.txt of the kernel).
+
+    A socket that was closed stays listed for a while as one of root, without an inode.
+    """
     for table in ("tcp", "tcp6"):
         file = PROC_NET / table
         for line in file.read_text().splitlines()[1:] if file.exists() else ():
             fields = line.split()
-            yield fields[1], fields[2], int(fields[7])
+            if int(fields[9]):
+                yield fields[1], fields[2], int(fields[7])
 
 
 def _hexadecimal(address: tuple[str, int]) -> str:

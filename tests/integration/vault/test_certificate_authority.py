@@ -173,6 +173,13 @@ def test_a_workload_may_ask_for_a_shorter_life_and_not_for_a_longer_one(mesh: Me
         assert abs(ends - time.time() - given) < 20
 
 
+@pytest.mark.parametrize("name", ["not_after", "not_before_duration", "alt_names", "uri_sans", "format"])
+def test_a_workload_may_send_nothing_but_its_request_and_its_life(mesh: Mesh, name: str) -> None:
+    """OpenBao gives `not_after` precedence over the longest life of the role."""
+    with pytest.raises(Forbidden):
+        mesh.sign([f"{SERVICE}.mesh"], [mesh.uri(SERVICE)], **{name: "2026-12-31T00:00:00Z"})
+
+
 @pytest.mark.parametrize(
     ("names", "service"),
     [

@@ -136,3 +136,24 @@ async def test_a_shared_transaction_that_nobody_waits_for_any_more_is_cancelled_
     await first
     assert transactions(under_test) == [1]
     await append(store, uuid4())
+
+
+async def test_one_conflict_among_sixteen_leaves_the_others_in_few_transactions(
+    store: EventStore, under_test: DatabaseUnderTest
+) -> None:
+    await append(store, uuid4(), "taken")
+    async with held(store, under_test) as first:
+        others = [append(store, uuid4(), "taken" if number == 5 else None) for number in range(16)]
+        await until("they wait", lambda: waiting(under_test) == 2)
+    outcomes = await asyncio.gather(first, *others, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes if outcome] == [AlreadyRecorded]
+    assert sorted(transactions(under_test)) == [1, 1, 1, 2, 4, 8]
+
+
+async def test_a_defect_in_one_append_fails_that_one_alone(store: EventStore, under_test: DatabaseUnderTest) -> None:
+    async with held(store, under_test) as first:
+        good, broken = [append(store, uuid4()) for _ in range(3)], append(store, uuid4(), "\ud800")
+        await until("they wait", lambda: waiting(under_test) == 2)
+    await asyncio.gather(first, *good)
+    with pytest.raises(UnicodeEncodeError):
+        await broken

@@ -14,6 +14,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from support.waiting import until
 
+from chassis.calls import transport
 from chassis.errors import RpcError
 from chassis.platform.discovery import Endpoint
 
@@ -177,3 +178,36 @@ async def test_a_handler_that_is_ended_from_within_answers_at_once(backends: Bac
     await backends.start(cancel_what_it_waits_for)
     error = await error_of(backends.stub.say("x"))
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
+
+
+class FakeChannel:
+    """A channel that is ready at once, or never."""
+
+    def __init__(self, *, ready: bool) -> None:
+        self.ready, self.closed = ready, False
+
+    def get_state(self, *, try_to_connect: bool) -> None:
+        assert try_to_connect
+
+    async def channel_ready(self) -> None:
+        if not self.ready:
+            await asyncio.Event().wait()
+
+    async def close(self, _grace: float | None) -> None:
+        self.closed = True
+
+
+async def test_a_renewal_that_takes_long_does_not_replace_the_channel_of_a_later_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "_REPLACE_SECONDS", 0.1)
+    channels = old, stuck, new = [FakeChannel(ready=True), FakeChannel(ready=False), FakeChannel(ready=True)]
+    made: Any = iter(channels)
+    connection = transport.GrpcConnection(lambda: next(made))
+    connection.renew()
+    await asyncio.sleep(0)
+    connection.renew()
+    await until("both have ended", lambda: not connection._renewals)
+    assert [channel.closed for channel in (old, stuck, new)] == [True, True, False]
+    await connection.close()
+    assert new.closed

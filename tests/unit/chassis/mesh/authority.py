@@ -32,8 +32,9 @@ class Authority:
         roots = [{"ID": each.name, "RootCert": each.roots.decode()} for each in (self, *others)]
         return {"TrustDomain": DOMAIN, "ActiveRootID": self.name, "Roots": roots}
 
-    def leaf(self, service: str, seconds: float = 3600) -> tuple[bytes, bytes]:
-        """Returns key and chain of a service; with `seconds` below 0 they have ended."""
+    def leaf(self, service: str, seconds: float = 3600, domain: str = DOMAIN) -> tuple[bytes, bytes]:
+        """Returns key and chain of a service of a trust domain; with `seconds` below 0 they have ended."""
+        self._authority.trust_domain = domain
         made = self._authority.leaf(service, timedelta(seconds=seconds))
         return made.key, made.chain
 

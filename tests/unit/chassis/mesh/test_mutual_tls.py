@@ -110,6 +110,14 @@ async def test_what_a_caller_claims_in_metadata_changes_nothing(mesh: Mesh) -> N
         assert await code_of(lambda: Stub(channel).read("x", timeout=3, metadata=claims)) is DENIED
 
 
+async def test_a_certificate_without_the_name_of_a_service_is_nobody_also_where_anybody_may_call(mesh: Mesh) -> None:
+    mesh.consul.intend("echo", {"SourceName": "*", "Precedence": 8, "Action": "allow"})
+    async with mesh.with_leaf(mesh.authority.leaf("gateway", domain="elsewhere.consul")) as channel:
+        assert await code_of(lambda: Stub(channel).read("x", timeout=3)) is DENIED
+    async with mesh.with_leaf(mesh.authority.leaf("other")) as channel:
+        assert await code_of(lambda: Stub(channel).read("as a control", timeout=3)) is grpc.StatusCode.OK
+
+
 async def test_reflection_and_unknown_methods_are_denied_to_whom_no_intention_allows_them(mesh: Mesh) -> None:
     paths = ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "/grpc.health.v1.Health/Check", "/a.B/C")
     async with mesh.with_leaf(mesh.authority.leaf("gateway")) as channel:

@@ -133,3 +133,40 @@ async def test_a_batch_is_cancelled_when_all_of_its_callers_have_given_up() -> N
     await until("the next batch runs", lambda: work.batches == [[1, 2], [3]])
     work.gate.set()
     assert await asyncio.gather(*following) == [6]
+
+
+async def test_a_batch_that_does_not_end_in_time_does_not_keep_the_next_one_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("chassis.batching._GRACE_SECONDS", 0.1)
+    never = asyncio.Event()
+
+    async def hanging(items: Sequence[int]) -> list[int | Exception]:
+        while 1 in items and not never.is_set():  # as a database that does not answer a cancellation
+            try:
+                await never.wait()
+            except asyncio.CancelledError:
+                continue
+        return list(items)
+
+    batcher = Batcher(hanging, 100, 0.1)
+    first = asyncio.create_task(batcher.submit(1))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(batcher.submit(2))
+    assert await asyncio.wait_for(second, 5) == 2
+    with pytest.raises(RpcError, match="did not end in time"):
+        await first
+    never.set()
+
+
+async def test_when_the_process_stops_nobody_waits_for_a_batch_any_more() -> None:
+    work = Work()
+    first = work.submit(1)
+    await until("the batch runs", lambda: work.batches == [[1]])
+    second = work.submit(2)
+    await asyncio.sleep(0)
+    assert work.batcher._running is not None
+    work.batcher._running.cancel()
+    for call in (*first, *second):
+        with pytest.raises(RpcError, match="stopping"):
+            await asyncio.wait_for(call, 5)

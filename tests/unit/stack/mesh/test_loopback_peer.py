@@ -48,6 +48,16 @@ def test_the_user_of_a_connection_from_an_ipv6_socket_is_found(listening: socket
             assert user_id(peer, accepted.getsockname()) == os.geteuid()
 
 
+def test_a_connection_that_was_closed_has_no_user_although_the_kernel_lists_it_as_one_of_root(
+    listening: socket.socket,
+) -> None:
+    client = socket.create_connection(listening.getsockname())
+    accepted, peer = listening.accept()
+    with accepted:
+        client.close()
+        assert user_id(peer, accepted.getsockname()) is None
+
+
 def test_a_connection_that_is_gone_has_no_user() -> None:
     assert user_id(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
 
