@@ -42,6 +42,9 @@ def forgetful_consul(running: RunningStack, job: str) -> Iterator[None]:
     try:
         # The snapshot lists the instances of its time; the agent removes them when it next compares, once a minute.
         eventually("Consul lists no instance", lambda: not running.instances(job), 180)
+        # Right after an outage, such as a restore, a gateway uses an empty list only half a minute later.
+        statuses = lambda: {each["status"] for each in running.readiness()}  # noqa: E731
+        eventually("the gateways have noticed", lambda: statuses() == {"degraded"}, 60)
         yield
     finally:
         deploy = run("deploy", seconds=300)
