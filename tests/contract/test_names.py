@@ -167,7 +167,16 @@ def test_the_nomad_agent_may_register_services_and_no_more() -> None:
 def paths(job: str) -> dict[str, set[str]]:
     """What a Vault policy allows: path to capabilities."""
     text = (ROOT / "vault" / "policies" / f"{job}.hcl").read_text()
-    return {path: set(re.findall(r'"(\w+)"', body)) for (path,), body in blocks(text, r'path "([^"]+)"')}
+    found = blocks(text, r'path "([^"]+)"')
+    return {path: set(re.findall(r'"(\w+)"', body.partition("allowed_parameters")[0])) for (path,), body in found}
+
+
+@pytest.mark.parametrize("job", SERVICES)
+def test_a_service_sends_nothing_but_its_request_and_its_life_to_be_signed(job: str) -> None:
+    """OpenBao gives a parameter such as not_after precedence over the longest life of the role."""
+    text = (ROOT / "vault" / "policies" / f"{job}.hcl").read_text()
+    (body,) = [body for (path,), body in blocks(text, r'path "([^"]+)"') if path == f"mesh/sign/{job}"]
+    assert re.findall(r'"(\w+)" *= \[\]', body) == ["csr", "common_name", "ttl"]
 
 
 @pytest.mark.parametrize("job", sorted(stems("vault/policies", ".hcl") - {CONSUL}))
