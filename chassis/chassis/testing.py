@@ -118,6 +118,20 @@ def environment(**changes: Any) -> Environment:
     return Environment(**(values | changes))
 
 
+def process_settings(**changes: Any) -> ProcessSettings:
+    """Returns settings of a process that records all traces and drains at once; `changes` replace fields."""
+    values: dict[str, Any] = {
+        "log_level": "INFO",
+        "drain_seconds": 0.0,
+        "grace_seconds": 1.0,
+        "traces_per_second": 20.0,
+        "trace_share": 1.0,
+        "slow_seconds": 1.0,
+        "mesh": {"leaf_seconds": 3600.0, "enforce": True},
+    }
+    return ProcessSettings(**(values | changes))
+
+
 def process(name: str, settings: K, consul: FakeConsul | None = None, **changes: Any) -> Process[K]:
     """Makes a Process on a FakeConsul; `changes` replace fields of its environment. Needs a running event loop."""
     return Process(name, environment(**changes), Live(settings), cast(ConsulClient, consul or FakeConsul()))

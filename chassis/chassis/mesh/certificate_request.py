@@ -36,18 +36,22 @@ async def make(dns_name: str, uri: str) -> tuple[bytes, bytes]:
     return key.encode(), request.encode()
 
 
-def main() -> None:
-    """Reads the names from standard input and writes key and CSR to standard output."""
+def build(dns_name: str, uri: str) -> tuple[str, str]:
+    """Does in this process what `make` does in a child; returns text."""
     from cryptography import x509  # noqa: PLC0415 - see above
     from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
     from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
 
-    os.nice(5)  # others wait for the processor of the service, nobody for a renewal
-    dns_name, uri = json.load(sys.stdin)
     key = ec.generate_private_key(ec.SECP256R1())
     names = x509.SubjectAlternativeName([x509.DNSName(dns_name), x509.UniformResourceIdentifier(uri)])
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, critical=True)
     encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
     key_text = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain)
-    request_text = request.sign(key, hashes.SHA256()).public_bytes(encoding)
-    json.dump([key_text.decode(), request_text.decode()], sys.stdout)
+    return key_text.decode(), request.sign(key, hashes.SHA256()).public_bytes(encoding).decode()
+
+
+def main() -> None:
+    """Reads the names from standard input and writes key and CSR to standard output."""
+    os.nice(5)  # others wait for the processor of the service, nobody for a renewal
+    dns_name, uri = json.load(sys.stdin)
+    json.dump(build(dns_name, uri), sys.stdout)

@@ -8,7 +8,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from chassis.mesh.identity import MeshIdentity, server_name
+from chassis.mesh.identity import MeshIdentity
+from chassis.mesh.names import server_name
 
 
 def server_credentials(identity: MeshIdentity, *, of_callers: bool) -> grpc.ServerCredentials:

@@ -9,8 +9,9 @@ import grpc
 import structlog
 
 from chassis.errors import RpcError
-from chassis.mesh.identity import MeshIdentity, caller_name
+from chassis.mesh.identity import MeshIdentity
 from chassis.mesh.intentions import Intentions
+from chassis.mesh.names import caller_name
 from chassis.settings import Live, MeshSettings
 from chassis.telemetry.metrics import Counts
 

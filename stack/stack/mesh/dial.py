@@ -19,6 +19,7 @@ from functools import partial
 from consul import ConsulException
 from hvac.exceptions import VaultError
 
+from chassis.mesh.names import server_name
 from stack.build.zipapps import SERVICES
 from stack.cluster import agents, nomad
 from stack.cluster.clients import Clients
@@ -163,7 +164,7 @@ class Forwarder:
         raise problems[-1]
 
     async def _handshake(self, host: str, port: int, context: ssl.SSLContext) -> _Streams:
-        name = operator_leaf.server_name(self.service)
+        name = server_name(self.service)
         return await asyncio.open_connection(
             host, port, ssl=context, server_hostname=name, ssl_handshake_timeout=_HANDSHAKE_SECONDS
         )

@@ -12,14 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
+from chassis.mesh import certificate_request
+from chassis.mesh.names import server_name, spiffe_id
 from stack.cluster.clients import OPERATOR, Clients
 
 _MOUNT = "mesh"
-_PEM = serialization.Encoding.PEM
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,12 @@ class Leaf:
 def issue(clients: Clients, name: str = OPERATOR) -> Leaf:
     """Returns a new leaf of the operator, or of the service `name`, which OpenBao also signs for the operator."""
     found = clients.consul.connect.certificates.list()
-    key, request = make_request(server_name(name), spiffe_id(name, found["TrustDomain"]))
+    key, request = certificate_request.build(server_name(name), spiffe_id(name, found["TrustDomain"]))
     begins = time.time()
     signed = clients.vault.secrets.pki.sign_certificate(name, request, "", mount_point=_MOUNT)["data"]
     chain = [signed["certificate"], *(signed.get("ca_chain") or [signed["issuing_ca"]])]
     roots = [root["RootCert"] for root in found["Roots"]]
-    return Leaf(key, _joined(chain), _joined(roots), begins, float(signed["expiration"]))
+    return Leaf(key.encode(), _joined(chain), _joined(roots), begins, float(signed["expiration"]))
 
 
 def tls_context(leaf: Leaf) -> ssl.SSLContext:
@@ -61,25 +58,6 @@ def tls_context(leaf: Leaf) -> ssl.SSLContext:
     with _file_in_memory(leaf.key + leaf.chain) as path:
         context.load_cert_chain(path)
     return context
-
-
-def server_name(service: str) -> str:
-    """Returns the DNS name in the certificate of a service."""
-    return f"{service}.mesh"
-
-
-def spiffe_id(service: str, trust_domain: str) -> str:
-    """Returns the SPIFFE id of a service, as Consul writes it."""
-    return f"spiffe://{trust_domain}/ns/default/dc/dc1/svc/{service}"
-
-
-def make_request(dns_name: str, uri: str) -> tuple[bytes, str]:
-    """Returns a new private key and a certificate signing request for two names, both as PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    names = x509.SubjectAlternativeName([x509.DNSName(dns_name), x509.UniformResourceIdentifier(uri)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, critical=True)
-    plain = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return plain, request.sign(key, hashes.SHA256()).public_bytes(_PEM).decode()
 
 
 def _joined(certificates: Sequence[str]) -> bytes:

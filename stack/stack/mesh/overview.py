@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from hvac.exceptions import VaultError
 
 from chassis.mesh.intentions import ANYBODY, Intentions
+from chassis.mesh.names import server_name
 from stack.build.zipapps import SERVICES
 from stack.cluster import agents
 from stack.cluster.clients import Clients
@@ -127,7 +128,7 @@ class Overview:
         return [], problem
 
     def _channel(self, service: str, target: str) -> grpc.Channel:
-        leaf, name = self._leaf, operator_leaf.server_name(service)
+        leaf, name = self._leaf, server_name(service)
         credentials = grpc.ssl_channel_credentials(leaf.roots, leaf.key, leaf.chain)
         return grpc.secure_channel(target, credentials, (("grpc.ssl_target_name_override", name),))
 
@@ -172,7 +173,7 @@ def _declared(serialized: bytes, service: str) -> list[str]:
 
 def _presented(service: str, address: Address, context: ssl.SSLContext) -> x509.Certificate:
     """Returns the certificate of an instance; raises OSError if it is not valid for the service."""
-    name = operator_leaf.server_name(service)
+    name = server_name(service)
     with (
         socket.create_connection(address, timeout=_SECONDS) as plain,
         context.wrap_socket(plain, server_hostname=name) as encrypted,

@@ -17,21 +17,13 @@ from chassis.errors import RpcError
 from chassis.platform.vault import Vault
 from chassis.postgres.database import Database
 from chassis.process import Process
-from chassis.settings import MeshSettings, ProcessSettings
-from chassis.testing import FakeConsul, process
+from chassis.settings import ProcessSettings
+from chassis.testing import FakeConsul, process, process_settings
 
 from .identities import Issuer
 from .servers import Server
 
-SETTINGS = ProcessSettings(
-    log_level="INFO",
-    drain_seconds=0,
-    grace_seconds=1,
-    traces_per_second=20,
-    trace_share=1,
-    slow_seconds=1,
-    mesh=MeshSettings(leaf_seconds=3600, enforce=True),
-)
+SETTINGS = process_settings()
 POLICY = """
 path "database/creds/user-service" { capabilities = ["read"] }
 path "secret/data/user-service" { capabilities = ["read"] }

@@ -17,7 +17,9 @@ from support.mesh.channels import caller_credentials, first_address, health_chan
 from support.stack_under_test import RunningStack
 from support.traffic.api_user import ApiUser
 
-from stack.mesh.operator_leaf import Leaf, issue, make_request, server_name, spiffe_id
+from chassis.mesh.certificate_request import build
+from chassis.mesh.names import server_name, spiffe_id
+from stack.mesh.operator_leaf import Leaf, issue
 
 from .raw_calls import METHODS, REACHED, code_of
 
@@ -36,12 +38,12 @@ def foreign_leaf(running: RunningStack) -> Leaf:
 
 def ended_leaf(running: RunningStack) -> Leaf:
     """A leaf of the gateway whose time is over."""
-    key, request = make_request(server_name("gateway"), spiffe_id("gateway", trust_domain(running)))
+    key, request = build(server_name("gateway"), spiffe_id("gateway", trust_domain(running)))
     sign = running.clients.vault.secrets.pki.sign_certificate
     signed = sign("gateway", request, "", {"ttl": "1s"}, "mesh")["data"]
     chain = "\n".join([signed["certificate"], *signed["ca_chain"]]).encode()
     time.sleep(max(0.0, signed["expiration"] - time.time()) + 1.5)
-    return replace(issue(running.clients), key=key, chain=chain)
+    return replace(issue(running.clients), key=key.encode(), chain=chain)
 
 
 def secure(running: RunningStack, service: str, credentials: grpc.ChannelCredentials) -> grpc.Channel:
@@ -133,7 +135,7 @@ def workload(running: RunningStack, request: pytest.FixtureRequest) -> Iterator[
 
 def signed(running: RunningStack, client: hvac.Client, role: str, dns: str, uri: str = "") -> None:
     """Asks for a certificate with a DNS name and the URI of a service, of the same one if it is empty."""
-    _, request = make_request(server_name(dns), spiffe_id(uri or dns, trust_domain(running)))
+    _, request = build(server_name(dns), spiffe_id(uri or dns, trust_domain(running)))
     client.secrets.pki.sign_certificate(role, request, "", mount_point="mesh")
 
 
@@ -170,7 +172,7 @@ def test_a_service_may_use_no_other_way_to_a_certificate(
     running: RunningStack, workload: tuple[str, hvac.Client], path: str
 ) -> None:
     job, client = workload
-    _, request = make_request(server_name(job), spiffe_id(job, trust_domain(running)))
+    _, request = build(server_name(job), spiffe_id(job, trust_domain(running)))
     for asked in (path, path.replace("operator", job)):
         with pytest.raises(Forbidden):
             client.write_data(asked, data={"csr": request})

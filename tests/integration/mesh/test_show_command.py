@@ -10,8 +10,8 @@ from support.mesh.channels import mesh_channel
 from support.operator_commands import run
 from support.stack_under_test import RunningStack
 
+from chassis.mesh.names import server_name, spiffe_id
 from stack.mesh.dial import instances
-from stack.mesh.operator_leaf import server_name, spiffe_id
 
 from .raw_calls import METHODS, REACHED, code_of
 

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from stack.mesh.operator_leaf import Leaf, server_name, spiffe_id
+from chassis.mesh.names import server_name, spiffe_id
+from stack.mesh.operator_leaf import Leaf
 
 TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
 HOUR = timedelta(hours=1)

@@ -7,9 +7,10 @@ import re
 import grpc
 import grpc.aio
 
+from chassis.mesh.names import server_name
 from stack.cluster.clients import OPERATOR, Clients
 from stack.mesh.dial import instances, is_on
-from stack.mesh.operator_leaf import Leaf, issue, server_name
+from stack.mesh.operator_leaf import Leaf, issue
 
 _ALLOCATION = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

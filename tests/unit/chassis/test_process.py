@@ -22,23 +22,15 @@ from chassis import process as process_module
 from chassis.deadline import deadline, remaining
 from chassis.process import Process
 from chassis.serving import server
-from chassis.settings import MeshSettings, ProcessSettings
+from chassis.settings import ProcessSettings
 from chassis.telemetry import export, logs
 from chassis.telemetry.sampling import trace_rate
-from chassis.testing import FakeConsul, process
+from chassis.testing import FakeConsul, process, process_settings
 
 from .echo_service import NAME, Echo, Stub
 from .test_settings import place
 
-SETTINGS = ProcessSettings(
-    log_level="INFO",
-    drain_seconds=0.3,
-    grace_seconds=5.0,
-    traces_per_second=20.0,
-    trace_share=1.0,
-    slow_seconds=1.0,
-    mesh=MeshSettings(leaf_seconds=3600, enforce=True),
-)
+SETTINGS = process_settings(drain_seconds=0.3, grace_seconds=5.0)
 
 
 @pytest.fixture

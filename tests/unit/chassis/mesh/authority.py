@@ -8,7 +8,7 @@ from typing import Any
 from cryptography import x509
 from support.mesh import authority
 
-from chassis.mesh.identity import server_name, spiffe_id
+from chassis.mesh.names import server_name, spiffe_id
 
 DOMAIN = authority.TRUST_DOMAIN
 

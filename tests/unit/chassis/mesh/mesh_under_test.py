@@ -13,25 +13,17 @@ import grpc.aio
 from support.waiting import until
 
 from chassis.calls import client
-from chassis.mesh.identity import server_name
+from chassis.mesh.names import server_name
 from chassis.process import Process
 from chassis.serving import server
-from chassis.settings import Live, MeshSettings, ProcessSettings
-from chassis.testing import FakeConsul, process
+from chassis.settings import Live, ProcessSettings
+from chassis.testing import FakeConsul, process, process_settings
 
 from ..backends import SETTINGS as CLIENT_SETTINGS
 from ..echo_service import NAME, READ, Echo, Stub, echo
 from .authority import Authority
 
-SETTINGS = ProcessSettings(
-    log_level="INFO",
-    drain_seconds=0,
-    grace_seconds=1,
-    traces_per_second=20,
-    trace_share=1,
-    slow_seconds=1,
-    mesh=MeshSettings(leaf_seconds=3600, enforce=True),
-)
+SETTINGS = process_settings()
 ALLOWED: dict[str, Any] = {
     "SourceName": "gateway",
     "Precedence": 9,

@@ -12,7 +12,8 @@ from support.waiting import until
 
 from chassis.errors import unavailable
 from chassis.mesh import certificate_request
-from chassis.mesh.identity import MeshIdentity, caller_name, spiffe_id
+from chassis.mesh.identity import MeshIdentity
+from chassis.mesh.names import caller_name, spiffe_id
 from chassis.settings import Live, MeshSettings
 from chassis.testing import FakeConsul
 

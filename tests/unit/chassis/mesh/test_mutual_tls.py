@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from support.waiting import until
 
 from chassis.errors import RpcError
-from chassis.mesh.identity import server_name
+from chassis.mesh.names import server_name
 from chassis.settings import MeshSettings
 from chassis.telemetry import metrics
 

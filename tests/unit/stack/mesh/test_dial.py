@@ -14,10 +14,11 @@ import pytest
 from hvac.exceptions import VaultDown
 from support.mesh.authority import Authority
 
+from chassis.mesh.names import spiffe_id
 from stack.cluster import agents
 from stack.config import Stack
 from stack.console import StackError
-from stack.mesh import dial, operator_leaf
+from stack.mesh import dial
 from stack.mesh.dial import Address, Forwarder
 from stack.mesh.operator_leaf import Leaf
 
@@ -102,7 +103,7 @@ async def test_an_ordinary_client_is_answered_and_the_service_sees_the_operator(
     instance = await world.instance()
     address = await world.forwarder.open()
     assert await said(address, b"one", b"two") == [b"one", b"two"]
-    assert instance.callers == [operator_leaf.spiffe_id("operator", world.authority.trust_domain)]
+    assert instance.callers == [spiffe_id("operator", world.authority.trust_domain)]
     assert world.reports == []
 
 

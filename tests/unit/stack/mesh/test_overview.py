@@ -16,12 +16,13 @@ from grpc_reflection.v1alpha import reflection
 from hvac.exceptions import InvalidPath
 from support.mesh.authority import TRUST_DOMAIN, Authority
 
+from chassis.mesh.names import spiffe_id
 from shop.order.v1 import order_pb2
 from stack.cluster import agents
 from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError
-from stack.mesh import operator_leaf, overview
+from stack.mesh import overview
 from stack.mesh.operator_leaf import Leaf
 from stack.mesh.overview import Overview
 
@@ -200,7 +201,7 @@ def test_a_certificate_is_the_one_that_an_instance_presents(cluster: Cluster) ->
     found = cluster.read()
     (row,) = found["certificates"]
     assert (row["service"], row["address"], row["error"]) == ("order-service", f"{HOST}:{port}", None)
-    assert row["names"] == ["order-service.mesh", operator_leaf.spiffe_id("order-service", TRUST_DOMAIN)]
+    assert row["names"] == ["order-service.mesh", spiffe_id("order-service", TRUST_DOMAIN)]
     assert int(row["serial"].replace(":", ""), 16) == own.serial_number
     assert row["issuer"] == intermediate.subject.rfc4514_string().removeprefix("CN=")
     assert row["minutes_left"] == pytest.approx(43, abs=0.5)
