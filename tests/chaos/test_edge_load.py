@@ -23,7 +23,7 @@ from support.traffic.performance_targets import Effort, efforts
 MEMORY_LIMIT = 512 * 2**20
 LIVE = connections.head("GET", "/livez")
 FULL_BODY = 65_000
-CROWDS = (16, 64, 200)
+CROWDS = (16, 64)
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("healthy", "unharmed")]
 
@@ -63,17 +63,18 @@ def others(http: httpx.Client, request: Request, times: int) -> Counter[int]:
 def test_a_crowd_that_reads_one_order_is_answered_or_asked_to_come_back(
     edge: Address, reading: Callable[[int], Request], effort: Effort
 ) -> None:
-    """Goodput stays above 0.4 of the peak, with `-m long` above 0.8."""
+    """Goodput stays above 0.4 of the peak, with `-m long` above 0.8. Rounds take turns: what else runs slows all."""
     request = reading(0)
-    crowds = {clients: Crowd(edge, connections.head("GET", request.path, request.headers)) for clients in CROWDS}
-    crowds[effort.times] = Crowd(edge, connections.head("GET", request.path, request.headers))
+    sizes = (*CROWDS, effort.times)
+    crowds = {clients: Crowd(edge, connections.head("GET", request.path, request.headers)) for clients in sizes}
     with connections.many_open_files():
-        for clients, crowd in crowds.items():
-            crowd.run(clients, 5)
-            print(f"{clients} clients: {dict(crowd.outcomes)}")
-            assert set(crowd.outcomes) <= {"200", "503 with a hint"}
-    good = [crowd.outcomes["200"] for crowd in crowds.values()]
-    assert good[-1] >= effort.bound(0.8, 0.4) * max(good)
+        for clients, crowd in [*crowds.items()] * 4:
+            crowd.run(clients, 1.5)
+    for clients, crowd in crowds.items():
+        print(f"{clients} clients: {dict(crowd.outcomes)}")
+        assert set(crowd.outcomes) <= {"200", "503 with a hint"}
+    good = {clients: crowd.outcomes["200"] for clients, crowd in crowds.items()}
+    assert good[effort.times] >= effort.bound(0.8, 0.4) * max(good.values())
 
 
 @efforts(150, 190)

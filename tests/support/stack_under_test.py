@@ -154,7 +154,7 @@ class RunningStack:
         """Stops an agent for a while: the kernel accepts connections, and the agent does not answer."""
         pid = agents.daemon(self.stack, name).pid()
         assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
+        processes.pause(pid)
         try:
             yield
         finally:

@@ -77,7 +77,7 @@ class Paused(Fault):
         self.context.facts["paused"] = [[pid, processes.start_time(pid)] for pid in family]
         self.context.save()
         for pid in family:
-            processes.send(pid, signal.SIGSTOP)
+            processes.pause(pid)
         return f"{self._service}: process {_listed(found)} is stopped, its connections stay"
 
     def undo(self) -> None:

@@ -21,7 +21,7 @@ def start_time(pid: int) -> str | None:
 
     psutil derives its start time from the wall clock, which may be adjusted; pid files need one that never changes.
     """
-    fields = _stat(pid)
+    fields = _stat(PROC / str(pid))
     return None if not fields or fields[0] in {"Z", "X"} else fields[19]
 
 
@@ -44,6 +44,25 @@ def send(pid: int, sign: signal.Signals) -> None:
     """Signals a process that may have ended meanwhile."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, sign)
+
+
+def pause(pid: int) -> None:
+    """Stops a process with SIGSTOP; returns once none of its threads runs, or after a second.
+
+    One thread takes the signal and tells the others. Until it has its turn on a busy machine, the others go on working.
+    """
+    send(pid, signal.SIGSTOP)
+    poll(lambda: all(_is_at_rest(thread) for thread in _threads(pid)), 1.0, interval=0.001)
+
+
+def _threads(pid: int) -> list[Path]:
+    with contextlib.suppress(FileNotFoundError):
+        return list((PROC / str(pid) / "task").iterdir())
+    return []
+
+
+def _is_at_rest(thread: Path) -> bool:
+    return _stat(thread)[:1] in ([], ["T"], ["t"], ["Z"], ["X"])
 
 
 def _reap() -> None:
@@ -115,14 +134,14 @@ def _ancestors() -> set[int]:
 
 def _has_terminal(pid: int) -> bool:
     """Reads the number: psutil names terminals, and has no name for one of another mount namespace."""
-    fields = _stat(pid)
+    fields = _stat(PROC / str(pid))
     return bool(fields) and fields[4] != "0"
 
 
-def _stat(pid: int) -> list[str]:
-    """Returns the fields of proc(5) stat from the third one on; empty for a process that has ended."""
+def _stat(folder: Path) -> list[str]:
+    """Returns the fields of proc(5) stat from the third one on; empty for a process or thread that has ended."""
     try:
-        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        return (folder / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return []
 

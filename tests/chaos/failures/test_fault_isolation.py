@@ -116,7 +116,7 @@ def test_one_stopped_instance_of_two_is_ejected_and_most_calls_succeed(
 def _stopped(running: RunningStack, job: str = "order-service") -> Iterator[float]:
     """Stops one instance; yields the moment. A command would take longer than the fault may."""
     victim = running.pids(job, "api")[0]
-    os.kill(victim, signal.SIGSTOP)
+    processes.pause(victim)
     try:
         yield time.time()
     finally:

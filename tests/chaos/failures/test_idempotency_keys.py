@@ -12,6 +12,7 @@ from support.traffic.api_user import ApiUser
 from support.traffic.concurrent_users import ConcurrentUsers, killing
 
 SENDERS = 16
+KILLS = 2
 HISTORIES = """SELECT count(*) FROM events WHERE originator_version = 1
                AND convert_from(state, 'UTF8')::jsonb #>> '{data,user_id}' = %s"""
 
@@ -25,11 +26,11 @@ def test_keys_sent_many_times_while_instances_are_killed_place_one_order_each(
 ) -> None:
     users = ConcurrentUsers(user, SENDERS)
     with killing(running, "order-service", "api", every=2.0) as killed:
-        for number in range(keys):
-            users.send(f"key-{number}", random.randint(2, 10))
+        while len(users.answers) < keys or len(killed) < KILLS:
+            users.send(f"key-{len(users.answers)}", random.randint(2, 10))
+            users.wait_for_a_place()
         users.wait()
-    sent = sum(len(copies) for copies in users.answers.values())
-    assert killed
+    keys, sent = len(users.answers), sum(len(copies) for copies in users.answers.values())
     assert users.unequal() == {}
     statuses = {copy.result()[0] for copies in users.answers.values() for copy in copies}
     assert statuses == {httpx.codes.CREATED}

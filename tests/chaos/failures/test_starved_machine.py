@@ -20,6 +20,8 @@ from support.traffic.busy_machine import BUSY, slowdown, starved_machine
 from support.traffic.load import Load, Request
 from support.traffic.performance_targets import Effort, efforts
 
+from stack.machine import processes
+
 JOBS = ("user-service", "order-service", "gateway", "edge", "postgres")
 RATE = 4
 BACK_SECONDS = 10.0
@@ -69,7 +71,7 @@ def _is_well(running: RunningStack) -> bool:
 def test_a_process_that_does_not_run_at_all_is_restarted(running: RunningStack) -> None:
     """Control: the check from outside restarts an instance that does not answer for minutes."""
     victim = running.pids("order-service", "api")[0]
-    os.kill(victim, signal.SIGSTOP)
+    processes.pause(victim)
     try:
         eventually("it is replaced", lambda: victim not in running.pids("order-service", "api"), 400, every=1)
         eventually("two instances run", lambda: len(running.pids("order-service", "api")) == 2, 60)

@@ -18,6 +18,8 @@ from support.traffic.concurrent_users import PENNY, RETRYABLE, retry_until_answe
 from support.traffic.load import Load, Request
 from support.traffic.performance_targets import Effort, efforts
 
+from stack.machine import processes
+
 LEADER = "SELECT leader FROM leader_terms WHERE name = 'worker' AND ends_at > clock_timestamp()"
 TARGET_SECONDS, BOUND_SECONDS = 5.0, 15.0
 RATE = 8
@@ -68,7 +70,10 @@ def test_orders_are_settled_after_the_active_worker_is_gone(
 @contextmanager
 def gone(pid: int, fault: signal.Signals) -> Iterator[None]:
     """The process is killed, or stopped until the block ends."""
-    os.kill(pid, fault)
+    if fault is signal.SIGSTOP:
+        processes.pause(pid)
+    else:
+        os.kill(pid, fault)
     try:
         yield
     finally:

@@ -108,7 +108,7 @@ def assert_problem(reply: httpx.Response, status: int, kind: str, path: str) -> 
 
 def test_a_request_whose_gateway_dies_gets_a_lost_answer_problem(running: RunningStack, user: ApiUser) -> None:
     victim = running.pids("gateway")[0]
-    os.kill(victim, signal.SIGSTOP)  # the kernel accepts requests, and nothing answers them
+    processes.pause(victim)  # the kernel accepts requests, and nothing answers them
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(_register_nobody, user) for _ in range(8)]
         eventually("some requests wait for the stopped gateway", lambda: any(not each.done() for each in asked))
@@ -123,7 +123,7 @@ def test_a_request_whose_gateway_dies_gets_a_lost_answer_problem(running: Runnin
 
 def test_a_read_whose_gateway_dies_is_answered_by_another(running: RunningStack, user: ApiUser) -> None:
     victim = running.pids("gateway")[0]
-    os.kill(victim, signal.SIGSTOP)
+    processes.pause(victim)
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(user.get, "/v1/users/me") for _ in range(8)]
         eventually("some reads wait for the stopped gateway", lambda: any(not each.done() for each in asked))
@@ -186,7 +186,7 @@ def test_gateways_that_all_fail_their_checks_are_asked_all_the_same(running: Run
 @pytest.mark.timeout(180)
 def test_an_edge_that_hangs_is_started_again(running: RunningStack, user: ApiUser) -> None:
     before = running.pids("edge")
-    os.kill(max(before), signal.SIGSTOP)
+    processes.pause(max(before))
     eventually("both processes are new", lambda: _replaced(running, before), 120)
     eventually("calls pass again", lambda: _status(user) == httpx.codes.OK, 30)
 

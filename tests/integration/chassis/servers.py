@@ -56,7 +56,7 @@ class Server:
     def stopped(self) -> Iterator[None]:
         """SIGSTOP for a while: the kernel accepts connections, and nothing answers."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
+        processes.pause(self.process.pid)
         try:
             yield
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ import pytest
 from behaviour.order.support.order_process import placing
 from behaviour.order.support.service import Service
 from support.postgres.private_postgres import Postgres
+
+from stack.machine import processes
 
 from .gate import GATE, closed, waiting_session
 
@@ -87,7 +88,7 @@ async def test_after_a_kill_between_commit_and_answer_both_exist_and_the_repeat_
             await waiting_session(postgres)
             assert instance.pid
             # It has sent the commit and will be killed before it receives the answer.
-            os.kill(instance.pid, signal.SIGSTOP)
+            processes.pause(instance.pid)
         async with asyncio.timeout(20):
             while await service.store.head() == 0:
                 await asyncio.sleep(0.01)

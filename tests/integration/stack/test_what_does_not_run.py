@@ -16,6 +16,8 @@ from support.cluster_faults import closed_node, drained_node, forgetful_consul, 
 from support.operator_commands import run
 from support.stack_under_test import RunningStack, eventually
 
+from stack.machine import processes
+
 pytestmark = pytest.mark.timeout(900)
 
 # The ten seconds of a cause, with room for a busy machine; counted from the start of the step.
@@ -82,7 +84,7 @@ def test_a_port_that_another_process_holds_is_named_with_the_process(healthy: Ru
 
 def test_a_failing_check_is_named(healthy: RunningStack) -> None:
     stopped = healthy.pids("gateway")[0]
-    os.kill(stopped, signal.SIGSTOP)
+    processes.pause(stopped)
     try:
         words = "check 'readiness' of gateway, allocation"
         eventually("plan names the check", lambda: words in run("plan").stdout, 40)

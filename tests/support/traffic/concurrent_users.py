@@ -42,6 +42,7 @@ class ConcurrentUsers:
 
     def __init__(self, user: ApiUser, senders: int) -> None:
         self._person = user
+        self._senders = senders
         self._pool = ThreadPoolExecutor(senders)
         self.answers: dict[str, list[Future[tuple[int, str, dict[str, Any]]]]] = {}
 
@@ -49,6 +50,12 @@ class ConcurrentUsers:
         """Places an order of one penny under a key, `times` times at once."""
         copies = [self._pool.submit(self._place, key if with_key else None) for _ in range(times)]
         self.answers[key] = copies
+
+    def wait_for_a_place(self) -> None:
+        """Returns once fewer than twice as many requests as senders have no reply."""
+        sent = [copy for copies in self.answers.values() for copy in copies]
+        for copy in sent[: -2 * self._senders]:
+            copy.result()
 
     def wait(self) -> None:
         """Returns once every request has a reply; raises what any of them raised."""

@@ -11,9 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from stack.machine.processes import belonging, below, end, memory, named
+from stack.machine.processes import belonging, below, end, memory, named, pause
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
+EIGHT_BUSY_THREADS = """
+import hashlib, threading
+def work():
+    while True:
+        hashlib.sha256(bytes(5_000_000))  # without the interpreter's lock
+for _ in range(8):
+    threading.Thread(target=work).start()
+print(flush=True)
+"""
 
 
 def test_processes_that_work_in_a_folder_are_found(tmp_path: Path) -> None:
@@ -90,3 +99,19 @@ def test_processes_are_found_by_the_name_of_their_program() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_no_thread_of_a_paused_process_runs() -> None:
+    busy = subprocess.Popen((sys.executable, "-c", EIGHT_BUSY_THREADS), stdout=subprocess.PIPE)
+    try:
+        assert busy.stdout
+        assert busy.stdout.readline()
+        for _ in range(20):
+            pause(busy.pid)
+            stats = [(thread / "stat").read_text() for thread in Path(f"/proc/{busy.pid}/task").iterdir()]
+            assert {stat.rpartition(")")[2].split()[0] for stat in stats} == {"T"}
+            assert len(stats) == 9
+            busy.send_signal(signal.SIGCONT)
+    finally:
+        busy.kill()
+        busy.communicate()
