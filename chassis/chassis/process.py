@@ -64,7 +64,9 @@ class Process(Generic[K]):
         self.settings = settings
         self.consul = consul
         self.stopping = stopping or asyncio.Event()
-        self.vault = Vault(environment.vault_addr, name, environment.identity_dir, self.supervise)
+        self.vault = Vault(
+            environment.vault_addr, name, environment.identity_dir, self.supervise, environment.vault_cacert
+        )
         self.discovery = Discovery(consul, self.supervise)
         self._mesh: MeshIdentity | None = None
         self._probes: dict[str, Probe] = {}
@@ -169,7 +171,8 @@ def _ignore(number: signal.Signals) -> None:
 async def configure(name: str, settings: type[K], stopping: asyncio.Event) -> Process[K]:
     """Reads the environment, connects to Consul (retries until it answers), loads settings and starts telemetry."""
     environment = Environment.load()
-    consul = ConsulClient(environment.consul_http_addr, environment.identity_dir / "nomad_consul.jwt")
+    identity = environment.identity_dir / "nomad_consul.jwt"
+    consul = ConsulClient(environment.consul_http_addr, identity, environment.consul_cacert)
     await consul.connect()
     values = await load_settings(consul, f"config/{name}", settings)
     export.start(name, environment.version, environment.instance_id, environment.otel_exporter_otlp_endpoint)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from chassis.errors import ConfigurationError
@@ -29,7 +29,9 @@ class Environment(BaseSettings):
     version: str = Field(description="short content hash of the artifact")
     identity_dir: Path = Field(description="folder of the workload identities nomad_consul.jwt and nomad_vault.jwt")
     consul_http_addr: str = Field(description="URL of the Consul HTTP API", pattern=r"^https?://[^/]+$")
+    consul_cacert: FilePath | None = Field(None, description="PEM file of the authorities of an https Consul")
     vault_addr: str = Field(description="URL of the Vault HTTP API", pattern=r"^https?://[^/]+$")
+    vault_cacert: FilePath | None = Field(None, description="PEM file of the authorities of an https Vault")
     otel_exporter_otlp_endpoint: str = Field(description="URL of the OTLP gRPC receiver", pattern=r"^https?://[^/]+$")
     bind_address: str = Field(description="host:port this process serves at", pattern=r"^[^/]+:\d+$")
     mesh: bool = Field(description="on: gRPC by mutual TLS and by the intentions; off: plaintext, for anybody")
@@ -41,9 +43,14 @@ class Environment(BaseSettings):
     def load(cls) -> Environment:
         """Reads the environment; raises ConfigurationError naming each variable that is missing or invalid."""
         try:
-            return cls()
+            read = cls()
         except ValidationError as error:
             raise ConfigurationError(_problems("environment", error, str.upper)) from None
+        for address, authorities in (("consul_http_addr", "consul_cacert"), ("vault_addr", "vault_cacert")):
+            if getattr(read, address).startswith("https:") and getattr(read, authorities) is None:
+                problem = f"missing: {address.upper()} is https, name a PEM file of its authorities"
+                raise ConfigurationError(f"environment: {authorities.upper()}: {problem}")
+        return read
 
 
 class Section(BaseModel):

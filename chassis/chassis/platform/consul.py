@@ -38,10 +38,13 @@ _WAIT = "30s"
 
 
 class ConsulClient:
-    """Client of the local Consul agent, logged in with the workload identity in file `identity`, if given."""
+    """Client of the local Consul agent, logged in with the workload identity in file `identity`, if given.
 
-    def __init__(self, address: str, identity: Path | None = None) -> None:
-        self._http = HttpTransport(address)
+    The authorities in `ca_file` (PEM) are those that an https address is trusted by.
+    """
+
+    def __init__(self, address: str, identity: Path | None = None, ca_file: Path | None = None) -> None:
+        self._http = HttpTransport(address, ca_file)
         self._api = ConsulApi(self._http)
         self._identity = identity
         self._validity = Validity.from_now(math.inf)

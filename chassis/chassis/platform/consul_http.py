@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import ssl
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -31,8 +33,9 @@ class Response(NamedTuple):
 class HttpTransport(HTTPClient):  # type: ignore[misc]
     """python-consul2's transport on httpx; each method returns an awaitable of the callback's result."""
 
-    def __init__(self, address: str) -> None:
-        self._client = httpx.AsyncClient(base_url=address, trust_env=False, limits=_LIMITS)
+    def __init__(self, address: str, ca_file: Path | None = None) -> None:
+        trust = ssl.create_default_context(cafile=ca_file)
+        self._client = httpx.AsyncClient(base_url=address, trust_env=False, limits=_LIMITS, verify=trust)
 
     def get(self, callback: Any, path: str, params: Any = None, headers: Any = None, **_: Any) -> Any:
         wait = dict(params or ()).get("wait")

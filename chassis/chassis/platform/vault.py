@@ -62,10 +62,16 @@ class Lease:
 
 
 class Vault:
-    """Client of the local Vault; logs in at the first use. Raises RpcError(UNAVAILABLE) while Vault is unavailable."""
+    """Client of the local Vault; logs in at the first use. Raises RpcError(UNAVAILABLE) while Vault is unavailable.
 
-    def __init__(self, address: str, auth_role: str, identity_dir: Path, supervise: Supervise) -> None:
+    The authorities in `ca_file` (PEM) are those that an https address is trusted by.
+    """
+
+    def __init__(
+        self, address: str, auth_role: str, identity_dir: Path, supervise: Supervise, ca_file: Path | None = None
+    ) -> None:
         self._address = address
+        self._ca_file = ca_file
         self._auth_role = auth_role
         self._identity = identity_dir / "nomad_vault.jwt"
         self._supervise = supervise
@@ -231,6 +237,8 @@ class Vault:
 
         session = requests.Session()
         session.trust_env = False
+        # hvac ignores its own `verify` where it is given a session.
+        session.verify = str(self._ca_file) if self._ca_file else True
         client = hvac.Client(self._address, token="", timeout=_TIMEOUT_SECONDS, session=session)
         answer = client.auth.jwt.jwt_login(self._auth_role, read_identity(self._identity), path=AUTH_MOUNT)
         return client, float(answer["auth"]["lease_duration"])

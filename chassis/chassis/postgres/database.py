@@ -122,7 +122,9 @@ class Database:
 
         def login_as_owner() -> AbstractAsyncContextManager[Lease]:
             # Its token lasts an hour and is not renewed.
-            vault = Vault(environment.vault_addr, owner, environment.identity_dir, lambda *_: None)
+            vault = Vault(
+                environment.vault_addr, owner, environment.identity_dir, lambda *_: None, environment.vault_cacert
+            )
             return owner_login(vault, owner)
 
         database = cls(name, credentials, login_as_owner, servers, supervise=process.supervise, max_size=max_size)

@@ -4,10 +4,55 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from .servers import Server
+
+
+def trust_in_vault(bao: Server, issuer: Issuer, job: str, policy: str) -> None:
+    """Let a job of the issuer log in to OpenBao; its tokens have the policy."""
+    bao.call("POST", "/v1/sys/auth/jwt-nomad", {"type": "jwt"})
+    bao.call("POST", "/v1/auth/jwt-nomad/config", {"jwt_validation_pubkeys": [issuer.public_key()]})
+    bao.call("PUT", f"/v1/sys/policies/acl/{job}", {"policy": policy})
+    allow_login(bao, job)
+
+
+def allow_login(bao: Server, job: str, **changes: Any) -> None:
+    """Write the role with which a job logs in to OpenBao."""
+    role = {
+        "role_type": "jwt",
+        "bound_audiences": ["vault.io"],
+        "user_claim": "nomad_job_id",
+        "token_policies": [job],
+        # Written too, because a role keeps what an earlier test gave it.
+        "token_ttl": 0,
+        "token_max_ttl": 0,
+        "token_period": 0,
+    }
+    bao.call("POST", f"/v1/auth/jwt-nomad/role/{job}", role | changes)
+
+
+def trust_in_consul(agent: Server, issuer: Issuer, job: str, policy: str) -> None:
+    """Let a job of the issuer log in to Consul: it gets the Consul role of its name, which has the policy."""
+    method = {
+        "Name": "nomad-workloads",
+        "Type": "jwt",
+        "MaxTokenTTL": "60s",
+        "Config": {
+            "JWTValidationPubKeys": [issuer.public_key()],
+            "BoundAudiences": ["consul.io"],
+            "ClaimMappings": {"nomad_job_id": "nomad_job_id"},
+        },
+    }
+    rule = {"AuthMethod": "nomad-workloads", "BindType": "role", "BindName": "${value.nomad_job_id}"}
+    agent.call("PUT", "/v1/acl/policy", {"Name": job, "Rules": policy})
+    agent.call("PUT", "/v1/acl/role", {"Name": job, "Policies": [{"Name": job}]})
+    agent.call("PUT", "/v1/acl/auth-method", method)
+    agent.call("PUT", "/v1/acl/binding-rule", rule)
 
 
 class Issuer:

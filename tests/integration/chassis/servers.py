@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ class Server:
     ready: str
     header: str
     log: Path
+    ca_file: Path | None = None
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -74,22 +76,28 @@ class Server:
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | str | None = None) -> Any:
         content = body if isinstance(body, str) or body is None else json.dumps(body)
-        answer = httpx.request(
-            method, self.url + path, content=content, headers={self.header: ROOT_TOKEN}, timeout=10, trust_env=False
-        )
+        headers, trust = {self.header: ROOT_TOKEN}, self._trust()
+        url = self.url + path
+        answer = httpx.request(method, url, content=content, headers=headers, timeout=10, trust_env=False, verify=trust)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(self.url + self.ready, timeout=1, trust_env=False).text not in ('""', "")
-        except httpx.HTTPError:
+            return self.call("GET", self.ready) not in ("", None)
+        except (httpx.HTTPError, OSError):
             return False
+
+    def _trust(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self.ca_file)
 
 
 @contextmanager
-def openbao(folder: Path) -> Iterator[Server]:
-    """Start a development server: unsealed, in memory, with a known root token."""
+def openbao(folder: Path, *, https: bool = False) -> Iterator[Server]:
+    """Start a development server: unsealed, in memory, with a known root token.
+
+    With https it makes an authority and a certificate for loopback in `folder`: vault-{ca,cert,key}.pem.
+    """
     port = free_port()
     bao = str(Path(sys.executable).parent / "bao")
     command = [
@@ -99,20 +107,30 @@ def openbao(folder: Path) -> Iterator[Server]:
         "-dev-no-store-token",
         f"-dev-root-token-id={ROOT_TOKEN}",
         f"-dev-listen-address=127.0.0.1:{port}",
+        *(["-dev-tls", f"-dev-tls-cert-dir={folder}"] if https else []),
     ]
-    yield from _running(Server(command, f"http://127.0.0.1:{port}", "/v1/sys/health", "X-Vault-Token", folder / "bao"))
+    url = f"{'https' if https else 'http'}://127.0.0.1:{port}"
+    ca_file = folder / "vault-ca.pem" if https else None
+    yield from _running(Server(command, url, "/v1/sys/health", "X-Vault-Token", folder / "bao", ca_file))
 
 
 @contextmanager
-def consul(folder: Path) -> Iterator[Server]:
-    """Start a single server with data on disk, deny by default, and one management token."""
-    ports = {name: free_port() for name in ("http", "server", "serf_lan", "serf_wan")}
+def consul(folder: Path, certificates: Path | None = None) -> Iterator[Server]:
+    """Start a single server with data on disk, deny by default, and one management token.
+
+    With a folder of certificates, as `openbao` makes it, the API is https.
+    """
+    scheme, tls = "http", {}
+    if certificates:
+        names = {"ca_file": "vault-ca.pem", "cert_file": "vault-cert.pem", "key_file": "vault-key.pem"}
+        scheme, tls = "https", {"tls": {"https": {name: str(certificates / file) for name, file in names.items()}}}
+    ports = {name: free_port() for name in (scheme, "server", "serf_lan", "serf_wan")}
     settings = {
         "data_dir": str(folder / "data"),
         "server": True,
         "bootstrap_expect": 1,
         "bind_addr": "127.0.0.1",
-        "ports": ports | {"dns": -1, "grpc": -1, "grpc_tls": -1},
+        "ports": {"http": -1} | ports | {"dns": -1, "grpc": -1, "grpc_tls": -1},
         "acl": {
             "enabled": True,
             "default_policy": "deny",
@@ -120,11 +138,12 @@ def consul(folder: Path) -> Iterator[Server]:
         },
         "performance": {"raft_multiplier": 1},
         "log_level": "WARN",
+        **tls,
     }
     (folder / "consul.json").write_text(json.dumps(settings))
     command = [str(tools.find("consul")), "agent", f"-config-file={folder / 'consul.json'}"]
-    url = f"http://127.0.0.1:{ports['http']}"
-    yield from _running(Server(command, url, "/v1/status/leader", "X-Consul-Token", folder / "consul.log"))
+    url, ca_file = f"{scheme}://127.0.0.1:{ports[scheme]}", certificates and certificates / "vault-ca.pem"
+    yield from _running(Server(command, url, "/v1/status/leader", "X-Consul-Token", folder / "consul.log", ca_file))
 
 
 def _running(server: Server) -> Iterator[Server]:

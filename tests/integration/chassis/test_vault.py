@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -20,7 +19,7 @@ from chassis.process import Process
 from chassis.settings import ProcessSettings
 from chassis.testing import FakeConsul, process, process_settings
 
-from .identities import Issuer
+from .identities import Issuer, allow_login, trust_in_vault
 from .servers import Server
 
 SETTINGS = process_settings()
@@ -30,39 +29,23 @@ path "secret/data/user-service" { capabilities = ["read"] }
 path "transit/sign/tokens" { capabilities = ["update"] }
 path "transit/keys/tokens" { capabilities = ["read"] }
 """
-SCHEMA = "user_service"
+JOB, SCHEMA = "user-service", "user_service"
 
 
 @pytest.fixture(scope="module")
 def identity(bao: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Create the policy and the secrets of job `user-service`; returns the folder of its identities."""
     issuer = Issuer()
-    bao.call("POST", "/v1/sys/auth/jwt-nomad", {"type": "jwt"})
-    bao.call("POST", "/v1/auth/jwt-nomad/config", {"jwt_validation_pubkeys": [issuer.public_key()]})
-    bao.call("PUT", "/v1/sys/policies/acl/user-service", {"policy": POLICY})
+    trust_in_vault(bao, issuer, JOB, POLICY)
     bao.call("POST", "/v1/sys/mounts/transit", {"type": "transit"})
     bao.call("POST", "/v1/transit/keys/tokens", {"type": "ed25519"})
     bao.call("POST", "/v1/secret/data/user-service", {"data": {"pepper": "salt"}})
     return issuer.write(tmp_path_factory.mktemp("identity"), "user-service")
 
 
-def allow_login(bao: Server, **changes: Any) -> None:
-    role = {
-        "role_type": "jwt",
-        "bound_audiences": ["vault.io"],
-        "user_claim": "nomad_job_id",
-        "token_policies": ["user-service"],
-        # Written too, because a role keeps what an earlier test gave it.
-        "token_ttl": 0,
-        "token_max_ttl": 0,
-        "token_period": 0,
-    }
-    bao.call("POST", "/v1/auth/jwt-nomad/role/user-service", role | changes)
-
-
 @pytest.fixture
 async def vault(bao: Server, identity: Path) -> Vault:
-    allow_login(bao)
+    allow_login(bao, JOB)
     made = process("user-service", SETTINGS, vault_addr=bao.url, identity_dir=identity)
     return made.vault
 
@@ -104,7 +87,7 @@ async def test_a_revoked_token_is_replaced_without_an_error(vault: Vault, bao: S
 
 
 async def test_a_token_is_renewed_and_replaced_before_it_expires(bao: Server, identity: Path) -> None:
-    allow_login(bao, token_ttl="3s", token_max_ttl="6s")
+    allow_login(bao, JOB, token_ttl="3s", token_max_ttl="6s")
     vault = process("user-service", SETTINGS, vault_addr=bao.url, identity_dir=identity).vault
     await vault.read_secret("user-service")
     logins: list[int] = []
@@ -120,7 +103,7 @@ async def test_a_token_is_renewed_and_replaced_before_it_expires(bao: Server, id
 async def test_requests_fail_without_waiting_while_vault_is_unavailable_for_longer_than_a_token_lives(
     bao: Server, identity: Path
 ) -> None:
-    allow_login(bao, token_period="2s")
+    allow_login(bao, JOB, token_period="2s")
     vault = process("user-service", SETTINGS, vault_addr=bao.url, identity_dir=identity).vault
     await vault.sign("tokens", b"claims")
     with bao.sealed():
@@ -187,7 +170,7 @@ async def test_a_denial_hides_neither_a_token_that_has_ended_nor_a_policy_that_a
 async def test_a_token_that_ended_while_the_machine_slept_is_replaced_without_a_request(
     bao: Server, identity: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    allow_login(bao, token_period="1h")
+    allow_login(bao, JOB, token_period="1h")
     vault = process("user-service", SETTINGS, vault_addr=bao.url, identity_dir=identity).vault
     await vault.read_secret("user-service")
     logins: list[int] = []
@@ -246,7 +229,7 @@ async def test_credentials_expire_under_load_and_no_request_fails(
     logins: Server, identity: Path, postgres: Postgres
 ) -> None:
     """Leases of at most 4 s: the user changes every 2 s, and Vault closes the connections of the old users."""
-    allow_login(logins)
+    allow_login(logins, JOB)
     consul = FakeConsul()
     consul.register("postgres", f"127.0.0.1:{postgres.port}")
     made = process("user-service", SETTINGS, consul, vault_addr=logins.url, identity_dir=identity)
@@ -274,7 +257,7 @@ async def test_credentials_expire_under_load_and_no_request_fails(
 
 
 async def test_a_closed_process_leaves_no_database_login(logins: Server, identity: Path, postgres: Postgres) -> None:
-    allow_login(logins)
+    allow_login(logins, JOB)
     made: Process[ProcessSettings] = process("user-service", SETTINGS, vault_addr=logins.url, identity_dir=identity)
     lease = await made.vault.database_login("user-service")
     query = f"SELECT 1 FROM pg_roles WHERE rolname = '{lease.username}'"

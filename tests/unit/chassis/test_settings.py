@@ -149,8 +149,24 @@ def test_an_empty_variable_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         Environment.load()
 
 
-def test_no_variable_has_a_default() -> None:
-    assert all(field.is_required() for field in Environment.model_fields.values())
+def test_no_variable_has_a_default_but_the_authorities_of_https() -> None:
+    optional = {name for name, field in Environment.model_fields.items() if not field.is_required()}
+    assert optional == {"consul_cacert", "vault_cacert"}
+
+
+@pytest.mark.parametrize(
+    ("address", "authorities"), [("CONSUL_HTTP_ADDR", "CONSUL_CACERT"), ("VAULT_ADDR", "VAULT_CACERT")]
+)
+def test_https_needs_a_file_of_authorities(monkeypatch: pytest.MonkeyPatch, address: str, authorities: str) -> None:
+    place(monkeypatch)
+    monkeypatch.setenv(address, "https://127.0.0.1:8501")
+    with pytest.raises(ConfigurationError, match=f"environment: {authorities}: missing: {address} is https"):
+        Environment.load()
+    monkeypatch.setenv(authorities, "/nonexistent/ca.pem")
+    with pytest.raises(ConfigurationError, match=f"environment: {authorities}: "):
+        Environment.load()
+    monkeypatch.setenv(authorities, __file__)
+    Environment.load()
 
 
 def place(monkeypatch: pytest.MonkeyPatch) -> None:
