@@ -63,7 +63,7 @@ def others(http: httpx.Client, request: Request, times: int) -> Counter[int]:
 def test_a_crowd_that_reads_one_order_is_answered_or_asked_to_come_back(
     edge: Address, reading: Callable[[int], Request], effort: Effort
 ) -> None:
-    """Goodput stays above 0.4 of the peak, with `-m long` above 0.8. Rounds take turns: what else runs slows all."""
+    """Goodput stays above 0.2 of the peak, with `-m long` above 0.8. Rounds take turns: what else runs slows all."""
     request = reading(0)
     sizes = (*CROWDS, effort.times)
     crowds = {clients: Crowd(edge, connections.head("GET", request.path, request.headers)) for clients in sizes}
@@ -74,7 +74,7 @@ def test_a_crowd_that_reads_one_order_is_answered_or_asked_to_come_back(
         print(f"{clients} clients: {dict(crowd.outcomes)}")
         assert set(crowd.outcomes) <= {"200", "503 with a hint"}
     good = {clients: crowd.outcomes["200"] for clients, crowd in crowds.items()}
-    assert good[effort.times] >= effort.bound(0.8, 0.4) * max(good.values())
+    assert good[effort.times] >= effort.bound(0.8, 0.2) * max(good.values())
 
 
 @efforts(150, 190)

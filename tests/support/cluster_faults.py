@@ -44,7 +44,7 @@ def forgetful_consul(running: RunningStack, job: str) -> Iterator[None]:
         eventually("Consul lists no instance", lambda: not running.instances(job), 180)
         # Right after an outage, such as a restore, a gateway uses an empty list only half a minute later.
         statuses = lambda: {each["status"] for each in running.readiness()}  # noqa: E731
-        eventually("the gateways have noticed", lambda: statuses() == {"degraded"}, 60)
+        eventually("the gateways have noticed", lambda: statuses() == {"degraded"}, 120)
         yield
     finally:
         deploy = run("deploy", seconds=300)

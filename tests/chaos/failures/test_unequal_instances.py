@@ -45,7 +45,7 @@ def test_one_slow_instance_at_full_load_leaves_nearly_all_calls_answered(
             shed = sum(instance.shed for instance in backend.instances.values())
         answered[slow] = 1 - len(load.failures) / len(load.answers)
         print(f"{slow} of 2 instances slow, {shed} calls shed: {100 * answered[slow]:.1f} % answered; {load.report()}")
-    assert answered[1] >= effort.bound(0.95, 0.9)
+    assert answered[1] >= effort.bound(0.95, 0.7)
     assert answered[2] < 0.6, "control: two slow instances cannot carry the load"
 
 
