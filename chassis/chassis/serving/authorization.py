@@ -29,7 +29,7 @@ _OTHER = "_OTHER"
 _denied = Counts("mesh.calls.denied", "{call}", "calls that are not allowed, by caller, method and reason")
 
 UserCheck = Callable[[Any, str, Any], Awaitable[float | None]]
-"""`check(context, caller, request)` returns the Unix time at which the user's token ends, None if none is needed."""
+"""`check(context, caller, request)` returns the Unix time at which the call has to end, None if no token limits it."""
 
 
 class Authorization:
@@ -81,7 +81,7 @@ class Authorization:
             except RpcError as error:
                 self._deny("no signed-in user is behind the call", caller, path, error)
                 return None
-            return user.expires_at
+            return user.expires_at if self._settings.value.enforce else None
 
         return check
 

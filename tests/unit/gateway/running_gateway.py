@@ -118,7 +118,8 @@ def compose(process: Process[Settings], vault: FakeVault) -> GatewayApp:
     access_tokens = AccessTokenVerifier(vault, AccessTokenFormat(), settings)
     process.supervise("token keys", access_tokens.refresh_keys)
     health = DependencyHealth(process, access_tokens, {"user-service": users, "order-service": orders})
-    stubs: tuple[Any, Any] = UserServiceStub(UserChannel(users)), OrderServiceStub(UserChannel(orders))
+    of_users: Any = UserChannel
+    stubs: tuple[Any, Any] = UserServiceStub(of_users(users)), OrderServiceStub(of_users(orders))
     limits = ClientLimits(settings.section(lambda value: value.clients))
     backend = Backend(*stubs, access_tokens, health, ProfileCache(settings), limits, LoopDelay(), settings)
     gateway_app = composition.create(backend, f"gateway{next(_app_numbers)}")

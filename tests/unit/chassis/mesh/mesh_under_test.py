@@ -60,7 +60,7 @@ class Mesh:
         made.vault.public_keys = self._public_keys  # type: ignore[method-assign]
         return made
 
-    async def _public_keys(self, _: str) -> dict[int, bytes]:
+    async def _public_keys(self, key: str) -> dict[int, bytes]:
         return {1: self.key.public}
 
     @asynccontextmanager

@@ -122,7 +122,7 @@ async def test_before_the_keys_are_known_the_process_is_not_ready_and_a_token_pr
     made = Mesh(RULES)
     made.consul.intend("echo", {"SourceName": "*", "Precedence": 8, "Action": "allow"})
 
-    async def failing(_: str) -> dict[int, bytes]:
+    async def failing(key: str) -> dict[int, bytes]:
         raise unavailable("VAULT_UNAVAILABLE", "vault is unavailable", 1)
 
     made.process.vault.public_keys = failing  # type: ignore[method-assign]
