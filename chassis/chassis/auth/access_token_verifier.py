@@ -7,7 +7,6 @@ unavailable, the known keys stay in use.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Mapping
 from typing import Any, Generic, Protocol, TypeVar
@@ -29,8 +28,6 @@ S = TypeVar("S", bound=ProcessSettings)
 
 _REQUIRED_CLAIMS = ["sub", "iat", "exp", "iss", "aud"]
 _MOST_CACHED = 10_000
-# The decoder of base64 skips other characters, so one signature would have any number of spellings.
-_COMPACT = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){2}")
 # PyJWT converts dates with int() and parses JSON without a limit of its depth, and raises all of these.
 _INVALID = (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError)
 
@@ -116,8 +113,6 @@ class AccessTokenVerifier(Generic[P]):
 
     async def _verify(self, token: str) -> P:
         try:
-            if not _COMPACT.fullmatch(token):
-                raise ValueError("not a JWT in its compact form")
             key = await self._key(jwt.get_unverified_header(token).get("kid"))
             claims = jwt.decode(
                 token,
