@@ -200,3 +200,13 @@ def test_a_method_for_nobody_needs_no_token(running: RunningStack) -> None:
             method(registration.SerializeToString(), timeout=10)
     error: Any = raised.value
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_after_a_rotation_of_the_token_key_new_and_old_tokens_are_accepted_everywhere(
+    running: RunningStack, http: httpx.Client, user: ApiUser
+) -> None:
+    running.clients.vault.secrets.transit.rotate_key("tokens")
+    # Each request may reach another gateway, and each gateway another instance; none of them knows the version yet.
+    for caller in (register(http), user):
+        for path in ("/v1/users/me", "/v1/orders") * 6:
+            assert caller.get(path).status_code == httpx.codes.OK
