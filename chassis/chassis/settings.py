@@ -70,7 +70,7 @@ class MeshSettings(Section):
     """Certificates and intentions of the mesh."""
 
     leaf_seconds: float = Field(ge=30, le=3600, description="validity of the certificate, renewed at half of it")
-    enforce: bool = Field(description="false: calls that no intention allows are counted and logged, and go through")
+    enforce: bool = Field(description="false: calls that are not allowed are counted and logged, and go through")
 
 
 class ProcessSettings(Section):
@@ -83,6 +83,10 @@ class ProcessSettings(Section):
     trace_share: float = Field(ge=0, le=1, description="share of the further traces that is recorded")
     slow_seconds: float = Field(gt=0, le=3600, description="a request answered later is logged as a warning")
     mesh: MeshSettings = Field(description="certificates and intentions of the mesh")
+    token_keys_refresh_seconds: float = Field(gt=0, le=86400, description="interval of reading the public token keys")
+    token_keys_retry_seconds: float = Field(
+        gt=0, le=60, description="least time between two reads after a failure or for an unknown key"
+    )
 
 
 K = TypeVar("K", bound=BaseModel)

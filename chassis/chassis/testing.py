@@ -128,6 +128,8 @@ def process_settings(**changes: Any) -> ProcessSettings:
         "trace_share": 1.0,
         "slow_seconds": 1.0,
         "mesh": {"leaf_seconds": 3600.0, "enforce": True},
+        "token_keys_refresh_seconds": 60.0,
+        "token_keys_retry_seconds": 3.0,
     }
     return ProcessSettings(**(values | changes))
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 from chassis import process
+from chassis.auth.access_token_verifier import AccessTokenVerifier
 from chassis.calls import client
 from chassis.process import Process
 from gateway import composition
 from gateway.admission.client_limits import ClientLimits
 from gateway.admission.loop_delay import LoopDelay
-from gateway.auth.access_token_verifier import AccessTokenVerifier
+from gateway.auth.user_channel import UserChannel
 from gateway.backend import Backend
 from gateway.dependency_health import DependencyHealth
 from gateway.http import http_server
@@ -18,6 +20,7 @@ from gateway.profile_cache import ProfileCache
 from gateway.settings import Settings
 from shop.order.v1.order_pb2_grpc import OrderServiceStub
 from shop.user.v1.user_pb2_grpc import UserServiceStub
+from shop_contract.access_tokens import AccessTokenFormat
 
 
 async def compose(process: Process[Settings]) -> None:
@@ -25,22 +28,19 @@ async def compose(process: Process[Settings]) -> None:
     settings = process.settings
     users = client.connect(process, "user-service", settings=settings.section(lambda now: now.users))
     orders = client.connect(process, "order-service", settings=settings.section(lambda now: now.orders))
-    access_tokens = AccessTokenVerifier(process.vault, settings)
+    access_tokens = AccessTokenVerifier(process.vault, AccessTokenFormat(), settings)
     health = DependencyHealth(process, access_tokens, {"user-service": users, "order-service": orders})
     process.supervise("token keys", access_tokens.refresh_keys)
     process.supervise("dependencies", health.probe_agents)
-    stubs = _stub(UserServiceStub, users), _stub(OrderServiceStub, orders)
+    # Outside of the mesh the calls are plaintext, and nobody checks the user.
+    of_users: Callable[[client.Channel], Any] = UserChannel if process.environment.mesh else lambda channel: channel
+    stubs: tuple[Any, Any] = UserServiceStub(of_users(users)), OrderServiceStub(of_users(orders))
     limits = ClientLimits(settings.section(lambda now: now.clients))
     loop_delay = LoopDelay()
     process.supervise("event loop", loop_delay.measure)
     backend = Backend(*stubs, access_tokens, health, ProfileCache(settings), limits, loop_delay, settings)
     gateway_app = composition.create(backend)
     await http_server.serve(gateway_app, process)
-
-
-def _stub(kind: type[Any], channel: client.Channel) -> Any:
-    """Returns a generated stub, which needs no more of a channel than `unary_unary` and `unary_stream`."""
-    return kind(cast(Any, channel))
 
 
 def main() -> None:

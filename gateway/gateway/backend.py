@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from sanic import Request
 
+from chassis.auth.access_token_verifier import AccessTokenVerifier
 from chassis.settings import Live
 from gateway.admission.client_limits import ClientLimits
 from gateway.admission.loop_delay import LoopDelay
 from gateway.admission.time_limits import TimeLimits
-from gateway.auth.access_token_verifier import AccessTokenVerifier
 from gateway.dependency_health import DependencyHealth
 from gateway.profile_cache import ProfileCache
 from gateway.settings import Settings
+from shop_contract.access_tokens import Principal
 
 if TYPE_CHECKING:  # the asyncio stubs exist for type checkers only
     from shop.order.v1.order_pb2_grpc import OrderServiceAsyncStub
@@ -27,7 +28,7 @@ class Backend:
 
     users: UserServiceAsyncStub
     orders: OrderServiceAsyncStub
-    access_tokens: AccessTokenVerifier
+    access_tokens: AccessTokenVerifier[Principal]
     health: DependencyHealth
     profiles: ProfileCache
     limits: ClientLimits

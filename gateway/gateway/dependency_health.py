@@ -13,29 +13,32 @@ from functools import partial
 
 import httpx
 
+from chassis.auth.access_token_verifier import AccessTokenVerifier
 from chassis.calls.client import Channel
 from chassis.platform.discovery import Endpoints
 from chassis.process import Process
-from gateway.auth.access_token_verifier import AccessTokenVerifier
 from gateway.settings import Settings
+from shop_contract.access_tokens import Principal
 
 _PROBE_TIMEOUT_SECONDS = 1.0
 _UNKNOWN = "not probed yet"
-_NO_KEYS = "none was read yet"
 
 
 class DependencyHealth:
     """The state of each dependency, as of the last probe."""
 
     def __init__(
-        self, process: Process[Settings], access_tokens: AccessTokenVerifier, channels: Mapping[str, Channel]
+        self,
+        process: Process[Settings],
+        access_tokens: AccessTokenVerifier[Principal],
+        channels: Mapping[str, Channel],
     ) -> None:
         self._process = process
         self._access_tokens = access_tokens
         self._channels = channels
         self._endpoints = {name: process.discovery.endpoints(name) for name in channels}
         self._agents = {"consul": _UNKNOWN, "vault": _UNKNOWN}
-        process.add_readiness("token keys", lambda: None if access_tokens.has_keys else _NO_KEYS)
+        process.add_readiness("token keys", access_tokens.readiness)
         for name, endpoints in self._endpoints.items():
             process.add_readiness(name, partial(_loaded, endpoints))
 
@@ -54,7 +57,8 @@ class DependencyHealth:
 
     def dependencies(self) -> dict[str, str]:
         """Returns the state of each dependency: "ok" or the reason why it is not."""
-        keys = {} if self._access_tokens.has_keys else {"token keys": _NO_KEYS}
+        problem = self._access_tokens.readiness()
+        keys = {"token keys": problem} if problem else {}
         return {**self._agents, **keys, **{name: _state_of(e) for name, e in self._endpoints.items()}}
 
     def breakers(self) -> dict[str, str]:

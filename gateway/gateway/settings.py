@@ -50,10 +50,6 @@ class Settings(ProcessSettings):
     request_head_seconds: float = Field(gt=0, le=60, description="time for a request's head to arrive; new connections")
     response_seconds: float = Field(gt=0, le=300, description="longest silence within a request; new connections")
     keep_alive_seconds: float = Field(gt=0, le=600, description="how long an idle connection stays; new connections")
-    token_keys_refresh_seconds: float = Field(gt=0, le=86400, description="interval of reading the public token keys")
-    token_keys_retry_seconds: float = Field(
-        gt=0, le=60, description="least time between two reads after a failure or for an unknown key"
-    )
     profile_cache_max_age_seconds: float = Field(
         ge=0, le=86400, description="oldest profile returned while user-service is unavailable"
     )

@@ -1,5 +1,10 @@
-# Create the own database login, which cannot change the schema or a recorded event; have the own certificate signed.
+# Create the own database login, which cannot change the schema or a recorded event; read the public part of the token
+# key; have the own certificate signed.
 path "database/creds/order-service" {
+  capabilities = ["read"]
+}
+
+path "transit/keys/tokens" {
   capabilities = ["read"]
 }
 

@@ -1,11 +1,15 @@
-# Create the own database login, which cannot change the schema; sign with the token key; read the own secret; have the
-# own certificate signed.
+# Create the own database login, which cannot change the schema; sign with the token key, and read its public part; read
+# the own secret; have the own certificate signed.
 path "database/creds/user-service" {
   capabilities = ["read"]
 }
 
 path "transit/sign/tokens" {
   capabilities = ["update"]
+}
+
+path "transit/keys/tokens" {
+  capabilities = ["read"]
 }
 
 path "secret/data/user-service" {

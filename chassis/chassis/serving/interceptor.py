@@ -1,4 +1,4 @@
-"""The interceptor of a gRPC server: google.rpc.Status errors, server span, allowed caller, caller's deadline, limit."""
+"""The interceptor of a gRPC server: google.rpc.Status errors, server span, caller and user, deadline, limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Makes the handler of each method once, at its first call; each server needs its own interceptor.
 
     With a limiter, `exempt` methods take no permit; `urgent` ones may also use the reserve. With an authorization, each
-    call needs an allowed caller. Health and reflection have no span, no metric and no limit.
+    call needs an allowed caller, and the user for whom it acts. Health and reflection have no span, no metric, no limit
+    and no user.
     """
 
     def __init__(
@@ -58,4 +59,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         limit = None
         if self._limiter is not None and path not in self._exempt:
             limit = MethodLimit(self._limiter, urgent=path in self._urgent)
-        return MethodHandler(handler, path, MethodTelemetry(path), self._authorization, limit).of_bytes()
+        check_user = self._authorization.user_check(path) if self._authorization is not None else None
+        telemetry = MethodTelemetry(path)
+        return MethodHandler(handler, path, telemetry, self._authorization, limit, check_user=check_user).of_bytes()

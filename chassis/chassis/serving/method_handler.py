@@ -1,10 +1,11 @@
-"""Runs the handler of a method within telemetry, authorization, the caller's deadline and the limit, in this order.
+"""Runs the handler of a method within telemetry, the checks of caller and user, deadline and limit, in this order.
 
 Everything is in one function for each kind of call, because each layer around it would be paid for at each call.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator
@@ -15,9 +16,10 @@ from typing import Any, NoReturn
 import grpc
 from opentelemetry.trace import Span
 
+from chassis.auth.acting_user import token_expired
 from chassis.deadline import shorten
 from chassis.errors import RpcError
-from chassis.serving.authorization import Authorization
+from chassis.serving.authorization import Authorization, UserCheck
 from chassis.serving.call_errors import answer_error, with_deadline
 from chassis.serving.call_telemetry import MethodTelemetry
 from chassis.serving.limiter import Limiter, Outcome, Permit
@@ -28,6 +30,9 @@ Messages = AsyncIterator[bytes]
 
 # The name that OpenTelemetry's conventions give to values outside a known set: callers must not choose names of series.
 _OTHER = "/_OTHER/_OTHER"
+# The caller ends a stream when the token does; with this, its end comes first, also if its clock is a little behind.
+_TOKEN_GRACE_SECONDS = 1.0
+_END: Any = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +48,13 @@ class MethodLimit:
 
 
 class _Call:
-    """A call in progress: its span, its start by `time.perf_counter`, and its permit once it has one."""
+    """A call in progress: its span, its caller, its start by `time.perf_counter`, and its permit once it has one."""
 
-    __slots__ = ("began", "permit", "span")
+    __slots__ = ("began", "caller", "permit", "span")
 
     def __init__(self) -> None:
         self.span: Span | None = None
+        self.caller = ""
         self.began = time.perf_counter()
         self.permit: Permit | None = None
 
@@ -57,7 +63,7 @@ class MethodHandler:
     """Answers the calls of one method with the function of its service.
 
     Without `telemetry`, a call has no span and no metric, and its deadline is left to the function; without
-    `authorization`, anybody may call; without `limit`, it takes no permit.
+    `authorization`, anybody may call; without `limit`, it takes no permit; without `check_user`, it acts for nobody.
     """
 
     def __init__(
@@ -67,6 +73,8 @@ class MethodHandler:
         telemetry: MethodTelemetry | None,
         authorization: Authorization | None = None,
         limit: MethodLimit | None = None,
+        *,
+        check_user: UserCheck | None = None,
     ) -> None:
         kind = "_".join(
             "stream" if many else "unary" for many in (handler.request_streaming, handler.response_streaming)
@@ -76,6 +84,7 @@ class MethodHandler:
         self._telemetry = telemetry
         self._authorization = authorization
         self._limit = limit
+        self._check_user = check_user
         self._receive = receiver(handler, path)
         self._serializer = handler.response_serializer
         self._encode = handler.response_serializer or bytes
@@ -95,6 +104,8 @@ class MethodHandler:
         try:
             self._begin(call, context)
             request = await self._receive(messages, context)
+            if self._check_user is not None:
+                await self._check_user(context, call.caller, request)
             self._acquire(call)
             response = await self._inner(request, context)
             self._release(call)
@@ -109,10 +120,11 @@ class MethodHandler:
         try:
             self._begin(call, context)
             request = await self._receive(messages, context)
+            ends_at = await self._check_user(context, call.caller, request) if self._check_user is not None else None
             self._acquire(call)
             # Closed explicitly: after a cancellation its resources must not wait for the garbage collector.
             async with aclosing(self._inner(request, context)) as responses:
-                async for response in responses:
+                async for response in responses if ends_at is None else _while_valid(responses, ends_at):
                     self._release(call)
                     yield self._encode(response)
             self._release(call)
@@ -125,6 +137,8 @@ class MethodHandler:
         try:
             self._begin(call, context)
             request = await self._receive(messages, context)
+            if self._check_user is not None:
+                await self._check_user(context, call.caller, request)
             self._acquire(call)
             await self._inner(request, context)
             self._release(call)
@@ -136,9 +150,9 @@ class MethodHandler:
         if self._telemetry is not None:
             call.span = self._telemetry.begin(context)
         if self._authorization is not None:
-            caller = self._authorization.check(context, self._path)
+            call.caller = self._authorization.check(context, self._path)
             if call.span is not None:
-                call.span.set_attribute("mesh.caller", caller)
+                call.span.set_attribute("mesh.caller", call.caller)
         if self._telemetry is not None:
             shorten(context.time_remaining())
 
@@ -174,6 +188,23 @@ def unknown_method(authorization: Authorization | None) -> Any:
 
     handler: Any = grpc.stream_stream_rpc_method_handler(unimplemented)
     return MethodHandler(handler, _OTHER, MethodTelemetry(_OTHER), authorization).of_bytes()
+
+
+async def _while_valid(responses: AsyncIterator[Any], ends_at: float) -> AsyncIterator[Any]:
+    """Yields the responses of a stream until the token of its user ends (Unix time); raises RpcError(TOKEN_EXPIRED)."""
+    loop = asyncio.get_running_loop()
+    due = loop.time() + ends_at + _TOKEN_GRACE_SECONDS - time.time()
+    while True:
+        try:
+            async with asyncio.timeout_at(due) as timeout:
+                response = await anext(responses, _END)
+        except TimeoutError:
+            if timeout.expired():
+                raise token_expired() from None
+            raise
+        if response is _END:
+            return
+        yield response
 
 
 def _code_of(error: BaseException, span: Span) -> str:

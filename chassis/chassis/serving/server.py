@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -14,6 +15,7 @@ import structlog
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
+from chassis.auth.acting_user import Rules, Verifier
 from chassis.mesh.identity import MeshIdentity
 from chassis.mesh.intentions import Intentions
 from chassis.mesh.tls import server_credentials
@@ -23,6 +25,7 @@ from chassis.serving.interceptor import CallInterceptor
 from chassis.serving.limiter import Limiter, LimiterSettings
 
 if TYPE_CHECKING:
+    from chassis.auth.access_token_verifier import TokenFormat
     from chassis.process import Process
     from chassis.settings import Live
 
@@ -39,6 +42,14 @@ _OPTIONS = (
 _MESH_OPTIONS = (("grpc.max_connection_age_ms", 3_600_000),)
 
 
+@dataclass(frozen=True)
+class ActingUsers:
+    """The user for whom each method of a server acts, and what the access tokens look like that prove it."""
+
+    rules: Rules
+    token_format: TokenFormat[Any]
+
+
 async def serve(
     process: Process[Any],
     register: Callable[[grpc.aio.Server], None],
@@ -47,17 +58,19 @@ async def serve(
     limiter_settings: Live[LimiterSettings] | None = None,
     exempt: Collection[str] = (),
     urgent: Collection[str] = (),
+    users: ActingUsers | None = None,
 ) -> None:
     """Serves at the bind address of the process until SIGTERM, then drains and returns.
 
     `services` are the full names for health and reflection ("shop.user.v1.UserService"). With `limiter_settings`,
     calls beyond the concurrency limit fail with RESOURCE_EXHAUSTED. The `exempt` methods ("/package.Service/Name")
     are not limited, because they have a queue of their own; the `urgent` ones, which free resources, have a reserve.
-    In a mesh each caller needs a certificate and an intention; the health is at an address of its own.
+    In a mesh each caller needs a certificate and an intention, and the user's access token where `users` says so; a
+    server without methods of its own needs no `users`. The health is at an address of its own.
     """
     limiter = Limiter(process.name, limiter_settings) if limiter_settings else None
     identity = process.join_mesh()
-    authorization = _authorization(process, identity) if identity is not None else None
+    authorization = _authorization(process, identity, users) if identity is not None else None
     interceptor = CallInterceptor(limiter, exempt, urgent, authorization)
     options = _OPTIONS if identity is None else (*_OPTIONS, *_MESH_OPTIONS)
     server = grpc.aio.server(interceptors=(interceptor,), options=options)
@@ -78,11 +91,22 @@ async def serve(
     await asyncio.gather(*(each.stop(grace) for each in servers))
 
 
-def _authorization(process: Process[Any], identity: MeshIdentity) -> Authorization:
+def _authorization(process: Process[Any], identity: MeshIdentity, users: ActingUsers | None) -> Authorization:
     intentions = Intentions(process.name)
     process.supervise("intentions", lambda: intentions.follow(process.consul))
     process.add_readiness("intentions", intentions.readiness)
-    return Authorization(identity, intentions, process.settings.section(lambda settings: settings.mesh))
+    settings = process.settings.section(lambda settings: settings.mesh)
+    return Authorization(identity, intentions, settings, (users.rules, _verifier(process, users)) if users else None)
+
+
+def _verifier(process: Process[Any], users: ActingUsers) -> Verifier:
+    """Returns the verifier of the users' access tokens, and keeps its keys up to date."""
+    from chassis.auth.access_token_verifier import AccessTokenVerifier  # noqa: PLC0415 - 9 MiB, for the mesh alone
+
+    verifier = AccessTokenVerifier(process.vault, users.token_format, process.settings)
+    process.supervise("token keys", verifier.refresh_keys)
+    process.add_readiness("token keys", verifier.readiness)
+    return verifier
 
 
 async def _bind(

@@ -75,6 +75,8 @@ _TABLE = (
 )  # fmt: skip
 KINDS: Mapping[str, Kind] = {kind.reason: kind for kind in _TABLE}
 
+# Reasons of a token that is not valid, here or at the service that it is passed on to.
+_SAME_KIND = {"TOKEN_INVALID": "UNAUTHENTICATED", "TOKEN_EXPIRED": "UNAUTHENTICATED"}
 _REASON_BY_CODE = {
     grpc.StatusCode.UNAVAILABLE: "UNAVAILABLE",
     grpc.StatusCode.CANCELLED: "UNAVAILABLE",
@@ -157,7 +159,7 @@ def problem_of(request: Request, error: BaseException) -> Problem:
 
 
 def _problem_of_call(error: RpcError) -> Problem:
-    kind = KINDS.get(error.reason)
+    kind = KINDS.get(_SAME_KIND.get(error.reason, error.reason))
     if kind is None:
         return Problem(_REASON_BY_CODE.get(error.code, "INTERNAL"), retry_after=error.retry_after)
     # The message of a failure may name addresses; the message of a broken rule is written for the caller.

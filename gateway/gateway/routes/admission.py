@@ -15,7 +15,7 @@ from sanic import HTTPResponse, Request
 
 from chassis.deadline import deadline
 from gateway.admission.request_body import receive_body
-from gateway.auth.authentication import authenticate
+from gateway.auth.authentication import signed_in
 from gateway.backend import Backend, backend_of
 from gateway.http.problems import Problem
 from gateway.settings import Settings
@@ -51,21 +51,20 @@ def admitted_user(setting: str, *, urgent: bool = False) -> Callable[[UserRoute[
     """Admits the requests of signed-in users as `admitted` does, and passes the id of the user to the route.
 
     Before the body is received, it rejects a request without a valid token and what a user sends beyond
-    `calls_per_user`; raises Problem. A read beyond that is rejected as every overload is (503), because its client may
-    simply repeat it; anything else with 429.
+    `calls_per_user`; raises Problem or RpcError. A read beyond that is rejected as every overload is (503), because its
+    client may simply repeat it; anything else with 429.
     """
     admission = _Admission(setting, urgent=urgent)
 
     def decorate(route: UserRoute[P]) -> Route[P]:
         @wraps(route)
-        async def bounded(request: Request, /, *args: P.args, **kwargs: P.kwargs) -> HTTPResponse | None:
+        async def bounded(request: Request, user_id: str, /, *args: P.args, **kwargs: P.kwargs) -> HTTPResponse | None:
             backend = backend_of(request)
-            user_id = await authenticate(request, backend.access_tokens)
             reason = "OVERLOADED" if request.method in _READS else "TOO_MANY_REQUESTS"
             with backend.limits.call(user_id, reason):
                 return await admission.run(request, backend, route, user_id, *args, **kwargs)
 
-        return bounded
+        return signed_in(bounded)
 
     return decorate
 

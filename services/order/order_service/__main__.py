@@ -11,20 +11,23 @@ from functools import partial
 import grpc
 
 from chassis import process
+from chassis.auth.acting_user import rules_of
 from chassis.process import Process
 from chassis.serving import server
+from chassis.serving.server import ActingUsers
 from order_service.commands import Commands
 from order_service.operations import order_check, projection_rebuild
 from order_service.order_watches import OrderWatches
 from order_service.placing_admission import PlacingAdmission
 from order_service.queries import PostgresReadTable, Queries
-from order_service.rpc import SERVICE, OrderRpc
+from order_service.rpc import ACTS_FOR, SERVICE, OrderRpc
 from order_service.settings import Settings
 from order_service.storage.databases import open_storage
 from order_service.storage.idempotency_keys import PostgresIdempotencyKeys
 from order_service.storage.placing_pause import PostgresPlacingPause
 from order_service.worker import composition
 from shop.order.v1.order_pb2_grpc import add_OrderServiceServicer_to_server
+from shop_contract.access_tokens import AccessTokenFormat
 
 # A cancellation releases credit and so reduces the load.
 _URGENT = ("CancelOrder",)
@@ -42,7 +45,8 @@ async def compose(process: Process[Settings]) -> None:
 
     limits = process.settings.section(lambda settings: settings.limiter)
     urgent = [f"/{SERVICE}/{method}" for method in _URGENT]
-    await server.serve(process, register, [SERVICE], limiter_settings=limits, urgent=urgent)
+    users = ActingUsers(rules_of(SERVICE, ACTS_FOR), AccessTokenFormat())
+    await server.serve(process, register, [SERVICE], limiter_settings=limits, urgent=urgent, users=users)
 
 
 def main() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from uuid import UUID
 
 import grpc
 
+from chassis.auth.acting_user import OPERATOR, ActsFor
 from chassis.errors import RpcError
 from chassis.events.record import RecordedEvent
 from order_service import commands, domain
@@ -24,6 +25,17 @@ from shop.order.v1 import order_pb2 as wire
 from shop.order.v1.order_pb2_grpc import OrderServiceServicer
 
 SERVICE = wire.DESCRIPTOR.services_by_name["OrderService"].full_name
+# An order of another user is unknown to the user of the request, whoever calls.
+_USER = ActsFor("user_id", without_token=frozenset({OPERATOR}))
+ACTS_FOR: Mapping[str, ActsFor | None] = {
+    "PlaceOrder": _USER,
+    "GetOrder": _USER,
+    "ListOrders": _USER,
+    "CancelOrder": _USER,
+    "ListOrderEvents": _USER,
+    "WatchOrder": _USER,
+}
+"""The user for whom each method acts in the mesh."""
 Context = grpc.aio.ServicerContext[object, object]
 PAGE_SIZE, LARGEST_PAGE = 20, 100
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")

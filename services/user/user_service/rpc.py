@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from uuid import UUID
 
 import grpc
 
+from chassis.auth.acting_user import OPERATOR, ActsFor
 from chassis.errors import RpcError
 from shop.user.v1 import user_pb2 as wire
 from shop.user.v1.user_pb2_grpc import UserServiceServicer
@@ -19,6 +20,16 @@ from user_service.passwords import TooBusy
 from user_service.queries import Queries
 
 SERVICE = wire.DESCRIPTOR.services_by_name["UserService"].full_name
+_OPERATOR, _ORDERS = frozenset({OPERATOR}), frozenset({OPERATOR, "order-service"})
+# Credit is reserved and released after an order was placed, by its recorded event: its user may be signed out by then.
+ACTS_FOR: Mapping[str, ActsFor | None] = {
+    "RegisterUser": None,
+    "CreateSession": None,
+    "GetUser": ActsFor("user_id", _OPERATOR),
+    "ReserveCredit": ActsFor("user_id", _ORDERS),
+    "ReleaseCredit": ActsFor("user_id", _ORDERS),
+}
+"""The user for whom each method acts in the mesh."""
 Context = grpc.aio.ServicerContext[object, object]
 
 _REASONS: dict[type[Exception], tuple[grpc.StatusCode, str]] = {

@@ -22,9 +22,9 @@ import httpx
 from bench.measurement.options import options
 from bench.measurement.rounds import Measurement, Visit
 from bench.measurement.visits import http_visit
-from bench.setup.access_tokens import TokenKey
 from bench.setup.processes import Server, free_port, serving
 from bench.traffic.http_client import request
+from support.mesh.access_tokens import TokenKey
 from support.stack_under_test import RunningStack, eventually
 
 Config = dict[str, Any]

@@ -20,12 +20,12 @@ from bench.measurement.options import need_peers, options
 from bench.measurement.rounds import Measurement, Visit
 from bench.measurement.visits import http_visit
 from bench.peers.fixed_order import as_json, order
-from bench.setup.access_tokens import TokenKey
 from bench.setup.agents import Agents
 from bench.setup.checkout import Checkout, checkouts, here
 from bench.setup.our_process import started
 from bench.setup.processes import Server, free_port, serving
 from bench.traffic.http_client import request
+from support.mesh.access_tokens import TokenKey
 from support.stack_under_test import eventually
 
 PEERS, SETUP = (Path(__file__).parents[1] / name for name in ("peers", "setup"))

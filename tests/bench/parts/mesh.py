@@ -23,7 +23,6 @@ from bench.measurement.options import options
 from bench.measurement.rounds import Measurement, Spread, Visit, abba
 from bench.measurement.visits import http_visit
 from bench.parts import reads
-from bench.setup.access_tokens import TokenKey
 from bench.setup.agents import Agents
 from bench.setup.checkout import here
 from bench.setup.mesh import Mesh
@@ -32,10 +31,13 @@ from bench.setup.our_process import started
 from bench.setup.processes import Server, free_port, serving
 from bench.traffic.http_client import request
 from bench.traffic.new_channels import Target
-from bench.traffic.storm import Storm, storm
+from bench.traffic.storm import Metadata, Storm, storm
+from support.mesh.access_tokens import TokenKey
 from support.mesh.channels import caller_credentials, named
 from support.postgres.private_postgres import Postgres
 from support.stack_under_test import eventually
+
+from chassis.auth.acting_user import token_metadata
 
 SINK = Path(__file__).parents[1] / "setup" / "otlp_sink.py"
 OFF, ON = "mesh off", "mesh on"
@@ -105,11 +107,15 @@ def check(systems: Mapping[str, System], orders: Sequence[tuple[str, Headers]]) 
 
 
 def check_attacks(address: str, mesh: Mesh, message: bytes) -> None:
-    """Raises SystemExit unless the Order Service of the mesh refuses plaintext, and a service without an intention."""
-    stranger = caller_credentials(mesh.leaf(STRANGER))
+    """Raises SystemExit unless the Order Service of the mesh refuses whom it should.
+
+    That is plaintext, a service without an intention, and the gateway without the token of a user.
+    """
+    stranger, caller = (caller_credentials(mesh.leaf(name)) for name in (STRANGER, CALLER))
     ways = {
         grpc.StatusCode.UNAVAILABLE: grpc.insecure_channel(address),
         grpc.StatusCode.PERMISSION_DENIED: grpc.secure_channel(address, stranger, named(SERVICE)),
+        grpc.StatusCode.UNAUTHENTICATED: grpc.secure_channel(address, caller, named(SERVICE)),
     }
     for wanted, channel in ways.items():
         method: Any = channel.unary_unary(reads.GET)
@@ -138,7 +144,8 @@ def measure(chosen: argparse.Namespace) -> None:
         }
         orders = place(systems[OFF].gateway, [key.token() for _ in range(USERS)])
         check(systems, orders)
-        messages = reads.place(systems[OFF].orders.address)
+        user = str(uuid4())
+        messages = reads.place(systems[OFF].orders.address, user)
         check_attacks(systems[ON].orders.address, mesh, messages[0])
         requests = [request("GET", path, headers) for path, headers in orders]
         visits: dict[str, Callable[[], Visit]] = {}
@@ -149,16 +156,18 @@ def measure(chosen: argparse.Namespace) -> None:
             visits[name]()  # warms it up
         report(Measurement.run(visits, chosen.rounds))
         targets = {name: target(systems[name].orders, meshes[name]) for name in systems}
-        report_storms(storms(targets, messages, chosen), chosen)
+        report_storms(storms(targets, messages, chosen, token_metadata(key.token(user))), chosen)
 
 
-def storms(targets: Mapping[str, Target], messages: list[bytes], chosen: argparse.Namespace) -> dict[str, list[Storm]]:
+def storms(
+    targets: Mapping[str, Target], messages: list[bytes], chosen: argparse.Namespace, metadata: Metadata
+) -> dict[str, list[Storm]]:
     """Makes storms at each target in interleaved rounds, after one that warms up."""
     found: dict[str, list[Storm]] = {name: [] for name in targets}
     for each in targets.values():
-        storm(each, reads.GET, messages, chosen.rate, chosen.channels)
+        storm(each, reads.GET, messages, chosen.rate, chosen.channels, metadata=metadata)
     for _, name in abba(list(targets), chosen.rounds):
-        found[name].append(storm(targets[name], reads.GET, messages, chosen.rate, chosen.channels))
+        found[name].append(storm(targets[name], reads.GET, messages, chosen.rate, chosen.channels, metadata=metadata))
         print(".", end="", flush=True)
     print()
     return found

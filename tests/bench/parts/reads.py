@@ -36,9 +36,9 @@ SERVER, POSTGRES = "server", "Postgres"
 ORDERS = 200
 
 
-def place(address: str) -> list[bytes]:
-    """Places orders of one user, and returns the requests that read them."""
-    user = str(uuid4())
+def place(address: str, user: str = "") -> list[bytes]:
+    """Places orders of one user, of a new one if none is given, and returns the requests that read them."""
+    user = user or str(uuid4())
     requests = []
     for number in range(ORDERS):
         lines = [order_pb2.OrderLine(sku="tea-green", quantity=2, unit_price=350 + number)]

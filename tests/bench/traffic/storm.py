@@ -21,6 +21,7 @@ _PROGRAM = Path(__file__).with_name("new_channels.py")
 _DEADLINE_SECONDS, _CALM_SECONDS = 3.0, 1.0
 _START_SECONDS = 30.0
 # A call within the system has a trace, and most traces are not recorded.
+Metadata = Sequence[tuple[str, str]]
 _METADATA = (("traceparent", f"00-{'1' * 32}-{'2' * 16}-00"),)
 
 
@@ -38,6 +39,7 @@ class Calls:
     """When each call was due and when it was answered; latency counts from the moment at which it was due."""
 
     rate: float
+    metadata: Metadata = ()
     answered: list[tuple[float, float]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -66,17 +68,19 @@ class Calls:
         return max(found, default=0.0) * 1000
 
 
-def storm(target: Target, path: str, messages: Sequence[bytes], rate: float, count: int) -> Storm:
+def storm(
+    target: Target, path: str, messages: Sequence[bytes], rate: float, count: int, *, metadata: Metadata = ()
+) -> Storm:
     """Makes `rate` calls a second, and `count` new channels meanwhile. Raises SystemExit if a call fails."""
-    return uvloop.run(_storm(target, path, messages, rate, count))
+    return uvloop.run(_storm(Calls(rate, metadata), target, path, messages, count))
 
 
-async def _storm(target: Target, path: str, messages: Sequence[bytes], rate: float, count: int) -> Storm:
-    calls = Calls(rate)
+async def _storm(calls: Calls, target: Target, path: str, messages: Sequence[bytes], count: int) -> Storm:
+    rate = calls.rate
     async with _new_channels(target, count) as open_channels, target.channel() as channel:
         method: Any = channel.unary_unary(path)
         await channel.channel_ready()
-        call = partial(method, timeout=_DEADLINE_SECONDS, metadata=_METADATA)
+        call = partial(method, timeout=_DEADLINE_SECONDS, metadata=(*_METADATA, *calls.metadata))
         sending = asyncio.create_task(calls.send(call, messages))
         calm = time.perf_counter()
         await asyncio.sleep(_CALM_SECONDS)

@@ -73,7 +73,8 @@ class Echo:
 
     async def _count(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
         self.seen.append(request.value)
-        for number in range(self.first_messages + int(request.value)):
+        asked = int(request.value) if request.value.isdigit() else 0
+        for number in range(self.first_messages + asked):
             yield StringValue(value=str(number))
         await self.behave(request.value, context)
 

@@ -25,6 +25,8 @@ GOOD: dict[str, Any] = {
     "trace_share": 0.01,
     "slow_seconds": 1,
     "mesh": {"leaf_seconds": 3600, "enforce": True},
+    "token_keys_refresh_seconds": 60,
+    "token_keys_retry_seconds": 3,
     "deadline_seconds": 1.5,
     "users": {"fail_max": 5},
 }

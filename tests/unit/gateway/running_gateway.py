@@ -12,13 +12,14 @@ from typing import Any
 import httpx
 from support.waiting import until
 
+from chassis.auth.access_token_verifier import AccessTokenVerifier
 from chassis.calls.client import connect
 from chassis.process import Process
 from chassis.testing import FakeConsul, process
 from gateway import composition
 from gateway.admission.client_limits import ClientLimits
 from gateway.admission.loop_delay import LoopDelay
-from gateway.auth.access_token_verifier import AccessTokenVerifier
+from gateway.auth.user_channel import UserChannel
 from gateway.backend import Backend
 from gateway.dependency_health import DependencyHealth
 from gateway.http import http_server
@@ -27,6 +28,7 @@ from gateway.profile_cache import ProfileCache
 from gateway.settings import Settings
 from shop.order.v1.order_pb2_grpc import OrderServiceStub
 from shop.user.v1.user_pb2_grpc import UserServiceStub, add_UserServiceServicer_to_server
+from shop_contract.access_tokens import AccessTokenFormat
 
 from .backend_services import FakeVault, GrpcServers, OrderService, make_settings, make_user_rpc
 
@@ -109,14 +111,15 @@ async def running(vault: FakeVault | None = None, consul: FakeConsul | None = No
 
 
 def compose(process: Process[Settings], vault: FakeVault) -> GatewayApp:
-    """Creates the parts as `gateway.__main__` does, with the fake Vault and without probing its address."""
+    """Creates the parts as `gateway.__main__` does in a mesh, with the fake Vault and without probing its address."""
     settings = process.settings
     users: Any = connect(process, "user-service", settings=settings.section(lambda value: value.users))
     orders: Any = connect(process, "order-service", settings=settings.section(lambda value: value.orders))
-    access_tokens = AccessTokenVerifier(vault, settings)
+    access_tokens = AccessTokenVerifier(vault, AccessTokenFormat(), settings)
     process.supervise("token keys", access_tokens.refresh_keys)
     health = DependencyHealth(process, access_tokens, {"user-service": users, "order-service": orders})
-    stubs: tuple[Any, Any] = UserServiceStub(users), OrderServiceStub(orders)
+    of_users: Any = UserChannel
+    stubs: tuple[Any, Any] = UserServiceStub(of_users(users)), OrderServiceStub(of_users(orders))
     limits = ClientLimits(settings.section(lambda value: value.clients))
     backend = Backend(*stubs, access_tokens, health, ProfileCache(settings), limits, LoopDelay(), settings)
     gateway_app = composition.create(backend, f"gateway{next(_app_numbers)}")

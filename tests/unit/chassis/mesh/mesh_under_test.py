@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import grpc.aio
+from support.mesh.access_tokens import TokenKey
 from support.waiting import until
 
+from chassis.auth.acting_user import ActsFor, rules_of
 from chassis.calls import client
 from chassis.mesh.names import server_name
 from chassis.process import Process
 from chassis.serving import server
+from chassis.serving.server import ActingUsers
 from chassis.settings import Live, ProcessSettings
 from chassis.testing import FakeConsul, process, process_settings
+from shop_contract.access_tokens import AccessTokenFormat
 
 from ..backends import SETTINGS as CLIENT_SETTINGS
 from ..echo_service import NAME, READ, Echo, Stub, echo
@@ -32,9 +36,15 @@ ALLOWED: dict[str, Any] = {
 
 
 class Mesh:
-    """The service `echo`, which `gateway` may call by method Read; `calling` gives another process a stub."""
+    """The service `echo`, which `gateway` may call by method Read; `calling` gives another process a stub.
 
-    def __init__(self) -> None:
+    `acts_for` are the rules of its methods by name; the others act for no user. `key` signs the access tokens.
+    """
+
+    def __init__(self, acts_for: Mapping[str, ActsFor] | None = None) -> None:
+        rules = dict.fromkeys(("Say", "Read", "Count")) | dict(acts_for or {})
+        self.users = ActingUsers(rules_of(NAME, rules), AccessTokenFormat())
+        self.key = TokenKey()
         self.consul, self.authority = FakeConsul(), Authority()
         self.consul.trust(self.authority.as_consul())
         self.consul.intend("echo", ALLOWED)
@@ -47,11 +57,15 @@ class Mesh:
     def made(self, name: str, **changes: Any) -> Process[ProcessSettings]:
         made = process(name, SETTINGS, self.consul, mesh=True, **changes)
         made.vault.sign_certificate = self.authority.sign_certificate  # type: ignore[method-assign]
+        made.vault.public_keys = self._public_keys  # type: ignore[method-assign]
         return made
+
+    async def _public_keys(self, key: str) -> dict[int, bytes]:
+        return {1: self.key.public}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Mesh]:
-        serving = asyncio.create_task(server.serve(self.process, self.service.register, [NAME]))
+        serving = asyncio.create_task(server.serve(self.process, self.service.register, [NAME], users=self.users))
         try:
             await until("it serves", lambda: _accepts(self.address))
             self.consul.register("echo", self.address)

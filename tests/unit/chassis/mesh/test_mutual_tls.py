@@ -41,7 +41,7 @@ def permissive(mesh: Mesh) -> None:
 def denials(caller: str, path: str) -> int:
     """The calls that were refused, from the exported metric."""
     (metric,) = [each for each in metrics.collect(0) if each.name == "mesh.calls.denied"]
-    wanted = {"mesh.caller": caller, "rpc.method": path, "mesh.enforced": "true"}
+    wanted = {"mesh.caller": caller, "rpc.method": path, "error.type": "CALLER_NOT_ALLOWED", "mesh.enforced": "true"}
     points: Any = metric.data.data_points
     return sum(point.value for point in points if dict(point.attributes) == wanted)
 
