@@ -13,13 +13,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 from support.waiting import until
 
-from chassis.errors import RpcError
+from chassis.errors import RpcError, unavailable
 from chassis.mesh.names import server_name
+from chassis.serving import server
 from chassis.settings import MeshSettings
 from chassis.telemetry import metrics
+from chassis.testing import process_settings
 
 from ..backends import error_of
-from ..echo_service import READ, Stub
+from ..echo_service import NAME, READ, Stub
 from .authority import Authority
 from .mesh_under_test import ALLOWED, SETTINGS, Mesh, code_of
 
@@ -183,6 +185,17 @@ async def test_before_consul_has_named_the_intentions_nobody_is_let_in() -> None
     async with made.running() as mesh:
         assert (await error_of((await mesh.calling("gateway")).read("x"))).code is DENIED
         assert (await mesh.process.readiness())["intentions"] == "no intentions from Consul yet"
+
+
+async def test_sigterm_before_the_first_certificate_ends_the_process_without_a_drain() -> None:
+    made = Mesh()
+    made.authority.failure = unavailable("VAULT_UNAVAILABLE", "away", 1.0)
+    made.process.settings.replace(process_settings(drain_seconds=60, grace_seconds=60))
+    serving = asyncio.create_task(server.serve(made.process, made.service.register, [NAME]))
+    await until("it waits", lambda: made.authority.requests > 0)
+    made.process.stopping.set()
+    await asyncio.wait_for(serving, 10)
+    await made.process.close()
 
 
 async def test_calls_go_on_while_the_leaves_of_caller_and_service_are_replaced(mesh: Mesh) -> None:
