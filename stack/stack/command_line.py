@@ -20,7 +20,7 @@ from stack.commands import shell_env, teardown, test_runner
 from stack.commands import status as overview
 from stack.commands import trace as traces
 from stack.load import live_load
-from stack.mesh import dial
+from stack.mesh import ca_rotation, dial
 from stack.mesh import overview as mesh_overview
 from stack.operations import consistency_check, rebuild
 
@@ -195,6 +195,16 @@ def mesh_show(as_json: _Json = False) -> None:
        "roots": [{"id", "active", "ends"}]}
     """
     mesh_overview.show(config.current(), as_json)
+
+
+rotate = typer.Typer(help="Replace keys and certificates that live long, while the system runs.")
+app.add_typer(rotate, name="rotate")
+
+
+@rotate.command("mesh-ca")
+def rotate_mesh_ca() -> None:
+    """Replace root and intermediate authority of the mesh. Run it again to continue, and hours later to finish."""
+    ca_rotation.rotate(config.current())
 
 
 _REGISTERED = app.registered_commands  # fragile: typer-registered-commands

@@ -6,6 +6,7 @@ The private key is made in this process and is never in a file on disk.
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from chassis.mesh.names import server_name, spiffe_id
 from stack.cluster.clients import OPERATOR, Clients
 
 _MOUNT = "mesh"
+_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,19 @@ def tls_context(leaf: Leaf) -> ssl.SSLContext:
     with _file_in_memory(leaf.key + leaf.chain) as path:
         context.load_cert_chain(path)
     return context
+
+
+def handshake_problem(context: ssl.SSLContext, service: str, address: tuple[str, int]) -> str | None:
+    """Returns why an instance and a client with these settings do not accept each other; None if they do."""
+    try:
+        with (
+            socket.create_connection(address, timeout=_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=server_name(service)) as encrypted,
+        ):
+            # With TLS 1.3 a client learns only after its handshake whether it is accepted; a gRPC server speaks first.
+            return None if encrypted.recv(1) else "it closed the connection"
+    except OSError as error:
+        return str(error) or type(error).__name__
 
 
 def _joined(certificates: Sequence[str]) -> bytes:
