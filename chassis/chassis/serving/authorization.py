@@ -1,7 +1,11 @@
-"""Checks the caller of a call: its certificate names it, and the intentions say which methods it may call."""
+"""Checks the caller of a call: its certificate names it, and the intentions say which methods it may call.
+
+A stream is checked again at each change of the intentions, because it may run for hours.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -32,13 +36,48 @@ class Authorization:
         self._settings = settings
         self._names: dict[bytes, str] = {}
         self._logged: dict[tuple[str, str], float] = {}
+        self._streams: dict[asyncio.Task[Any], tuple[str, str]] = {}
+        self._ended: dict[asyncio.Task[Any], RpcError] = {}
+        intentions.on_change(self._check_streams)
+        settings.on_change(lambda _: self._check_streams())
 
     def check(self, context: Any, path: str) -> str:
         """Returns the name of the caller; raises RpcError(PERMISSION_DENIED) if it may not call the method."""
         caller = self._caller(context)
-        if caller == _OTHER or not self._intentions.allow(caller, path):
+        if not self._allows(caller, path):
             self._deny(caller, path)
         return caller
+
+    def follow(self, caller: str, path: str) -> None:
+        """Cancels this task, which serves a stream, once the caller may not call the method any more."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._streams[task] = caller, path
+            task.add_done_callback(self._forget)
+
+    def denial(self, error: BaseException) -> BaseException:
+        """Returns the error for the caller if this task was cancelled by `follow`, any other error as it is."""
+        task = asyncio.current_task()
+        if task is None or task not in self._ended or not isinstance(error, asyncio.CancelledError):
+            return error
+        task.uncancel()
+        return self._ended[task]
+
+    def _allows(self, caller: str, path: str) -> bool:
+        return caller != _OTHER and self._intentions.allow(caller, path)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        del self._streams[task]
+        self._ended.pop(task, None)
+
+    def _check_streams(self) -> None:
+        for task, (caller, path) in self._streams.items():
+            if task not in self._ended and not self._allows(caller, path):
+                try:
+                    self._deny(caller, path)
+                except RpcError as error:
+                    self._ended[task] = error
+                    task.cancel()
 
     def _caller(self, context: Any) -> str:
         found = next(iter(context.auth_context().get("peer_spiffe_id") or ()), b"")

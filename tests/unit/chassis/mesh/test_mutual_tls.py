@@ -21,7 +21,7 @@ from chassis.telemetry import metrics
 from chassis.testing import process_settings
 
 from ..backends import error_of
-from ..echo_service import NAME, READ, Stub
+from ..echo_service import COUNT, NAME, READ, Stub, endless
 from .authority import Authority
 from .mesh_under_test import ALLOWED, SETTINGS, Mesh, code_of
 
@@ -42,10 +42,9 @@ def permissive(mesh: Mesh) -> None:
 
 def denials(caller: str, path: str) -> int:
     """The calls that were refused, from the exported metric."""
-    (metric,) = [each for each in metrics.collect(0) if each.name == "mesh.calls.denied"]
+    found: list[Any] = [each.data for each in metrics.collect(0) if each.name == "mesh.calls.denied"]
     wanted = {"mesh.caller": caller, "rpc.method": path, "mesh.enforced": "true"}
-    points: Any = metric.data.data_points
-    return sum(point.value for point in points if dict(point.attributes) == wanted)
+    return sum(point.value for data in found for point in data.data_points if dict(point.attributes) == wanted)
 
 
 async def test_a_caller_with_an_intention_is_answered_and_the_service_knows_its_name(mesh: Mesh) -> None:
@@ -152,6 +151,29 @@ async def test_a_revoked_intention_holds_for_the_next_call_on_the_same_connectio
         return not await is_refused()
 
     await until("it is allowed again", is_allowed, 2)
+
+
+async def test_a_stream_ends_once_its_caller_may_not_call_the_method_any_more(mesh: Mesh) -> None:
+    ended: list[str] = []
+    mesh.service.behave = endless(ended)
+    of_other = {"SourceName": "other", "Precedence": 9, "Action": "allow"}
+    mesh.consul.intend("echo", of_other | {"SourceName": "gateway"}, of_other)
+    gateway, other = await mesh.calling("gateway"), await mesh.calling("other")
+    streams = [asyncio.create_task(error_of(stub.count(2))) for stub in (gateway, gateway, other)]
+    await until("they run", lambda: mesh.service.seen == ["2", "2", "2"])
+    before = denials("gateway", COUNT)
+    permissive(mesh)
+    mesh.consul.intend("echo", of_other)
+    await asyncio.sleep(0.3)
+    assert not [stream for stream in streams if stream.done()], "the control: without the check they go on"
+    mesh.process.settings.replace(SETTINGS)
+    errors = await asyncio.wait_for(asyncio.gather(*streams[:2]), 5)
+    assert {(error.code, error.reason) for error in errors} == {(DENIED, "CALLER_NOT_ALLOWED")}
+    assert denials("gateway", COUNT) == before + 2
+    assert ended == ["2", "2"]
+    assert not streams[2].done()
+    streams[2].cancel()
+    await until("its caller has gone", lambda: len(ended) == 3)
 
 
 async def test_an_instance_that_is_not_of_the_called_service_gets_no_call(mesh: Mesh) -> None:
