@@ -23,6 +23,7 @@ import uvloop
 from chassis import watchdog
 from chassis.backoff import backoff
 from chassis.errors import ConfigurationError
+from chassis.mesh import handshake_failures
 from chassis.mesh.identity import MeshIdentity
 from chassis.platform.consul import ConsulClient
 from chassis.platform.discovery import Discovery
@@ -170,6 +171,8 @@ def _ignore(number: signal.Signals) -> None:
 async def configure(name: str, settings: type[K], stopping: asyncio.Event) -> Process[K]:
     """Reads the environment, connects to Consul (retries until it answers), loads settings and starts telemetry."""
     environment = Environment.load()
+    if environment.mesh:
+        handshake_failures.start()
     consul = ConsulClient(environment.consul_http_addr, environment.identity_dir / "nomad_consul.jwt")
     await consul.connect()
     values = await load_settings(consul, f"config/{name}", settings)
