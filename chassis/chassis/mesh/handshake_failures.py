@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 _LOG_SECONDS = 10.0
 _CHUNK_BYTES = 65_536
 _FAILED = re.compile(r"Handshake failed with error .*OPENSSL_internal:(\w+): (.*)")  # fragile: grpc-handshake-line
+# Lines of the core below ERROR, which it would not write at its default level.
+_QUIET = re.compile(rb"[IW]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\] ")
 _NOT_VERIFIED = "CERTIFICATE_VERIFY_FAILED"
 _failed = Counts("mesh.handshakes.failed", "{handshake}", "TLS handshakes of gRPC that failed, by reason")
 
@@ -53,14 +55,14 @@ def _follow(reader: int, original: int) -> None:
     logged: dict[str, float] = {}
     for line in _lines(reader):
         why = reason(line.decode(errors="replace"))
-        if why is None:
+        if why is not None:
+            _failed.series({"error.type": why}).add(1)
+            if time.monotonic() - logged.get(why, float("-inf")) >= _LOG_SECONDS:
+                logged[why] = time.monotonic()
+                log.warning("a TLS handshake failed", reason=why)
+        elif not _QUIET.match(line):
             with suppress(OSError):  # nobody reads it any more
                 os.write(original, line)
-            continue
-        _failed.series({"error.type": why}).add(1)
-        if time.monotonic() - logged.get(why, float("-inf")) >= _LOG_SECONDS:
-            logged[why] = time.monotonic()
-            log.warning("a TLS handshake failed", reason=why)
 
 
 def _lines(reader: int) -> Iterator[bytes]:

@@ -9,9 +9,12 @@ Invariant: what has been done is read from Consul and OpenBao, so any run contin
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from stack.cluster import agents
 from stack.cluster.clients import Clients
@@ -48,19 +51,20 @@ def _require_no_change(changes: Iterator[Change]) -> None:
 
 
 class Instances:
-    """The healthy instances of the mesh, and whether they use a root."""
+    """The healthy instances of the mesh, and whether they use the authority that signs now."""
 
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
 
-    def outside(self, root: str) -> list[str]:
-        """Returns the instances that present no certificate below a root (PEM), or accept none; empty if all do."""
-        leaf = replace(operator_leaf.issue(self._clients), roots=root.encode())
+    def outside(self) -> list[str]:
+        """Returns the instances that present a certificate of another authority, or accept none of this one."""
+        leaf = operator_leaf.issue(self._clients)
         context = operator_leaf.tls_context(leaf)
+        issuer = x509.load_pem_x509_certificates(leaf.chain)[1]
         return [
             f"{service} at {address[0]}:{address[1]}: {problem}"
             for service, name, address in self._all()
-            if (problem := operator_leaf.handshake_problem(context, name, address))
+            if (problem := _problem(context, name, address, issuer))
         ]
 
     def count(self) -> int:
@@ -84,14 +88,13 @@ class Rotation:
 
     def run(self) -> None:
         """Makes the new root, or waits for the instances, or deletes the old root, whichever is next."""
-        used = self._authority.root_mount()
-        (other,) = set(ROOT_MOUNTS) - {used}
+        (other,) = set(ROOT_MOUNTS) - {self._authority.root_mount()}
         root = self._authority.root(other)
         if root is None or not self._authority.is_former(root):
             self._begin(other)
-            self._wait_for_instances(other)
+            self._wait_for_instances()
         elif root in self._authority.trusted_roots():
-            self._wait_for_instances(used)
+            self._wait_for_instances()
         else:
             self._finish(other)
 
@@ -104,19 +107,17 @@ class Rotation:
                 raise
             now.result = f"in {mount}; Consul trusts the old root too"
 
-    def _wait_for_instances(self, mount: str) -> None:
-        root, left = self._authority.root(mount) or "", list[str]()
+    def _wait_for_instances(self) -> None:
+        left: list[str] = []
 
         def all_use_it() -> bool:
-            left[:] = self._instances.outside(root)
+            left[:] = self._instances.outside()
             return not left
 
         with step("certificates below the new root", "20 s") as now:
             if not poll(all_use_it, _INSTANCES_SECONDS, 1):
-                what, next_step = "not all instances use the new root yet", f"./justw status, then {_AGAIN}"
-                raise StackError(
-                    what, f"their old certificates last for half an hour or more; {'; '.join(left)}", next_step
-                )
+                why = f"{'; '.join(left)}. Their certificates last for 24 minutes at least"
+                raise StackError("not all instances use the new root yet", why, f"./justw status, then {_AGAIN}")
             now.result = f"all {self._instances.count()} instances"
         say("  Consul trusts the old root until no certificate below it can be valid: for twice LeafCertTTL of")
         say("  consul/connect-ca.json, which it checks once an hour, so two to three hours.")
@@ -128,3 +129,13 @@ class Rotation:
             self._authority.delete_root(mount)
             now.result = "Consul trusts it no more; its key is deleted"
         say(f"  The last rotation is complete. {_AGAIN} begins another one.")
+
+
+def _problem(context: ssl.SSLContext, service: str, address: dial.Address, issuer: x509.Certificate) -> str | None:
+    try:
+        operator_leaf.presented(context, service, address).verify_directly_issued_by(issuer)
+    except OSError as error:
+        return str(error) or type(error).__name__
+    except (ValueError, InvalidSignature):
+        return "another authority has signed its certificate"
+    return None

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from cryptography import x509
+
 from chassis.mesh import certificate_request
 from chassis.mesh.names import server_name, spiffe_id
 from stack.cluster.clients import OPERATOR, Clients
@@ -62,17 +64,19 @@ def tls_context(leaf: Leaf) -> ssl.SSLContext:
     return context
 
 
-def handshake_problem(context: ssl.SSLContext, service: str, address: tuple[str, int]) -> str | None:
-    """Returns why an instance and a client with these settings do not accept each other; None if they do."""
-    try:
-        with (
-            socket.create_connection(address, timeout=_SECONDS) as plain,
-            context.wrap_socket(plain, server_hostname=server_name(service)) as encrypted,
-        ):
-            # With TLS 1.3 a client learns only after its handshake whether it is accepted; a gRPC server speaks first.
-            return None if encrypted.recv(1) else "it closed the connection"
-    except OSError as error:
-        return str(error) or type(error).__name__
+def presented(context: ssl.SSLContext, service: str, address: tuple[str, int]) -> x509.Certificate:
+    """Returns the certificate of an instance, which has to be valid for the service.
+
+    Raises OSError if it is not, or the instance does not accept the certificate in the settings of the client.
+    """
+    with (
+        socket.create_connection(address, timeout=_SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=server_name(service)) as encrypted,
+    ):
+        # With TLS 1.3 a client learns only after its handshake whether it is accepted; a gRPC server speaks first.
+        if not encrypted.recv(1):
+            raise ConnectionError("it closed the connection")
+        return x509.load_der_x509_certificate(encrypted.getpeercert(binary_form=True) or b"")
 
 
 def _joined(certificates: Sequence[str]) -> bytes:

@@ -6,8 +6,6 @@ Permissions are evaluated by the code that decides in the services, on the inten
 from __future__ import annotations
 
 import json
-import socket
-import ssl
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -135,7 +133,7 @@ class Overview:
     def _certificate(self, service: str, address: Address) -> Row:
         row: Row = {"service": service, "address": "{}:{}".format(*address)}
         try:
-            found = _presented(service, address, operator_leaf.tls_context(self._leaf))
+            found = operator_leaf.presented(operator_leaf.tls_context(self._leaf), service, address)
         except OSError as error:
             return row | {"error": str(error) or type(error).__name__}
         return row | _described(found) | {"error": None}
@@ -169,16 +167,6 @@ def _declared(serialized: bytes, service: str) -> list[str]:
     file = FileDescriptorProto.FromString(serialized)
     services = (each for each in file.service if f"{file.package}.{each.name}" == service)
     return [method.name for each in services for method in each.method]
-
-
-def _presented(service: str, address: Address, context: ssl.SSLContext) -> x509.Certificate:
-    """Returns the certificate of an instance; raises OSError if it is not valid for the service."""
-    name = server_name(service)
-    with (
-        socket.create_connection(address, timeout=_SECONDS) as plain,
-        context.wrap_socket(plain, server_hostname=name) as encrypted,
-    ):
-        return x509.load_der_x509_certificate(encrypted.getpeercert(binary_form=True) or b"")
 
 
 def _described(certificate: x509.Certificate) -> Row:

@@ -25,10 +25,7 @@ CROSS_SIGNING = "/v1/sys/policies/acl/consul-ca"
 class NoInstance:
     """A mesh without instances, so none is outside of it."""
 
-    asked: str = ""
-
-    def outside(self, root: str) -> list[str]:
-        self.asked = root
+    def outside(self) -> list[str]:
         return []
 
     def count(self) -> int:
@@ -53,11 +50,9 @@ def authority(mesh: Mesh, kind: type[CertificateAuthority] = CertificateAuthorit
     return kind(mesh.stack, mesh.clients)
 
 
-def rotate(mesh: Mesh, kind: type[CertificateAuthority] = CertificateAuthority) -> str:
-    """Does the next step of a rotation; returns the root for which it waited."""
-    instances = NoInstance()
-    Rotation(authority(mesh, kind), Issuers(mesh.clients), cast(Instances, instances)).run()
-    return instances.asked
+def rotate(mesh: Mesh, kind: type[CertificateAuthority] = CertificateAuthority) -> None:
+    """Does the next step of a rotation."""
+    Rotation(authority(mesh, kind), Issuers(mesh.clients), cast(Instances, NoInstance())).run()
 
 
 def finish(mesh: Mesh) -> None:
@@ -92,7 +87,8 @@ def consul_may_not_cross_sign(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> An
 
 def test_a_new_root_signs_both_are_trusted_and_nothing_differs_from_the_files(mesh: Mesh) -> None:
     former, domain = mesh.active_root(), mesh.uri("a")
-    assert rotate(mesh) == mesh.active_root()["RootCert"].strip() != former["RootCert"].strip()
+    rotate(mesh)
+    assert mesh.active_root()["ID"] != former["ID"]
     trusted = authority(mesh).trusted_roots()
     assert trusted[former["RootCert"].strip()] is False
     assert signing_below(mesh) == mesh.active_root()["RootCert"].strip()
@@ -107,7 +103,7 @@ def issuers(mesh: Mesh) -> list[str]:
 
 def test_another_run_makes_no_further_root_while_the_former_one_is_trusted(mesh: Mesh) -> None:
     active = mesh.active_root()["ID"]
-    assert rotate(mesh) == mesh.active_root()["RootCert"].strip()
+    rotate(mesh)
     assert mesh.active_root()["ID"] == active
     assert len(all_roots(mesh)) == 2
 
