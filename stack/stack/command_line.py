@@ -182,7 +182,7 @@ def mesh_dial(
 
 @mesh.command("show")
 def mesh_show(as_json: _Json = False) -> None:
-    """Show who may call which method, the certificates of healthy instances, and the roots.
+    """Show who may call which method and who has, the certificates of healthy instances, and the roots.
 
     \b
     With --json:
@@ -190,6 +190,9 @@ def mesh_show(as_json: _Json = False) -> None:
        "mesh": {service: true | false | null (not deployed)},
        "services": [{"name", "enforced", "callers": [name, "*" for all others],
                      "methods": [{"path", "allowed": [caller]}], "problem": null | text}],
+       "recent": null (no mesh, or no telemetry) |
+                 {"minutes", "calls": [{"service", "caller", "method", "allowed", "denied"}],
+                  "failed_handshakes": [{"service", "reason", "count"}]},
        "certificates": [{"service", "address", "error": null} +
                         {"names": [text], "serial", "issuer", "minutes_left"}, or "error": text],
        "roots": [{"id", "active", "ends"}]}

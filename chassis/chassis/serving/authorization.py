@@ -17,13 +17,14 @@ from chassis.mesh.identity import MeshIdentity
 from chassis.mesh.intentions import Intentions
 from chassis.mesh.names import caller_name
 from chassis.settings import Live, MeshSettings
-from chassis.telemetry.metrics import Counts
+from chassis.telemetry.metrics import Counts, CountSeries
 
 log = structlog.get_logger(__name__)
 
 _LOG_SECONDS = 10.0
 # The name that OpenTelemetry's conventions give to values outside a known set: a caller must not choose series.
 _OTHER = "_OTHER"
+_allowed = Counts("mesh.calls", "{call}", "calls that an intention allows, by caller and method")
 _denied = Counts("mesh.calls.denied", "{call}", "calls that no intention allows, by caller and method")
 
 
@@ -35,6 +36,7 @@ class Authorization:
         self._intentions = intentions
         self._settings = settings
         self._names: dict[bytes, str] = {}
+        self._counts: dict[tuple[str, str], CountSeries] = {}
         self._logged: dict[tuple[str, str], float] = {}
         self._streams: dict[asyncio.Task[Any], tuple[str, str]] = {}
         self._ended: dict[asyncio.Task[Any], RpcError] = {}
@@ -44,7 +46,9 @@ class Authorization:
     def check(self, context: Any, path: str) -> str:
         """Returns the name of the caller; raises RpcError(PERMISSION_DENIED) if it may not call the method."""
         caller = self._caller(context)
-        if not self._allows(caller, path):
+        if self._allows(caller, path):
+            (self._counts.get((caller, path)) or self._add_count(caller, path)).add(1)
+        else:
             self._deny(caller, path)
         return caller
 
@@ -65,6 +69,10 @@ class Authorization:
 
     def _allows(self, caller: str, path: str) -> bool:
         return caller != _OTHER and self._intentions.allow(caller, path)
+
+    def _add_count(self, caller: str, path: str) -> CountSeries:
+        series = self._counts[caller, path] = _allowed.series({"mesh.caller": caller, "rpc.method": path})
+        return series
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         del self._streams[task]

@@ -1,4 +1,4 @@
-"""`mesh show`: who may call which method, the certificates that instances present, and the roots of the mesh.
+"""`mesh show`: who may call which method and who has, the certificates that instances present, and the roots.
 
 Permissions are evaluated by the code that decides in the services, on the intentions that Consul has.
 """
@@ -26,7 +26,7 @@ from stack.cluster import agents
 from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError, say
-from stack.mesh import dial, operator_leaf
+from stack.mesh import dial, operator_leaf, recent_calls
 from stack.mesh.dial import Address
 from stack.mesh.operator_leaf import Leaf
 
@@ -40,6 +40,7 @@ def show(stack: Stack, as_json: bool = False) -> None:
     """Prints the overview, as text or as JSON."""
     agents.require_running(stack)
     found = Overview(Clients(stack)).read()
+    found["recent"] = recent_calls.read(stack) if any(found["mesh"].values()) else None
     if as_json:
         say(json.dumps(found, indent=2))
     else:
@@ -197,6 +198,9 @@ def lines(found: Row) -> Iterator[str]:
     for service in found["services"]:
         yield ""
         yield from _service_lines(service, bool(found["mesh"].get(service["name"])))
+    if any(found["mesh"].values()):
+        yield ""
+        yield from recent_calls.lines(found["recent"])
     yield ""
     yield from _certificate_lines(found["certificates"])
     yield f"\n{'root':<61} {'active':<7} ends"
