@@ -83,6 +83,12 @@ projection-rebuild name:
 mesh *words:
     {{ stack }} mesh "$@"
 
+# Replace keys that live long: `rotate mesh-ca` replaces the certificate authority of the mesh
+[group('operate')]
+[no-exit-message]
+rotate *words:
+    {{ stack }} rotate "$@"
+
 # Run the tests, or some tiers of them: unit contract integration infra chaos (and `long`: the slow tests)
 [group('work')]
 [no-exit-message]

@@ -23,6 +23,7 @@ import uvloop
 from chassis import watchdog
 from chassis.backoff import backoff
 from chassis.errors import ConfigurationError
+from chassis.mesh import handshake_failures
 from chassis.mesh.identity import MeshIdentity
 from chassis.platform.consul import ConsulClient
 from chassis.platform.discovery import Discovery
@@ -34,6 +35,7 @@ from chassis.telemetry.sampling import trace_rate
 log = structlog.get_logger(__name__)
 
 K = TypeVar("K", bound=ProcessSettings)
+T = TypeVar("T")
 Probe = Callable[[], "str | Awaitable[str | None] | None"]
 FLUSH_SECONDS = 2.0
 DRAIN = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -154,7 +156,7 @@ async def live(name: str, settings: type[K], compose: Callable[[Process[K]], Awa
     for number in IGNORED:
         loop.add_signal_handler(number, _ignore, number)
     try:
-        process = await _unless_stopped(stopping, configure(name, settings, stopping))
+        process = await unless_stopped(stopping, configure(name, settings, stopping))
         return await _serve(process, compose) if process is not None else 0
     except ConfigurationError as error:
         log.critical("invalid configuration, the process does not start", problem=str(error))
@@ -171,6 +173,8 @@ def _ignore(number: signal.Signals) -> None:
 async def configure(name: str, settings: type[K], stopping: asyncio.Event) -> Process[K]:
     """Reads the environment, connects to Consul (retries until it answers), loads settings and starts telemetry."""
     environment = Environment.load()
+    if environment.mesh:
+        handshake_failures.start()
     identity = environment.identity_dir / "nomad_consul.jwt"
     consul = ConsulClient(environment.consul_http_addr, identity, environment.consul_cacert)
     await consul.connect()
@@ -208,8 +212,8 @@ async def _serve(process: Process[K], compose: Callable[[Process[K]], Awaitable[
         log.info("stopped")
 
 
-async def _unless_stopped(stopping: asyncio.Event, work: Awaitable[Process[K]]) -> Process[K] | None:
-    """Returns the result of `work`; None if the process receives SIGTERM first."""
+async def unless_stopped(stopping: asyncio.Event, work: Awaitable[T]) -> T | None:
+    """Returns the result of `work`; cancels it and returns None if the process receives SIGTERM first."""
     started = asyncio.ensure_future(work)
     stopped = asyncio.ensure_future(stopping.wait())
     done, _ = await asyncio.wait({started, stopped}, return_when=asyncio.FIRST_COMPLETED)

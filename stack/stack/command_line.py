@@ -20,7 +20,7 @@ from stack.commands import shell_env, teardown, test_runner
 from stack.commands import status as overview
 from stack.commands import trace as traces
 from stack.load import live_load
-from stack.mesh import dial
+from stack.mesh import ca_rotation, dial
 from stack.mesh import overview as mesh_overview
 from stack.operations import consistency_check, rebuild
 
@@ -182,7 +182,7 @@ def mesh_dial(
 
 @mesh.command("show")
 def mesh_show(as_json: _Json = False) -> None:
-    """Show who may call which method, the certificates of healthy instances, and the roots.
+    """Show who may call which method and who has, the certificates of healthy instances, and the roots.
 
     \b
     With --json:
@@ -190,11 +190,24 @@ def mesh_show(as_json: _Json = False) -> None:
        "mesh": {service: true | false | null (not deployed)},
        "services": [{"name", "enforced", "callers": [name, "*" for all others],
                      "methods": [{"path", "allowed": [caller]}], "problem": null | text}],
+       "recent": null (no mesh, or no telemetry) |
+                 {"minutes", "calls": [{"service", "caller", "method", "allowed", "denied"}],
+                  "failed_handshakes": [{"service", "reason", "count"}]},
        "certificates": [{"service", "address", "error": null} +
                         {"names": [text], "serial", "issuer", "minutes_left"}, or "error": text],
        "roots": [{"id", "active", "ends"}]}
     """
     mesh_overview.show(config.current(), as_json)
+
+
+rotate = typer.Typer(help="Replace keys and certificates that live long, while the system runs.")
+app.add_typer(rotate, name="rotate")
+
+
+@rotate.command("mesh-ca")
+def rotate_mesh_ca() -> None:
+    """Replace root and intermediate authority of the mesh. Run it again to continue, and hours later to finish."""
+    ca_rotation.rotate(config.current())
 
 
 _REGISTERED = app.registered_commands  # fragile: typer-registered-commands

@@ -1,4 +1,4 @@
-"""Client of the telemetry viewer: spans of a trace, and the newest values of a metric.
+"""Client of the telemetry viewer: spans of a trace, the newest values of a metric, and how much counters increased.
 
 fragile: viewer-json-rpc. The viewer's page uses this JSON-RPC itself; the viewer documents it nowhere.
 """
@@ -57,6 +57,46 @@ def last_values(stack: Stack, name: str, service: str) -> dict[str, float]:
         return {}
     series = [row for metric in metrics for row in metric.get("timeseries", [])]
     return {row["attributesKey"]: _newest(row["datapoints"]) for row in series if row["datapoints"]}
+
+
+@dataclass(frozen=True)
+class Increase:
+    """How much a counter of a service has increased, by the attributes of the series, in all its instances together."""
+
+    service: str
+    attributes: dict[str, str]
+    amount: int
+
+
+def increases(stack: Stack, name: str, seconds: float) -> list[Increase] | None:
+    """Returns how much each series of a counter has increased in the last `seconds`; None without a viewer."""
+    now = time.time_ns()
+    since = now - int(seconds * 10**9)
+    period = [str(since - _FRESH_SECONDS * 10**9), str(now + 10**9)]
+    try:
+        found = [row for row in _call(stack, "searchMetricSummaries", period) or [] if row["name"] == name]
+        metrics = [(row["serviceName"], _call(stack, "getMetric", [row["id"], *period]) or {}) for row in found]
+    except (httpx.HTTPError, ValueError):
+        return None
+    return [
+        Increase(service, _by_key(series["attributes"]), amount)
+        for service, metric in metrics
+        for series in metric.get("timeseries", [])
+        if (amount := _increase(series["datapoints"], since))
+    ]
+
+
+def _increase(points: list[dict[str, Any]], since: int) -> int:
+    """Returns the increase of a cumulative counter since a time (ns); each process has a start time of its own."""
+    processes: dict[int, list[tuple[int, int]]] = {}
+    for point in points:
+        processes.setdefault(int(point["startTime"]), []).append((int(point["timestamp"]), int(point["intValue"])))
+    total = 0
+    for began, values in processes.items():
+        before = [value for at, value in sorted(values) if at <= since]
+        first = before[-1] if before else 0 if began > since else min(values)[1]
+        total += max(values)[1] - first
+    return total
 
 
 def _call(stack: Stack, method: str, params: list[str]) -> Any:

@@ -166,8 +166,9 @@ def test_the_config_entries_are_those_of_the_checkout(deployed: DeployedStack, k
 
 
 def test_the_certificate_authority_of_the_mesh_is_vault_and_has_one_active_root(deployed: DeployedStack) -> None:
-    assert deployed.consul("/v1/connect/ca/configuration")["Provider"] == "vault"
-    (root,) = deployed.vault("mesh-root/cert/ca")
+    found = deployed.consul("/v1/connect/ca/configuration")
+    assert found["Provider"] == "vault"
+    (root,) = deployed.vault(f"{found['Config']['RootPKIPath']}/cert/ca")
     active = [each["RootCert"].strip() for each in deployed.consul("/v1/connect/ca/roots")["Roots"] if each["Active"]]
     assert active == [root["certificate"].strip()]
 

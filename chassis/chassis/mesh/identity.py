@@ -1,13 +1,15 @@
 """The identity of a process in the mesh: its certificate (leaf) from OpenBao, and the roots that it trusts from Consul.
 
-Invariant: the leaf is replaced when half of its time is over. While OpenBao is away it stays in use until it ends, and
-while Consul is away the last roots do.
+Invariant: the leaf is replaced when half of its time is over, or another authority signs; a leaf of an authority that
+others may not know yet is not used. While OpenBao is away the leaf stays in use until it ends, and while Consul is away
+the last roots do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,7 +17,7 @@ from typing import Any, Protocol
 import structlog
 
 from chassis.backoff import backoff
-from chassis.errors import RpcError
+from chassis.errors import RpcError, unavailable
 from chassis.mesh import certificate_request
 from chassis.mesh.names import server_name, spiffe_id
 from chassis.platform.validity import CHECK_SECONDS, Validity
@@ -25,9 +27,11 @@ log = structlog.get_logger(__name__)
 
 Supervise = Callable[[str, Callable[[], Awaitable[None]]], object]
 _RETRY_SECONDS = (0.5, 10.0)
-# A new root is trusted everywhere before the first leaf below it is used: all processes get it by a blocking query.
+# All processes get a new root by a blocking query; the first leaf below it is used after this time at least, and after
+# twice of it at most, so that not all processes make their keys at once.
 _SPREAD_SECONDS = 5.0
 _RENEWED_AT = (0.4, 0.6)
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class CertificateAuthority(Protocol):
@@ -44,11 +48,11 @@ class RootSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The roots of the mesh (PEM), the id of the one that signs now, and the trust domain of its SPIFFE ids."""
+    """The roots of the mesh and the issuers of leaves below them (PEM), and the trust domain of its SPIFFE ids."""
 
     domain: str
     roots: bytes
-    active: str
+    issuers: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class MeshIdentity:
         self._root_source = roots
         self._trust: Trust | None = None
         self._leaf: Leaf | None = None
+        self._known_issuers: frozenset[str] = frozenset()
         self._first = asyncio.Event()
         self._trusted = asyncio.Event()
         self._reissue = asyncio.Event()
@@ -106,15 +111,16 @@ class MeshIdentity:
 
     async def _follow_roots(self) -> None:
         async for found in self._root_source.watch_roots():
-            pem = "".join(root["RootCert"].strip() + "\n" for root in found["Roots"])
-            before, self._trust = self._trust, Trust(found["TrustDomain"], pem.encode(), found["ActiveRootID"])
+            before, self._trust = self._trust, _trust(found)
             log.info("roots of the mesh", trust_domain=self._trust.domain, roots=len(found["Roots"]))
+            new_issuers = self._trust.issuers - self._known_issuers
+            if before is not None and before != self._trust:
+                self._notify()
+                if new_issuers:
+                    await asyncio.sleep(_SPREAD_SECONDS * random.uniform(1, 2))  # noqa: S311
+            self._known_issuers = self._trust.issuers
             self._trusted.set()
-            if before is None or before == self._trust:
-                continue
-            self._notify()
-            if before.active != self._trust.active:
-                await asyncio.sleep(_SPREAD_SECONDS)
+            if before is not None and new_issuers:
                 self._reissue.set()
 
     async def _maintain(self, settings: Live[MeshSettings]) -> None:
@@ -140,6 +146,8 @@ class MeshIdentity:
         key, request = await certificate_request.make(server_name(self.name), spiffe_id(self.name, self.trust_domain))
         validity = Validity.from_now(0)
         chain, valid_seconds = await self._authority.sign_certificate(self.name, request.decode(), seconds)
+        if _CERTIFICATE.findall(chain)[1] not in self._known_issuers:
+            raise unavailable("ISSUER_NOT_SPREAD", "Consul has not announced who signed it, or just now", 1.0)
         log.info("certificate of the mesh issued", seconds=round(valid_seconds))
         return Leaf(key, chain.encode(), Validity(valid_seconds, validity.monotonic, validity.wall))
 
@@ -159,3 +167,10 @@ class MeshIdentity:
             return
         for callback in self._callbacks:
             callback()
+
+
+def _trust(found: dict[str, Any]) -> Trust:
+    """Returns the roots of Consul's answer, and all issuers that it lists below them."""
+    roots = "".join(root["RootCert"].strip() + "\n" for root in found["Roots"])
+    issuers = (pem for root in found["Roots"] for pem in root["IntermediateCerts"] or ())
+    return Trust(found["TrustDomain"], roots.encode(), frozenset(_CERTIFICATE.findall("".join(issuers))))

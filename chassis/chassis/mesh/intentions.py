@@ -8,7 +8,7 @@ action or by its first permission that matches. Without one, nothing is allowed.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,6 +64,7 @@ class Intentions:
         self.service = service
         self._intentions: Sequence[Intention] = ()
         self._decided: dict[tuple[str, str], bool] = {}
+        self._callbacks: list[Callable[[], None]] = []
         self.loaded = False
 
     def allow(self, caller: str, path: str) -> bool:
@@ -84,6 +85,12 @@ class Intentions:
         self._intentions = [_intention(each) for each in ordered]
         self._decided = {}
         self.loaded = True
+        for callback in self._callbacks:
+            callback()
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` after each change."""
+        self._callbacks.append(callback)
 
     async def follow(self, source: IntentionSource) -> None:
         """Applies each change in Consul, without end; the last rules stay while Consul is away."""

@@ -1,10 +1,12 @@
 """Checks the caller of a call: its certificate names it, and the intentions say which methods it may call.
 
-A call that acts for a user also needs the access token of that user, unless its method trusts the caller without one.
+A call that acts for a user also needs the access token of that user, unless its method trusts the caller without one. A
+stream is checked again at each change of the intentions, because it may run for hours.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,13 +21,14 @@ from chassis.mesh.identity import MeshIdentity
 from chassis.mesh.intentions import Intentions
 from chassis.mesh.names import caller_name
 from chassis.settings import Live, MeshSettings
-from chassis.telemetry.metrics import Counts
+from chassis.telemetry.metrics import Counts, CountSeries
 
 log = structlog.get_logger(__name__)
 
 _LOG_SECONDS = 10.0
 # The name that OpenTelemetry's conventions give to values outside a known set: a caller must not choose series.
 _OTHER = "_OTHER"
+_allowed = Counts("mesh.calls", "{call}", "calls that an intention allows, by caller and method")
 _denied = Counts("mesh.calls.denied", "{call}", "calls that are not allowed, by caller, method and reason")
 
 UserCheck = Callable[[Any, str, Any], Awaitable[float | None]]
@@ -50,15 +53,20 @@ class Authorization:
         self._settings = settings
         self._users = users
         self._names: dict[bytes, str] = {}
+        self._counts: dict[tuple[str, str], CountSeries] = {}
         self._logged: dict[tuple[str, str, str], float] = {}
+        self._streams: dict[asyncio.Task[Any], tuple[str, str]] = {}
+        self._ended: dict[asyncio.Task[Any], RpcError] = {}
+        intentions.on_change(self._check_streams)
+        settings.on_change(lambda _: self._check_streams())
 
     def check(self, context: Any, path: str) -> str:
         """Returns the name of the caller; raises RpcError(PERMISSION_DENIED) if it may not call the method."""
         caller = self._caller(context)
-        if caller == _OTHER or not self._intentions.allow(caller, path):
-            message = f"no intention of Consul allows {caller} to call {path}"
-            error = RpcError(grpc.StatusCode.PERMISSION_DENIED, "CALLER_NOT_ALLOWED", message)
-            self._deny("no intention allows the call", caller, path, error)
+        if self._allows(caller, path):
+            (self._counts.get((caller, path)) or self._add_count(caller, path)).add(1)
+        else:
+            self._deny_caller(caller, path)
         return caller
 
     def user_check(self, path: str) -> UserCheck | None:
@@ -84,6 +92,46 @@ class Authorization:
             return user.expires_at if self._settings.value.enforce else None
 
         return check
+
+    def follow(self, caller: str, path: str) -> None:
+        """Cancels this task, which serves a stream, once the caller may not call the method any more."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._streams[task] = caller, path
+            task.add_done_callback(self._forget)
+
+    def denial(self, error: BaseException) -> BaseException:
+        """Returns the error for the caller if this task was cancelled by `follow`, any other error as it is."""
+        task = asyncio.current_task()
+        if task is None or task not in self._ended or not isinstance(error, asyncio.CancelledError):
+            return error
+        task.uncancel()
+        return self._ended[task]
+
+    def _allows(self, caller: str, path: str) -> bool:
+        return caller != _OTHER and self._intentions.allow(caller, path)
+
+    def _add_count(self, caller: str, path: str) -> CountSeries:
+        series = self._counts[caller, path] = _allowed.series({"mesh.caller": caller, "rpc.method": path})
+        return series
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        del self._streams[task]
+        self._ended.pop(task, None)
+
+    def _check_streams(self) -> None:
+        for task, (caller, path) in self._streams.items():
+            if task not in self._ended and not self._allows(caller, path):
+                try:
+                    self._deny_caller(caller, path)
+                except RpcError as error:
+                    self._ended[task] = error
+                    task.cancel()
+
+    def _deny_caller(self, caller: str, path: str) -> None:
+        message = f"no intention of Consul allows {caller} to call {path}"
+        error = RpcError(grpc.StatusCode.PERMISSION_DENIED, "CALLER_NOT_ALLOWED", message)
+        self._deny("no intention allows the call", caller, path, error)
 
     def _caller(self, context: Any) -> str:
         found = next(iter(context.auth_context().get("peer_spiffe_id") or ()), b"")

@@ -151,6 +151,8 @@ class MethodHandler:
             call.span = self._telemetry.begin(context)
         if self._authorization is not None:
             call.caller = self._authorization.check(context, self._path)
+            if self._streams:
+                self._authorization.follow(call.caller, self._path)
             if call.span is not None:
                 call.span.set_attribute("mesh.caller", call.caller)
         if self._telemetry is not None:
@@ -172,6 +174,8 @@ class MethodHandler:
 
     async def _fail(self, call: _Call, context: Context, error: BaseException) -> NoReturn:
         """Releases the permit, records the error and answers with it; raises what ends the call in grpc.aio."""
+        if self._authorization is not None:
+            error = self._authorization.denial(error)
         if call.permit is not None and self._limit is not None:
             self._limit.limiter.release_failed(call.permit, error)
         if call.span is not None:

@@ -19,6 +19,7 @@ from chassis.auth.acting_user import Rules, Verifier
 from chassis.mesh.identity import MeshIdentity
 from chassis.mesh.intentions import Intentions
 from chassis.mesh.tls import server_credentials
+from chassis.process import unless_stopped
 from chassis.serving.authorization import Authorization
 from chassis.serving.health import HealthService
 from chassis.serving.interceptor import CallInterceptor
@@ -66,11 +67,16 @@ async def serve(
     calls beyond the concurrency limit fail with RESOURCE_EXHAUSTED. The `exempt` methods ("/package.Service/Name")
     are not limited, because they have a queue of their own; the `urgent` ones, which free resources, have a reserve.
     In a mesh each caller needs a certificate and an intention, and the user's access token where `users` says so; a
-    server without methods of its own needs no `users`. The health is at an address of its own.
+    server without methods of its own needs no `users`. The health is at an address of its own. Returns at once if
+    SIGTERM comes before the first certificate.
     """
     limiter = Limiter(process.name, limiter_settings) if limiter_settings else None
     identity = process.join_mesh()
     authorization = _authorization(process, identity, users) if identity is not None else None
+    if identity is not None:
+        await unless_stopped(process.stopping, identity.ready())
+        if process.stopping.is_set():
+            return
     interceptor = CallInterceptor(limiter, exempt, urgent, authorization)
     options = _OPTIONS if identity is None else (*_OPTIONS, *_MESH_OPTIONS)
     server = grpc.aio.server(interceptors=(interceptor,), options=options)
@@ -112,13 +118,12 @@ def _verifier(process: Process[Any], users: ActingUsers) -> Verifier:
 async def _bind(
     process: Process[Any], identity: MeshIdentity | None, server: grpc.aio.Server, health_service: HealthService
 ) -> Sequence[grpc.aio.Server]:
-    """Binds the server, waits for its certificate before; returns the server of the health if that is another one."""
+    """Binds the server; returns the server of the health if that is another one."""
     environment = process.environment
     if identity is None:
         health_service.add_to(server)
         server.add_insecure_port(environment.bind_address)
         return ()
-    await identity.ready()
     server.add_secure_port(environment.bind_address, server_credentials(identity, of_callers=True))
     health_server = grpc.aio.server(interceptors=(CallInterceptor(),), options=_OPTIONS)
     health_service.add_to(health_server)

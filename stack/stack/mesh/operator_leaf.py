@@ -6,17 +6,21 @@ The private key is made in this process and is never in a file on disk.
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from cryptography import x509
+
 from chassis.mesh import certificate_request
 from chassis.mesh.names import server_name, spiffe_id
 from stack.cluster.clients import OPERATOR, Clients
 
 _MOUNT = "mesh"
+_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,21 @@ def tls_context(leaf: Leaf) -> ssl.SSLContext:
     with _file_in_memory(leaf.key + leaf.chain) as path:
         context.load_cert_chain(path)
     return context
+
+
+def presented(context: ssl.SSLContext, service: str, address: tuple[str, int]) -> x509.Certificate:
+    """Returns the certificate of an instance, which has to be valid for the service.
+
+    Raises OSError if it is not, or the instance does not accept the certificate in the settings of the client.
+    """
+    with (
+        socket.create_connection(address, timeout=_SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=server_name(service)) as encrypted,
+    ):
+        # With TLS 1.3 a client learns only after its handshake whether it is accepted; a gRPC server speaks first.
+        if not encrypted.recv(1):
+            raise ConnectionError("it closed the connection")
+        return x509.load_der_x509_certificate(encrypted.getpeercert(binary_form=True) or b"")
 
 
 def _joined(certificates: Sequence[str]) -> bytes:

@@ -1,4 +1,4 @@
-"""`mesh show`: who may call which method, the certificates that instances present, and the roots of the mesh.
+"""`mesh show`: who may call which method and who has, the certificates that instances present, and the roots.
 
 Permissions are evaluated by the code that decides in the services, on the intentions that Consul has.
 """
@@ -6,8 +6,6 @@ Permissions are evaluated by the code that decides in the services, on the inten
 from __future__ import annotations
 
 import json
-import socket
-import ssl
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -28,7 +26,7 @@ from stack.cluster import agents
 from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError, say
-from stack.mesh import dial, operator_leaf
+from stack.mesh import dial, operator_leaf, recent_calls
 from stack.mesh.dial import Address
 from stack.mesh.operator_leaf import Leaf
 
@@ -42,6 +40,7 @@ def show(stack: Stack, as_json: bool = False) -> None:
     """Prints the overview, as text or as JSON."""
     agents.require_running(stack)
     found = Overview(Clients(stack)).read()
+    found["recent"] = recent_calls.read(stack) if any(found["mesh"].values()) else None
     if as_json:
         say(json.dumps(found, indent=2))
     else:
@@ -135,7 +134,7 @@ class Overview:
     def _certificate(self, service: str, address: Address) -> Row:
         row: Row = {"service": service, "address": "{}:{}".format(*address)}
         try:
-            found = _presented(service, address, operator_leaf.tls_context(self._leaf))
+            found = operator_leaf.presented(operator_leaf.tls_context(self._leaf), service, address)
         except OSError as error:
             return row | {"error": str(error) or type(error).__name__}
         return row | _described(found) | {"error": None}
@@ -171,16 +170,6 @@ def _declared(serialized: bytes, service: str) -> list[str]:
     return [method.name for each in services for method in each.method]
 
 
-def _presented(service: str, address: Address, context: ssl.SSLContext) -> x509.Certificate:
-    """Returns the certificate of an instance; raises OSError if it is not valid for the service."""
-    name = server_name(service)
-    with (
-        socket.create_connection(address, timeout=_SECONDS) as plain,
-        context.wrap_socket(plain, server_hostname=name) as encrypted,
-    ):
-        return x509.load_der_x509_certificate(encrypted.getpeercert(binary_form=True) or b"")
-
-
 def _described(certificate: x509.Certificate) -> Row:
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     number = certificate.serial_number
@@ -209,6 +198,9 @@ def lines(found: Row) -> Iterator[str]:
     for service in found["services"]:
         yield ""
         yield from _service_lines(service, bool(found["mesh"].get(service["name"])))
+    if any(found["mesh"].values()):
+        yield ""
+        yield from recent_calls.lines(found["recent"])
     yield ""
     yield from _certificate_lines(found["certificates"])
     yield f"\n{'root':<61} {'active':<7} ends"

@@ -3,114 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
-from urllib.parse import urlsplit
 
 import httpx
-import hvac
 import pytest
-from consul import Consul
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hvac.exceptions import Forbidden, InvalidRequest
 
-from stack.build import tools
-from stack.cluster import vault
-from stack.cluster.clients import Clients
-from stack.cluster.credentials import Credentials
 from stack.cluster.mesh.certificate_authority import ROLE, SECRET_ID
 from stack.cluster.mesh.changes import mesh_changes
-from stack.cluster.planned_changes import Change, apply_all
-from stack.config import Stack
+from stack.cluster.planned_changes import apply_all
 from stack.waiting import poll
 
-from ..chassis.servers import ROOT_TOKEN, Server, consul
-
-SERVICE = "user-service"
-
-
-class Mesh:
-    """A Consul and an OpenBao, whose mounts, policies and login of Consul are as in their files."""
-
-    def __init__(self, bao: Server, agent: Server, folder: Path) -> None:
-        self.bao, self.agent = bao, agent
-        address = urlsplit(agent.url)
-        parts = SimpleNamespace(
-            state=folder,
-            secrets=folder / "secrets",
-            url=lambda name: {"vault": bao.url}.get(name, ""),
-            port=lambda _: 1,
-        )
-        self.stack = cast(Stack, parts)
-        self.vault = hvac.Client(bao.url, token=ROOT_TOKEN)
-        self.consul = Consul(address.hostname, address.port, token=ROOT_TOKEN)
-        self.credentials = Credentials(self.stack)
-        clients = SimpleNamespace(vault=self.vault, consul=self.consul, credentials=self.credentials)
-        self.clients = cast(Clients, clients)
-
-    def prepare(self) -> None:
-        (self.stack.state / "vault").mkdir()
-        files, api = vault.FILES, vault.Vault(self.stack, self.clients)
-        for name in (ROLE, SERVICE):
-            apply_all(api._policy(files / "policies" / f"{name}.hcl"))
-        for name in ("mesh-root", "mesh"):
-            apply_all(api._mount(files / "engines" / f"{name}.json", "sys/mounts"))
-        apply_all(api._mount(files / "auth" / "approle.json", "sys/auth"))
-        apply_all(api._below(files / "auth", files / "auth" / "approle"))
-
-    def planned(self) -> list[Change]:
-        return list(mesh_changes(self.stack, self.clients))
-
-    def active_root(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.agent.call("GET", "/v1/connect/ca/roots")
-        return next(root for root in found["Roots"] if root["Active"])
-
-    def issued(self) -> x509.Certificate:
-        """A certificate that Consul itself issues, which needs its login to OpenBao."""
-        name = f"service-{time.monotonic_ns()}"
-        leaf = self.agent.call("GET", f"/v1/agent/connect/ca/leaf/{name}")
-        return x509.load_pem_x509_certificate(leaf["CertPEM"].encode())
-
-    def workload(self) -> hvac.Client:
-        """A client with the policy of a service."""
-        token = self.vault.auth.token.create(policies=[SERVICE])["auth"]["client_token"]
-        return hvac.Client(self.bao.url, token=token)
-
-    def uri(self, name: str) -> str:
-        domain = self.agent.call("GET", "/v1/connect/ca/roots")["TrustDomain"]
-        return f"spiffe://{domain}/ns/default/dc/dc1/svc/{name}"
-
-    def sign(self, names: list[str], uris: list[str], role: str = SERVICE, **more: Any) -> dict[str, Any]:
-        """Has a request with some names signed, as a workload does."""
-        others: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
-        request = (
-            x509.CertificateSigningRequestBuilder()
-            .subject_name(x509.Name([]))
-            .add_extension(x509.SubjectAlternativeName([*map(x509.DNSName, names), *others]), critical=True)
-            .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
-        )
-        pem = request.public_bytes(serialization.Encoding.PEM).decode()
-        signed: dict[str, Any] = self.workload().write_data(f"mesh/sign/{role}", data={"csr": pem} | more)
-        return cast(dict[str, Any], signed["data"])
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if tools.find("consul") is None:
-        pytest.skip("needs Consul (./justw deploy builds it)")
-    with consul(tmp_path_factory.mktemp("consul")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def unchanged(bao: Server, agent: Server, tmp_path_factory: pytest.TempPathFactory) -> Mesh:
-    """A running Consul with its built-in authority, and an OpenBao with nothing of the mesh."""
-    return Mesh(bao, agent, tmp_path_factory.mktemp("stack"))
+from .private_mesh import SERVICE, Mesh
 
 
 @pytest.fixture(scope="module")

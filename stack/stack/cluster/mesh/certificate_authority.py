@@ -2,6 +2,7 @@
 
 The running Consul is changed by its API, so no agent restarts. Consul logs in to OpenBao by AppRole. At each login it
 reads the role id and the secret id from the credentials of the stack, so a new secret id needs no change in Consul.
+The root is in one of two mounts, because Consul takes a new root only from another mount than that of the old one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from consul import ConsulException
+from cryptography import x509
 from hvac.exceptions import InvalidPath, InvalidRequest
 
 from stack.cluster.clients import Clients
@@ -22,6 +24,7 @@ from stack.waiting import retry, wait_until
 
 FILE = ROOT / "consul" / "connect-ca.json"
 ROLE = "consul-ca"
+ROOT_MOUNTS = ("mesh-root", "mesh-root-2")
 ROLE_ID, SECRET_ID = f"{ROLE}-role-id", f"{ROLE}-secret-id"
 _SECONDS = 15
 
@@ -40,10 +43,41 @@ class CertificateAuthority:
             stored = (self.credentials.folder / SECRET_ID).exists()
             before = "OpenBao does not know the stored secret id" if stored else ""
             yield Change(f"vault login of {ROLE}", before, f"a new secret id in {SECRET_ID}", self._replace_login)
-        wanted, found = self._wanted(), self._certificates.current()
+        wanted, found = self._wanted(self.root_mount()), self._certificates.current()
         if (found["Provider"], found["Config"]) != (wanted["Provider"], wanted["Config"]):
             before = shown({"Provider": found["Provider"], "Config": _readable(found["Config"], wanted["Config"])})
             yield Change("consul certificate authority", before, shown(wanted), partial(self._configure, wanted))
+
+    def root_mount(self) -> str:
+        """Returns the mount of the root that Consul uses; the first one before Consul uses OpenBao."""
+        mount: str = self._certificates.current()["Config"].get("RootPKIPath", "")
+        return mount if mount in ROOT_MOUNTS else ROOT_MOUNTS[0]
+
+    def use_root(self, mount: str) -> None:
+        """Makes the root of a mount the active one; Consul creates it if there is none, and trusts the old root too.
+
+        Raises StackError if Consul rejects it.
+        """
+        self._configure(self._wanted(mount))
+
+    def root(self, mount: str) -> str | None:
+        """Returns the root certificate (PEM) of a mount; None if it has none."""
+        issuers = self._vault.list(f"{mount}/issuers")
+        return self._vault.read(f"{mount}/cert/ca")["data"]["certificate"].strip() if issuers else None
+
+    def is_former(self, root: str) -> bool:
+        """Returns whether a root certificate (PEM) was the active one before; Consul had it sign its successor."""
+        active = next(each for each in self._roots()["Roots"] if each["Active"])
+        below = x509.load_pem_x509_certificates("".join(active["IntermediateCerts"] or ()).encode())
+        return x509.load_pem_x509_certificate(root.encode()).subject in {each.issuer for each in below}
+
+    def delete_root(self, mount: str) -> None:
+        """Deletes the root certificate of a mount with its key."""
+        self._vault.delete(f"{mount}/root")
+
+    def trusted_roots(self) -> dict[str, bool]:
+        """Returns the root certificates (PEM) that Consul distributes, and whether each is the active one."""
+        return {root["RootCert"].strip(): root["Active"] for root in self._roots()["Roots"]}
 
     def trust_domain(self) -> str:
         """Returns the domain of all SPIFFE ids of the mesh, which stays the same when the root is replaced."""
@@ -84,8 +118,9 @@ class CertificateAuthority:
         except InvalidPath:
             return []
 
-    def _wanted(self) -> dict[str, Any]:
-        text = render(FILE, self.stack, vault_url=self.stack.url("vault"), secrets=str(self.stack.secrets))
+    def _wanted(self, root_mount: str) -> dict[str, Any]:
+        values = {"vault_url": self.stack.url("vault"), "secrets": str(self.stack.secrets), "root_mount": root_mount}
+        text = render(FILE, self.stack, **values)
         wanted: dict[str, Any] = json.loads(text)
         return wanted
 
@@ -102,11 +137,7 @@ class CertificateAuthority:
         mount = wanted["Config"]["RootPKIPath"]
         why = f"its active root is not the certificate of {mount} in OpenBao"
         failure = StackError("Consul has not changed its certificate authority", why, "./justw logs consul")
-        wait_until(lambda: self._has_active(mount), _SECONDS, lambda: failure)
-
-    def _has_active(self, mount: str) -> bool:
-        certificate = self._vault.read(f"{mount}/cert/ca")["data"]["certificate"].strip()
-        return any(root["Active"] and root["RootCert"].strip() == certificate for root in self._roots()["Roots"])
+        wait_until(lambda: self.trusted_roots().get(self.root(mount) or ""), _SECONDS, lambda: failure)
 
     def _roots(self) -> dict[str, Any]:
         found: dict[str, Any] = self._certificates.list()

@@ -29,7 +29,10 @@ class Authority:
 
     def as_consul(self, *others: Authority) -> dict[str, Any]:
         """The roots in the form of Consul's agent API; this one signs."""
-        roots = [{"ID": each.name, "RootCert": each.roots.decode()} for each in (self, *others)]
+        roots = [
+            {"ID": each.name, "RootCert": each.roots.decode(), "IntermediateCerts": [each._authority.intermediate]}
+            for each in (self, *others)
+        ]
         return {"TrustDomain": DOMAIN, "ActiveRootID": self.name, "Roots": roots}
 
     def leaf(self, service: str, seconds: float = 3600, domain: str = DOMAIN) -> tuple[bytes, bytes]:

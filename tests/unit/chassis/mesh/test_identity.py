@@ -100,17 +100,42 @@ async def test_another_validity_in_the_settings_holds_at_once(member: Member) ->
     await until("a new leaf", lambda: member.authority.requests == 2)
 
 
-async def test_a_new_root_is_trusted_before_the_first_leaf_below_it_is_requested(
+async def test_a_new_root_is_trusted_before_the_first_leaf_below_it_is_used(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("chassis.mesh.identity._SPREAD_SECONDS", 0.5)
+    old, new = member.authority, Authority("next")
+    member.consul.trust(old.as_consul())
+    await asyncio.wait_for(member.identity.ready(), 10)
+    first, _ = member.identity.current or pytest.fail("it is ready")
+    member.identity._authority = new
+    member.settings.replace(MeshSettings(leaf_seconds=60, enforce=True))
+    await until("OpenBao signs with an issuer that Consul has not announced", lambda: new.requests >= 2)
+    member.consul.trust(new.as_consul(old))
+    await until("both are trusted", lambda: new.roots in trusted(member))
+    assert old.roots in trusted(member)
+    assert (member.identity.current or [None])[0] is first
+    await until("a leaf below the new root", lambda: (member.identity.current or [first])[0] is not first)
+
+
+async def test_once_another_root_signs_the_leaf_is_replaced_at_once(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chassis.mesh.identity._SPREAD_SECONDS", 0.1)
+    new = Authority("next")
     member.consul.trust(member.authority.as_consul())
     await asyncio.wait_for(member.identity.ready(), 10)
-    new = Authority("next")
+    member.identity._authority = new
     member.consul.trust(new.as_consul(member.authority))
-    await until("both are trusted", lambda: new.roots in (member.identity.current or [None, None])[1].roots, 0.4)  # type: ignore[union-attr]
-    assert member.authority.requests == 1
-    await until("a leaf below the new root", lambda: member.authority.requests == 2)
+    await until("a leaf below the new root", lambda: new.requests == 1)
+    member.consul.trust(new.as_consul())
+    await until("the old one is not trusted", lambda: member.authority.roots not in trusted(member))
+    assert new.requests == 1
+
+
+def trusted(member: Member) -> bytes:
+    assert member.identity.current is not None
+    return member.identity.current[1].roots
 
 
 @pytest.mark.parametrize(

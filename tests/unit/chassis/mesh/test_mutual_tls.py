@@ -13,13 +13,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 from support.waiting import until
 
-from chassis.errors import RpcError
+from chassis.errors import RpcError, unavailable
 from chassis.mesh.names import server_name
+from chassis.serving import server
 from chassis.settings import MeshSettings
 from chassis.telemetry import metrics
+from chassis.testing import process_settings
 
 from ..backends import error_of
-from ..echo_service import READ, Stub
+from ..echo_service import COUNT, NAME, READ, Stub, endless
 from .authority import Authority
 from .mesh_under_test import ALLOWED, SETTINGS, Mesh, code_of
 
@@ -40,10 +42,9 @@ def permissive(mesh: Mesh) -> None:
 
 def denials(caller: str, path: str) -> int:
     """The calls that were refused, from the exported metric."""
-    (metric,) = [each for each in metrics.collect(0) if each.name == "mesh.calls.denied"]
+    found: list[Any] = [each.data for each in metrics.collect(0) if each.name == "mesh.calls.denied"]
     wanted = {"mesh.caller": caller, "rpc.method": path, "error.type": "CALLER_NOT_ALLOWED", "mesh.enforced": "true"}
-    points: Any = metric.data.data_points
-    return sum(point.value for point in points if dict(point.attributes) == wanted)
+    return sum(point.value for data in found for point in data.data_points if dict(point.attributes) == wanted)
 
 
 async def test_a_caller_with_an_intention_is_answered_and_the_service_knows_its_name(mesh: Mesh) -> None:
@@ -152,6 +153,29 @@ async def test_a_revoked_intention_holds_for_the_next_call_on_the_same_connectio
     await until("it is allowed again", is_allowed, 2)
 
 
+async def test_a_stream_ends_once_its_caller_may_not_call_the_method_any_more(mesh: Mesh) -> None:
+    ended: list[str] = []
+    mesh.service.behave = endless(ended)
+    of_other = {"SourceName": "other", "Precedence": 9, "Action": "allow"}
+    mesh.consul.intend("echo", of_other | {"SourceName": "gateway"}, of_other)
+    gateway, other = await mesh.calling("gateway"), await mesh.calling("other")
+    streams = [asyncio.create_task(error_of(stub.count(2))) for stub in (gateway, gateway, other)]
+    await until("they run", lambda: mesh.service.seen == ["2", "2", "2"])
+    before = denials("gateway", COUNT)
+    permissive(mesh)
+    mesh.consul.intend("echo", of_other)
+    await asyncio.sleep(0.3)
+    assert not [stream for stream in streams if stream.done()], "the control: without the check they go on"
+    mesh.process.settings.replace(SETTINGS)
+    errors = await asyncio.wait_for(asyncio.gather(*streams[:2]), 5)
+    assert {(error.code, error.reason) for error in errors} == {(DENIED, "CALLER_NOT_ALLOWED")}
+    assert denials("gateway", COUNT) == before + 2
+    assert ended == ["2", "2"]
+    assert not streams[2].done()
+    streams[2].cancel()
+    await until("its caller has gone", lambda: len(ended) == 3)
+
+
 async def test_an_instance_that_is_not_of_the_called_service_gets_no_call(mesh: Mesh) -> None:
     """Whoever registers at Consul under a name still needs the certificate of that name."""
     caller = mesh.made("gateway")
@@ -183,6 +207,17 @@ async def test_before_consul_has_named_the_intentions_nobody_is_let_in() -> None
     async with made.running() as mesh:
         assert (await error_of((await mesh.calling("gateway")).read("x"))).code is DENIED
         assert (await mesh.process.readiness())["intentions"] == "no intentions from Consul yet"
+
+
+async def test_sigterm_before_the_first_certificate_ends_the_process_without_a_drain() -> None:
+    made = Mesh()
+    made.authority.failure = unavailable("VAULT_UNAVAILABLE", "away", 1.0)
+    made.process.settings.replace(process_settings(drain_seconds=60, grace_seconds=60))
+    serving = asyncio.create_task(server.serve(made.process, made.service.register, [NAME]))
+    await until("it waits", lambda: made.authority.requests > 0)
+    made.process.stopping.set()
+    await asyncio.wait_for(serving, 10)
+    await made.process.close()
 
 
 async def test_calls_go_on_while_the_leaves_of_caller_and_service_are_replaced(mesh: Mesh) -> None:

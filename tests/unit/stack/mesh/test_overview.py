@@ -131,7 +131,7 @@ def allowed(service: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def text(found: dict[str, Any]) -> str:
-    return "\n".join(overview.lines(found))
+    return "\n".join(overview.lines({"recent": None} | found))
 
 
 def test_each_method_of_the_contract_has_the_callers_that_the_intentions_allow(cluster: Cluster) -> None:
@@ -271,7 +271,12 @@ def test_json_is_one_document_with_the_same(
     cluster.intentions["order-service"] = [intention("gateway", Action="allow")]
     monkeypatch.setattr(agents, "require_running", lambda _stack: None)
     monkeypatch.setattr(overview, "Clients", lambda _stack: cluster.clients)
+    recent = {"minutes": 5, "calls": [], "failed_handshakes": []}
+    monkeypatch.setattr(overview.recent_calls, "read", lambda _stack: recent)
     overview.show(Stack("overview", 9), as_json=True)
-    assert json.loads(capsys.readouterr().out) == cluster.read()
+    assert json.loads(capsys.readouterr().out) == cluster.read() | {"recent": recent}
     overview.show(Stack("overview", 9))
     assert capsys.readouterr().out.startswith(f"trust domain {TRUST_DOMAIN}\n")
+    cluster.mesh = dict.fromkeys(cluster.mesh, "off")
+    overview.show(Stack("overview", 9), as_json=True)
+    assert json.loads(capsys.readouterr().out)["recent"] is None

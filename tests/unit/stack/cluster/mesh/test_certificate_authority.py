@@ -87,6 +87,7 @@ class Cluster:
     def authority(self) -> CertificateAuthority:
         vault = SimpleNamespace(
             auth=SimpleNamespace(approle=self.approle),
+            list=lambda path: {"data": {"keys": ["1"]}} if path == "mesh-root/issuers" else None,
             read=lambda path: {"data": {"certificate": "of OpenBao"}} if path == "mesh-root/cert/ca" else None,
         )
         consul = SimpleNamespace(connect=SimpleNamespace(certificates=self.certificates))

@@ -1,0 +1,58 @@
+"""The issuers in OpenBao's mount `mesh`: the intermediate authority that signs, and those that it has replaced.
+
+Consul replaces it in two steps: OpenBao signs with a new one, then Consul announces it. Services use no leaf of an
+issuer that is not announced. So if Consul fails in between, the former one has to sign again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from stack.cluster.clients import Clients
+from stack.cluster.planned_changes import Change
+
+_MOUNT = "mesh"
+
+
+class Issuers:
+    """Compares the issuers with those that Consul announces."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._vault = clients.vault
+        self._certificates = clients.consul.connect.certificates
+
+    def changes(self) -> Iterator[Change]:
+        """Yields a change if OpenBao signs with an issuer that Consul does not announce, and has one that it does."""
+        issuers, announced = self._all(), self._announced()
+        signing = next((each for each, found in issuers.items() if found["is_default"]), None)
+        usable = [each for each, found in issuers.items() if found["key_id"] and found["certificate"] in announced]
+        if signing and usable and signing not in usable:
+            use = partial(self._vault.write_data, f"{_MOUNT}/config/issuers", data={"default": usable[-1]})
+            yield Change(f"vault {_MOUNT}/config/issuers", signing, usable[-1], use, (_NOTE,))
+
+    def remove_others(self) -> None:
+        """Deletes every issuer, with its key, that does not belong to the active root of Consul."""
+        kept = self._announced()
+        for each, found in self._all().items():
+            if found["certificate"] not in kept and not found["is_default"]:
+                self._vault.delete(f"{_MOUNT}/issuer/{each}")
+                if found["key_id"]:
+                    self._vault.delete(f"{_MOUNT}/key/{found['key_id']}")
+
+    def _all(self) -> dict[str, dict[str, Any]]:
+        listed = self._vault.list(f"{_MOUNT}/issuers")
+        issuers: dict[str, dict[str, Any]] = listed["data"]["key_info"] if listed else {}
+        return {each: found | {"certificate": self._certificate(each)} for each, found in issuers.items()}
+
+    def _certificate(self, issuer: str) -> str:
+        return str(self._vault.read(f"{_MOUNT}/issuer/{issuer}")["data"]["certificate"]).strip()
+
+    def _announced(self) -> set[str]:
+        """Returns the certificates (PEM) of Consul's active root and of the issuers below it."""
+        active = [root for root in self._certificates.list()["Roots"] if root["Active"]]
+        return {pem.strip() for root in active for pem in (root["RootCert"], *(root["IntermediateCerts"] or ()))}
+
+
+_NOTE = "a rotation was interrupted before Consul announced the new issuer: ./justw rotate mesh-ca begins it again"
