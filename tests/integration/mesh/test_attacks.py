@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import grpc
 import hvac
@@ -12,38 +10,19 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from hvac.exceptions import Forbidden, InvalidRequest
-from support.mesh.authority import Authority
 from support.mesh.channels import caller_credentials, first_address, health_channel, mesh_channel, named
 from support.stack_under_test import RunningStack
 from support.traffic.api_user import ApiUser
 
 from chassis.mesh.certificate_request import build
 from chassis.mesh.names import server_name, spiffe_id
-from stack.mesh.operator_leaf import Leaf, issue
+from stack.mesh.operator_leaf import issue
 
+from .bad_leaves import ended_leaf, foreign_leaf, trust_domain
 from .raw_calls import METHODS, REACHED, code_of
 
 DENIED, UNREACHABLE = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAVAILABLE
 JOBS = ("gateway", "order-service", "user-service")
-
-
-def trust_domain(running: RunningStack) -> str:
-    return str(running.clients.consul.connect.certificates.list()["TrustDomain"])
-
-
-def foreign_leaf(running: RunningStack) -> Leaf:
-    """The names of the gateway, signed by another authority."""
-    return replace(Authority(trust_domain(running)).leaf("gateway"), roots=issue(running.clients).roots)
-
-
-def ended_leaf(running: RunningStack) -> Leaf:
-    """A leaf of the gateway whose time is over."""
-    key, request = build(server_name("gateway"), spiffe_id("gateway", trust_domain(running)))
-    sign = running.clients.vault.secrets.pki.sign_certificate
-    signed = sign("gateway", request, "", {"ttl": "1s"}, "mesh")["data"]
-    chain = "\n".join([signed["certificate"], *signed["ca_chain"]]).encode()
-    time.sleep(max(0.0, signed["expiration"] - time.time()) + 1.5)
-    return replace(issue(running.clients), key=key.encode(), chain=chain)
 
 
 def secure(running: RunningStack, service: str, credentials: grpc.ChannelCredentials) -> grpc.Channel:
@@ -57,10 +36,10 @@ ATTACKS = {
         running, service, grpc.ssl_channel_credentials(issue(running.clients).roots)
     ),
     "a certificate of a foreign authority": lambda running, service: secure(
-        running, service, caller_credentials(foreign_leaf(running))
+        running, service, caller_credentials(foreign_leaf(running, "gateway"))
     ),
     "a certificate that has ended": lambda running, service: secure(
-        running, service, caller_credentials(ended_leaf(running))
+        running, service, caller_credentials(ended_leaf(running, "gateway"))
     ),
 }
 
