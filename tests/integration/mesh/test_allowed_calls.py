@@ -12,9 +12,9 @@ import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from support.kv_settings import changed_settings
 from support.mesh.channels import mesh_channel
+from support.mesh.intentions import without_source
 from support.stack_under_test import RunningStack, eventually
 
-from .intentions import without_source
 from .raw_calls import METHODS, REACHED, code_of, error_of
 
 DENIED = grpc.StatusCode.PERMISSION_DENIED
@@ -118,6 +118,6 @@ def test_an_intention_that_is_taken_away_ends_calls_on_open_connections(running:
     path = "/shop.user.v1.UserService/GetUser"
     with callers(running, "user-service", "gateway") as channels:
         assert codes(channels, path) == {REACHED}
-        with without_source(running, "user-service", "gateway"):
+        with without_source(running.clients, "user-service", "gateway"):
             eventually("the call is denied", lambda: codes(channels, path) == {DENIED}, 5)
         eventually("the call is allowed again", lambda: codes(channels, path) == {REACHED}, 5)

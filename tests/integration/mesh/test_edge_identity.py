@@ -11,11 +11,10 @@ import httpx
 import hvac
 import pytest
 from hvac.exceptions import Forbidden, InvalidRequest
+from support.mesh.bad_leaves import trust_domain
 from support.stack_under_test import RunningStack
 
 from chassis.mesh.names import spiffe_id
-
-from .bad_leaves import trust_domain
 
 ISSUE = "mesh/issue/edge"
 
@@ -82,7 +81,7 @@ def edge(running: RunningStack) -> hvac.Client:
 
 def wanted(running: RunningStack, **changes: str) -> dict[str, str]:
     """What the template asks for, with changes."""
-    uri = spiffe_id("edge", trust_domain(running))
+    uri = spiffe_id("edge", trust_domain(running.clients))
     return {"common_name": "edge.mesh", "alt_names": "localhost", "ip_sans": "127.0.0.1", "uri_sans": uri} | changes
 
 
@@ -108,7 +107,7 @@ def test_the_edge_gets_its_certificate_for_an_hour(running: RunningStack, edge: 
 def test_the_edge_gets_no_certificate_with_another_name_or_a_longer_life(
     running: RunningStack, edge: hvac.Client, changes: dict[str, str]
 ) -> None:
-    domain = trust_domain(running)
+    domain = trust_domain(running.clients)
     asked = wanted(running, **{name: value.format(domain=domain) for name, value in changes.items()})
     with pytest.raises((Forbidden, InvalidRequest)):
         edge.write_data(ISSUE, data=asked)

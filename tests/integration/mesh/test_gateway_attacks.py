@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from support.kv_settings import changed_settings
+from support.mesh.bad_leaves import ended_leaf, foreign_leaf, trust_domain
+from support.mesh.intentions import without_source
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser
 
@@ -16,9 +18,6 @@ from chassis.mesh.names import spiffe_id
 from stack.mesh import gateway_instance
 from stack.mesh.dial import Address, instances
 from stack.mesh.operator_leaf import Leaf, issue
-
-from .bad_leaves import ended_leaf, foreign_leaf, trust_domain
-from .intentions import without_source
 
 ME = "/v1/users/me"
 OK, FORBIDDEN = httpx.codes.OK, httpx.codes.FORBIDDEN
@@ -59,8 +58,8 @@ def test_without_a_valid_certificate_no_request_is_answered(running: RunningStac
     """Not even with the token of a user."""
     leaves: dict[str, Callable[[], Leaf | None]] = {
         "plaintext": lambda: None,
-        "a certificate of a foreign authority": lambda: foreign_leaf(running, "edge"),
-        "one that has ended": lambda: ended_leaf(running, "edge"),
+        "a certificate of a foreign authority": lambda: foreign_leaf(running.clients, "edge"),
+        "one that has ended": lambda: ended_leaf(running.clients, "edge"),
     }
     with callers(running, leaves[attack]()) as clients:
         assert [is_refused(client, user) for client in clients] == [True] * len(clients)
@@ -96,7 +95,7 @@ def test_another_service_gets_a_problem_whatever_it_asks_for(
 
 def test_headers_that_name_the_edge_change_nothing(running: RunningStack, user: ApiUser) -> None:
     forged = {
-        "x-forwarded-client-cert": f"URI={spiffe_id('edge', trust_domain(running))}",
+        "x-forwarded-client-cert": f"URI={spiffe_id('edge', trust_domain(running.clients))}",
         "x-forwarded-for": "127.0.0.1",
         "x-edge-recorded": "1",
     }
@@ -115,7 +114,7 @@ def test_with_the_check_switched_off_the_same_request_gets_through(running: Runn
 
 def test_without_its_intention_the_edge_gets_no_answer_for_anybody(running: RunningStack, user: ApiUser) -> None:
     assert user.get(ME).status_code == OK
-    with without_source(running, "gateway", "edge"):
+    with without_source(running.clients, "gateway", "edge"):
         eventually("the edge is denied", lambda: user.get(ME).status_code == FORBIDDEN, 5)
     eventually("the edge is allowed again", lambda: {user.get(ME).status_code for _ in range(8)} == {OK}, 5)
 

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
-from support.stack_under_test import RunningStack
+
+from stack.cluster.clients import Clients
 
 
 @contextmanager
-def without_source(running: RunningStack, service: str, source: str) -> Iterator[None]:
+def without_source(clients: Clients, service: str, source: str) -> Iterator[None]:
     """Removes a caller from the intentions of a service for a while."""
-    headers = {"X-Consul-Token": running.clients.credentials.token("consul-management")}
-    with httpx.Client(base_url=running.url("consul"), headers=headers, timeout=10) as consul:
+    headers = {"X-Consul-Token": clients.credentials.token("consul-management")}
+    with httpx.Client(base_url=clients.stack.url("consul"), headers=headers, timeout=10) as consul:
         found = consul.get(f"/v1/config/service-intentions/{service}").raise_for_status().json()
         entry = {name: found[name] for name in ("Kind", "Name", "Sources")}
         left = [each for each in entry["Sources"] if each["Name"] != source]
