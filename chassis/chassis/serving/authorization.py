@@ -1,4 +1,4 @@
-"""Checks the caller of a call: its certificate names it, and the intentions say which methods it may call.
+"""Checks the caller of a call: its certificate names it, and the intentions say what it may call.
 
 A call that acts for a user also needs the access token of that user, unless its method trusts the caller without one. A
 stream is checked again at each change of the intentions, because it may run for hours.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPMethod
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -23,16 +24,37 @@ from chassis.mesh.names import caller_name
 from chassis.settings import Live, MeshSettings
 from chassis.telemetry.metrics import Counts, CountSeries
 
+if TYPE_CHECKING:
+    from chassis.process import Process
+
 log = structlog.get_logger(__name__)
 
 _LOG_SECONDS = 10.0
 # The name that OpenTelemetry's conventions give to values outside a known set: a caller must not choose series.
 _OTHER = "_OTHER"
+_METHODS = frozenset(HTTPMethod)
 _allowed = Counts("mesh.calls", "{call}", "calls that an intention allows, by caller and method")
 _denied = Counts("mesh.calls.denied", "{call}", "calls that are not allowed, by caller, method and reason")
 
 UserCheck = Callable[[Any, str, Any], Awaitable[float | None]]
 """`check(context, caller, request)` returns the Unix time at which the call has to end, None if no token limits it."""
+Users = tuple[Rules, Verifier]
+"""The rules of every method of a server but those of gRPC itself, and the verifier of users' tokens."""
+
+
+def authorization_of(process: Process[Any], users: Users | None = None) -> Authorization | None:
+    """Returns the authorization for a server of a process, which follows the intentions; None where there is no mesh.
+
+    The process is not ready before the intentions are known.
+    """
+    identity = process.join_mesh()
+    if identity is None:
+        return None
+    intentions = Intentions(process.name)
+    process.supervise("intentions", lambda: intentions.follow(process.consul))
+    process.add_readiness("intentions", intentions.readiness)
+    settings = process.settings.section(lambda settings: settings.mesh)
+    return Authorization(identity, intentions, settings, users)
 
 
 class Authorization:
@@ -46,7 +68,7 @@ class Authorization:
         identity: MeshIdentity,
         intentions: Intentions,
         settings: Live[MeshSettings],
-        users: tuple[Rules, Verifier] | None = None,
+        users: Users | None = None,
     ) -> None:
         self._identity = identity
         self._intentions = intentions
@@ -61,12 +83,21 @@ class Authorization:
         settings.on_change(lambda _: self._check_streams())
 
     def check(self, context: Any, path: str) -> str:
-        """Returns the name of the caller; raises RpcError(PERMISSION_DENIED) if it may not call the method."""
-        caller = self._caller(context)
+        """Returns the name of the caller; raises RpcError(PERMISSION_DENIED) if it may not call the method of gRPC."""
+        caller = self._name(next(iter(context.auth_context().get("peer_spiffe_id") or ()), b""))
         if self._allows(caller, path):
-            (self._counts.get((caller, path)) or self._add_count(caller, path)).add(1)
+            self._count(caller, path, {"rpc.method": path})
         else:
-            self._deny_caller(caller, path)
+            self._deny_caller(caller, path, {"rpc.method": path})
+        return caller
+
+    def check_request(self, peer: bytes, method: str, path: str) -> str:
+        """Does the same for an HTTP request of a peer with this SPIFFE id; the path is without its query."""
+        caller, known = self._name(peer), method if method in _METHODS else _OTHER
+        if caller != _OTHER and self._intentions.allow(caller, path, method):
+            self._count(caller, known, {"http.request.method": known})
+        else:
+            self._deny_caller(caller, f"{known} requests", {"http.request.method": known})
         return caller
 
     def user_check(self, path: str) -> UserCheck | None:
@@ -87,7 +118,7 @@ class Authorization:
             try:
                 user = await require_user(verifier, context.invocation_metadata(), getattr(request, rule.field))
             except RpcError as error:
-                self._deny("no signed-in user is behind the call", caller, path, error)
+                self._deny("no signed-in user is behind the call", caller, path, {"rpc.method": path}, error)
                 return None
             return user.expires_at if self._settings.value.enforce else None
 
@@ -111,9 +142,11 @@ class Authorization:
     def _allows(self, caller: str, path: str) -> bool:
         return caller != _OTHER and self._intentions.allow(caller, path)
 
-    def _add_count(self, caller: str, path: str) -> CountSeries:
-        series = self._counts[caller, path] = _allowed.series({"mesh.caller": caller, "rpc.method": path})
-        return series
+    def _count(self, caller: str, what: str, labels: Mapping[str, str]) -> None:
+        series = self._counts.get((caller, what))
+        if series is None:
+            series = self._counts[caller, what] = _allowed.series({"mesh.caller": caller, **labels})
+        series.add(1)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         del self._streams[task]
@@ -123,18 +156,17 @@ class Authorization:
         for task, (caller, path) in self._streams.items():
             if task not in self._ended and not self._allows(caller, path):
                 try:
-                    self._deny_caller(caller, path)
+                    self._deny_caller(caller, path, {"rpc.method": path})
                 except RpcError as error:
                     self._ended[task] = error
                     task.cancel()
 
-    def _deny_caller(self, caller: str, path: str) -> None:
-        message = f"no intention of Consul allows {caller} to call {path}"
+    def _deny_caller(self, caller: str, what: str, labels: Mapping[str, str]) -> None:
+        message = f"no intention of Consul allows {caller} to call {what}"
         error = RpcError(grpc.StatusCode.PERMISSION_DENIED, "CALLER_NOT_ALLOWED", message)
-        self._deny("no intention allows the call", caller, path, error)
+        self._deny("no intention allows the call", caller, what, labels, error)
 
-    def _caller(self, context: Any) -> str:
-        found = next(iter(context.auth_context().get("peer_spiffe_id") or ()), b"")
+    def _name(self, found: bytes) -> str:
         name = self._names.get(found)
         if name is None:
             name = caller_name(found.decode(errors="replace"), self._identity.trust_domain) or _OTHER
@@ -142,15 +174,17 @@ class Authorization:
                 self._names[found] = name
         return name
 
-    def _deny(self, event: str, caller: str, path: str, error: RpcError) -> None:
+    def _deny(self, event: str, caller: str, what: str, labels: Mapping[str, str], error: RpcError) -> None:
         """Counts and logs a call that is not allowed; raises the error if the mesh enforces that."""
         enforced, reason = self._settings.value.enforce, error.reason
-        labels = {"mesh.caller": caller, "rpc.method": path, "error.type": reason}
-        _denied.series({**labels, "mesh.enforced": str(enforced).lower()}).add(1)
-        trace.get_current_span().set_attribute("mesh.denied", reason)
+        span = trace.get_current_span()
+        span.set_attribute("mesh.caller", caller)
+        span.set_attribute("mesh.denied", reason)
+        found = {"mesh.caller": caller, **labels, "error.type": reason, "mesh.enforced": str(enforced).lower()}
+        _denied.series(found).add(1)
         now = time.monotonic()
-        if now - self._logged.get((caller, path, reason), float("-inf")) >= _LOG_SECONDS:
-            self._logged[caller, path, reason] = now
-            log.warning(event, caller=caller, method=path, reason=reason, denied=enforced)
+        if now - self._logged.get((caller, what, reason), float("-inf")) >= _LOG_SECONDS:
+            self._logged[caller, what, reason] = now
+            log.warning(event, caller=caller, method=what, reason=reason, denied=enforced)
         if enforced:
             raise error

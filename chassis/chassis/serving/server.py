@@ -17,10 +17,9 @@ from grpc_reflection.v1alpha import reflection
 
 from chassis.auth.acting_user import Rules, Verifier
 from chassis.mesh.identity import MeshIdentity
-from chassis.mesh.intentions import Intentions
 from chassis.mesh.tls import server_credentials
 from chassis.process import unless_stopped
-from chassis.serving.authorization import Authorization
+from chassis.serving.authorization import Users, authorization_of
 from chassis.serving.health import HealthService
 from chassis.serving.interceptor import CallInterceptor
 from chassis.serving.limiter import Limiter, LimiterSettings
@@ -72,12 +71,11 @@ async def serve(
     """
     limiter = Limiter(process.name, limiter_settings) if limiter_settings else None
     identity = process.join_mesh()
-    authorization = _authorization(process, identity, users) if identity is not None else None
     if identity is not None:
         await unless_stopped(process.stopping, identity.ready())
         if process.stopping.is_set():
             return
-    interceptor = CallInterceptor(limiter, exempt, urgent, authorization)
+    interceptor = CallInterceptor(limiter, exempt, urgent, authorization_of(process, _checked(process, users)))
     options = _OPTIONS if identity is None else (*_OPTIONS, *_MESH_OPTIONS)
     server = grpc.aio.server(interceptors=(interceptor,), options=options)
     register(server)
@@ -97,22 +95,16 @@ async def serve(
     await asyncio.gather(*(each.stop(grace) for each in servers))
 
 
-def _authorization(process: Process[Any], identity: MeshIdentity, users: ActingUsers | None) -> Authorization:
-    intentions = Intentions(process.name)
-    process.supervise("intentions", lambda: intentions.follow(process.consul))
-    process.add_readiness("intentions", intentions.readiness)
-    settings = process.settings.section(lambda settings: settings.mesh)
-    return Authorization(identity, intentions, settings, (users.rules, _verifier(process, users)) if users else None)
-
-
-def _verifier(process: Process[Any], users: ActingUsers) -> Verifier:
-    """Returns the verifier of the users' access tokens, and keeps its keys up to date."""
+def _checked(process: Process[Any], users: ActingUsers | None) -> Users | None:
+    """Returns the rules and the verifier of the users' access tokens, whose keys it keeps up to date; None off the mesh."""
+    if users is None or process.join_mesh() is None:
+        return None
     from chassis.auth.access_token_verifier import AccessTokenVerifier  # noqa: PLC0415 - 9 MiB, for the mesh alone
 
     verifier = AccessTokenVerifier(process.vault, users.token_format, process.settings)
     process.supervise("token keys", verifier.refresh_keys)
     process.add_readiness("token keys", verifier.readiness)
-    return verifier
+    return users.rules, verifier
 
 
 async def _bind(

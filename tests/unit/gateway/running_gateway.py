@@ -19,6 +19,7 @@ from chassis.testing import FakeConsul, process
 from gateway import composition
 from gateway.admission.client_limits import ClientLimits
 from gateway.admission.loop_delay import LoopDelay
+from gateway.auth.caller_authorization import CallerAuthorization
 from gateway.auth.user_channel import UserChannel
 from gateway.backend import Backend
 from gateway.dependency_health import DependencyHealth
@@ -110,7 +111,7 @@ async def running(vault: FakeVault | None = None, consul: FakeConsul | None = No
     await orders.close()
 
 
-def compose(process: Process[Settings], vault: FakeVault) -> GatewayApp:
+def compose(process: Process[Settings], vault: FakeVault, callers: CallerAuthorization | None = None) -> GatewayApp:
     """Creates the parts as `gateway.__main__` does in a mesh, with the fake Vault and without probing its address."""
     settings = process.settings
     users: Any = connect(process, "user-service", settings=settings.section(lambda value: value.users))
@@ -122,6 +123,6 @@ def compose(process: Process[Settings], vault: FakeVault) -> GatewayApp:
     stubs: tuple[Any, Any] = UserServiceStub(of_users(users)), OrderServiceStub(of_users(orders))
     limits = ClientLimits(settings.section(lambda value: value.clients))
     backend = Backend(*stubs, access_tokens, health, ProfileCache(settings), limits, LoopDelay(), settings)
-    gateway_app = composition.create(backend, f"gateway{next(_app_numbers)}")
+    gateway_app = composition.create(backend, f"gateway{next(_app_numbers)}", callers)
     gateway_app.config.TOUCHUP = False  # it rewrites Sanic's own code, which works once in a process
     return gateway_app
