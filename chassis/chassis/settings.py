@@ -113,9 +113,13 @@ class Live(Generic[K]):
         """The current settings; read them at each use, do not keep them."""
         return self._value
 
-    def on_change(self, callback: Callable[[K], None]) -> None:
-        """Calls `callback` with each new value; an exception in it is logged."""
+    def on_change(self, callback: Callable[[K], None]) -> Callable[[], None]:
+        """Calls `callback` with each new value, until the returned function is called; an exception is logged."""
         self._callbacks.append(callback)
+        return lambda: self._remove(callback)
+
+    def _remove(self, callback: Callable[[K], None]) -> None:
+        self._callbacks = [each for each in self._callbacks if each is not callback]
 
     def section(self, select: Callable[[K], L]) -> Live[L]:
         """Returns a part of these settings, which follows every change."""

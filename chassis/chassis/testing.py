@@ -15,14 +15,15 @@ K = TypeVar("K", bound=ProcessSettings)
 
 
 class FakeConsul:
-    """Keeps KV, the health of services, and roots and intentions of the mesh in memory.
+    """Keeps KV, the health of services, their traffic rules, and roots and intentions of the mesh in memory.
 
-    Change them with `put`, `remove`, `register`, `trust` and `intend`.
+    Change them with `put`, `remove`, `register`, `route`, `trust` and `intend`.
     """
 
     def __init__(self) -> None:
         self._keys: dict[str, bytes] = {}
-        self._services: dict[str, list[dict[str, Any]]] = {}
+        self._services: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self._chains: dict[str, dict[str, Any]] = {}
         self._roots: dict[str, Any] | None = None
         self._intentions: dict[str, list[dict[str, Any]]] = {}
         self._changed = asyncio.Event()
@@ -37,9 +38,17 @@ class FakeConsul:
         self._keys.pop(key, None)
         self._notify()
 
-    def register(self, service: str, *addresses: str) -> None:
-        """Replaces the healthy instances of a service by these host:port addresses, which are their ids too."""
-        self._services[service] = [_node(address) for address in addresses]
+    def register(self, service: str, *addresses: str, matching: str = "") -> None:
+        """Replaces the healthy instances of a service by these host:port addresses, which are their ids too.
+
+        With `matching` they are those that match this filter expression, which is not evaluated.
+        """
+        self._services[service, matching] = [_node(address) for address in addresses]
+        self._notify()
+
+    def route(self, service: str, chain: dict[str, Any]) -> None:
+        """Replaces the discovery chain of a service, in the form of Consul's API."""
+        self._chains[service] = chain
         self._notify()
 
     def trust(self, roots: dict[str, Any]) -> None:
@@ -68,10 +77,21 @@ class FakeConsul:
         self,
         service: str,
         on_outage: Callable[[], None] | None = None,  # noqa: ARG002
+        *,
+        matching: str = "",
     ) -> AsyncIterator[list[dict[str, Any]]]:
         """See ConsulClient."""
-        async for nodes in self._watch(lambda: self._services.get(service, [])):
+        async for nodes in self._watch(lambda: self._services.get((service, matching), [])):
             yield nodes
+
+    async def watch_discovery_chain(
+        self,
+        service: str,
+        on_outage: Callable[[], None] | None = None,  # noqa: ARG002
+    ) -> AsyncIterator[dict[str, Any]]:
+        """See ConsulClient. The chain of a service without rules is the one that Consul compiles."""
+        async for chain in self._watch(lambda: self._chains.get(service) or default_chain(service)):
+            yield chain
 
     async def watch_roots(self) -> AsyncIterator[dict[str, Any]]:
         """See ConsulClient. Yields nothing before there are roots."""
@@ -100,6 +120,21 @@ class FakeConsul:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def default_chain(service: str) -> dict[str, Any]:
+    """Returns the discovery chain that Consul compiles for a service without traffic rules."""
+    target = f"{service}.default.default.dc1"
+    node = f"resolver:{target}"
+    resolver = {"Default": True, "ConnectTimeout": "5s", "Target": target}
+    return {
+        "ServiceName": service,
+        "Datacenter": "dc1",
+        "Default": True,
+        "StartNode": node,
+        "Nodes": {node: {"Type": "resolver", "Name": target, "Resolver": resolver}},
+        "Targets": {target: {"ID": target, "Service": service, "Datacenter": "dc1", "Subset": {}}},
+    }
 
 
 def environment(**changes: Any) -> Environment:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from functools import partial
 
 import httpx
 
 from chassis.auth.access_token_verifier import AccessTokenVerifier
 from chassis.calls.client import Channel
-from chassis.platform.discovery import Endpoints
 from chassis.process import Process
 from gateway.settings import Settings
 from shop_contract.access_tokens import Principal
@@ -36,11 +34,10 @@ class DependencyHealth:
         self._process = process
         self._access_tokens = access_tokens
         self._channels = channels
-        self._endpoints = {name: process.discovery.endpoints(name) for name in channels}
         self._agents = {"consul": _UNKNOWN, "vault": _UNKNOWN}
         process.add_readiness("token keys", access_tokens.readiness)
-        for name, endpoints in self._endpoints.items():
-            process.add_readiness(name, partial(_loaded, endpoints))
+        for name, channel in channels.items():
+            process.add_readiness(name, channel.readiness)
 
     async def started(self) -> bool:
         """True if every readiness probe of the process passes."""
@@ -59,11 +56,11 @@ class DependencyHealth:
         """Returns the state of each dependency: "ok" or the reason why it is not."""
         problem = self._access_tokens.readiness()
         keys = {"token keys": problem} if problem else {}
-        return {**self._agents, **keys, **{name: _state_of(e) for name, e in self._endpoints.items()}}
+        return {**self._agents, **keys, **{name: channel.dependency() for name, channel in self._channels.items()}}
 
     def breakers(self) -> dict[str, str]:
-        """Returns the state of each called service's breaker: closed, open or half-open."""
-        return {name: channel.breaker.state for name, channel in self._channels.items()}
+        """Returns the state of the breaker of each called service, and subset of one: closed, open or half-open."""
+        return {name: state for channel in self._channels.values() for name, state in channel.breakers().items()}
 
     async def probe_agents(self) -> None:
         """Probes Consul and Vault repeatedly until it is cancelled."""
@@ -76,16 +73,6 @@ class DependencyHealth:
             while True:
                 self._agents = {name: await _probe(client, url) for name, url in urls.items()}
                 await asyncio.sleep(self._process.settings.value.dependency_probe_seconds)
-
-
-def _state_of(endpoints: Endpoints) -> str:
-    if endpoints.current:
-        return "ok"
-    return _loaded(endpoints) or "no healthy instance"
-
-
-def _loaded(endpoints: Endpoints) -> str | None:
-    return None if endpoints.loaded else "addresses not read from consul yet"
 
 
 async def _probe(client: httpx.AsyncClient, url: str) -> str:

@@ -167,7 +167,7 @@ class Balancer:
     def _choose(self, tried: Set[Endpoint], now: float) -> Instance:
         instances, rules = self._current, self._rules
         if not instances:
-            raise unavailable("UNAVAILABLE", f"no healthy instance of {self._endpoints.service}", 1.0)
+            raise unavailable("UNAVAILABLE", f"no healthy instance of {self._endpoints.name}", 1.0)
         if now > self._stalled_from:
             self._eject_stalled(now)
         if not tried and now >= self._full_shares_from:
@@ -235,10 +235,10 @@ class Balancer:
             return
         instance.eject(now, seconds)
         self._note_shares()
-        attributes = {"service": self._endpoints.service, "reason": reason}
+        attributes = {"service": self._endpoints.name, "reason": reason}
         address = instance.endpoint.address
         _ejections.add(1, attributes)
-        log.warning("instance ejected", target=self._endpoints.service, address=address, reason=reason)
+        log.warning("instance ejected", target=self._endpoints.name, address=address, reason=reason)
         trace.get_current_span().add_event("balancer.ejected", {**attributes, "server.address": address})
 
     def _record_latency(self, instance: Instance, path: str, seconds: float) -> None:

@@ -175,7 +175,7 @@ class AsyncBreaker:
             name=name,
         )
         self._apply(settings.value)
-        settings.on_change(self._apply)
+        self._stop_following = settings.on_change(self._apply)
         _breakers.add(self)
 
     @property
@@ -251,6 +251,10 @@ class AsyncBreaker:
     def allow_probe(self) -> None:
         """Lets an open breaker probe at the next call, for example because an instance has appeared."""
         self._storage.opened_monotonic = float("-inf")
+
+    def close(self) -> None:
+        """Stops following the settings, so that the breaker of a target that is gone leaves the metrics."""
+        self._stop_following()
 
     def _decide(self, seconds: float, *, failed: bool) -> None:
         storage, slow = self._storage, seconds > self._slow_seconds

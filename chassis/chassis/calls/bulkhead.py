@@ -31,6 +31,11 @@ class Bulkhead:
         self._wait_seconds = wait_seconds
         self._waiting: deque[asyncio.Future[None]] = deque()
 
+    @property
+    def idle(self) -> bool:
+        """True if no call has a permit or waits for one."""
+        return not self.in_use and not self._waiting
+
     async def acquire(self, timeout: float) -> None:  # noqa: ASYNC109
         """Takes a permit; raises RpcError(RESOURCE_EXHAUSTED, BULKHEAD_FULL) if none becomes free in time."""
         if self.in_use < self._settings.value.calls_at_once and not self._waiting:

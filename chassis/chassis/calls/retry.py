@@ -71,12 +71,20 @@ class RetryBudget:
 
 
 class Retries:
-    """The retries of one call, and the instances it has tried."""
+    """The retries of one call, and the instances it has tried; `attempts` replaces the number of the settings."""
 
-    __slots__ = ("_budget", "_made", "_rules", "_settings", "method", "token_taken", "tried")
+    __slots__ = ("_attempts", "_budget", "_made", "_rules", "_settings", "method", "token_taken", "tried")
 
-    def __init__(self, settings: ClientSettings, budget: RetryBudget, method: Method, rules: RetryRules) -> None:
+    def __init__(
+        self,
+        settings: ClientSettings,
+        budget: RetryBudget,
+        method: Method,
+        rules: RetryRules,
+        attempts: int | None = None,
+    ) -> None:
         self._settings = settings
+        self._attempts = settings.attempts if attempts is None else attempts
         self._budget = budget
         self.method = method
         self._rules = rules
@@ -89,7 +97,7 @@ class Retries:
 
         None if it is not repeated, or may take all the time that is `left`.
         """
-        if not self.method.idempotent or self._made >= self._settings.attempts:
+        if not self.method.idempotent or self._made >= self._attempts:
             return None
         seconds = max(self._settings.attempt_seconds, slow_after)
         return seconds if seconds < left else None
@@ -101,7 +109,7 @@ class Retries:
 
     def backoff(self, error: RpcError, left: float, has_alternative: bool) -> float | None:
         """Returns the seconds until the next attempt, or None if there is none in the time that is `left`."""
-        if not self.tried or self._made >= self._settings.attempts:
+        if not self.tried or self._made >= self._attempts:
             return None
         transparent = isinstance(error, NotProcessed) and has_alternative
         if not transparent and not self._is_retryable(error):

@@ -82,7 +82,7 @@ class Method:
     deserialize: Callable[[bytes], Any]
     idempotent: bool
     durations: dict[str, DurationSeries] = field(default_factory=dict, compare=False, repr=False)
-    """The metric of its calls by their status code; each series is made at the first call that ends so."""
+    """The metric of its calls by status code, and by subset if any; each series is made at the first such call."""
 
     @cached_property
     def name(self) -> str:

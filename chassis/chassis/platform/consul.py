@@ -83,18 +83,28 @@ class ConsulClient:
         return watch(f"kv {key}", self._with_login(query))
 
     def watch_service(
-        self, service: str, on_outage: Callable[[], None] | None = None
+        self, service: str, on_outage: Callable[[], None] | None = None, *, matching: str = ""
     ) -> AsyncIterator[list[dict[str, Any]]]:
-        """Yields the passing instances of a service, then each changed list, in the form of Consul's health API."""
+        """Yields the passing instances of a service, then each changed list, in the form of Consul's health API.
+
+        `matching` is a filter expression of Consul, such as `Service.Meta.version == "2"`; "" matches all instances.
+        """
 
         async def query(index: int | None) -> tuple[int, list[dict[str, Any]]]:
-            new_index, nodes = await self._api.health.service(service, index=index, wait=_WAIT, passing=True)
+            new_index, nodes = await self._api.passing(service, matching, index, _WAIT)
             if index and not nodes:
                 # Consul reports that a policy hides something only for a query without an index.
-                _, nodes = await self._api.health.service(service, passing=True)
-            return int(new_index), nodes
+                _, nodes = await self._api.passing(service, matching, None, _WAIT)
+            return new_index, nodes
 
         return watch(f"service {service}", self._with_login(query), on_outage)
+
+    def watch_discovery_chain(
+        self, service: str, on_outage: Callable[[], None] | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yields the traffic rules of a service as Consul compiles them, then each change, in the form of its API."""
+        query = self._with_login(lambda index: self._api.discovery_chain(service, index, _WAIT))
+        return watch(f"discovery chain {service}", query, on_outage)
 
     def watch_roots(self) -> AsyncIterator[dict[str, Any]]:
         """Yields trust domain and roots of the mesh, then each change, in the form of Consul's agent API."""

@@ -95,6 +95,18 @@ class ConsulApi(Consul):  # type: ignore[misc]
         new_index, found = await self._read("/v1/connect/intentions/match", index, wait, query)
         return new_index, found.get(destination) or []
 
+    async def passing(
+        self, service: str, matching: str, index: int | None, wait: str
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """Returns Consul's index, and the passing instances that match; the library has no filter expressions."""
+        query = {"passing": "1"} | ({"filter": matching} if matching else {})
+        return await self._read(f"/v1/health/service/{service}", index, wait, query)  # type: ignore[no-any-return]
+
+    async def discovery_chain(self, service: str, index: int | None, wait: str) -> tuple[int, dict[str, Any]]:
+        """Returns Consul's index, and the compiled discovery chain of a service."""
+        new_index, found = await self._read(f"/v1/discovery-chain/{service}", index, wait)
+        return new_index, dict(found["Chain"])
+
     async def _read(self, path: str, index: int | None, wait: str, query: Mapping[str, str] | None = None) -> Any:
         params = [*(query or {}).items(), *([("index", str(index)), ("wait", wait)] if index else [])]
         headers = {"X-Consul-Token": self.token} if self.token else {}

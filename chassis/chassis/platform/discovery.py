@@ -1,4 +1,4 @@
-"""Service discovery: the addresses of the healthy instances of each called service, watched in Consul.
+"""Service discovery: the addresses of the healthy instances of each called service or subset, watched in Consul.
 
 Invariant: the last list stays in use while Consul is unavailable. An empty list right after an outage is applied only
 after a delay, because a restarted agent lists its services before it has checked their health again.
@@ -23,7 +23,7 @@ class ServiceSource(Protocol):
     """The part of the Consul client that is needed here."""
 
     def watch_service(
-        self, service: str, on_outage: Callable[[], None] | None = None
+        self, service: str, on_outage: Callable[[], None] | None = None, *, matching: str = ""
     ) -> AsyncIterator[list[dict[str, Any]]]: ...
 
 
@@ -36,15 +36,16 @@ class Endpoint:
 
 
 class Endpoints:
-    """The healthy instances of one service, kept up to date."""
+    """The healthy instances of one service, or of the subset of it that has the name, kept up to date."""
 
-    def __init__(self, service: str) -> None:
-        self.service = service
+    def __init__(self, name: str) -> None:
+        self.name = name
         self._current: tuple[Endpoint, ...] = ()
         self._loaded = asyncio.Event()
         self._callbacks: list[Callable[[], None]] = []
         self._delay_empty_until = 0.0
         self._pending_empty: asyncio.TimerHandle | None = None
+        self._watch: asyncio.Future[None] | None = None
 
     @property
     def current(self) -> tuple[Endpoint, ...]:
@@ -64,6 +65,16 @@ class Endpoints:
         """Waits at most `timeout` seconds (None: no limit) for the first list. Raises TimeoutError."""
         await asyncio.wait_for(self._loaded.wait(), timeout)
 
+    def kept_by(self, watch: asyncio.Future[None]) -> None:
+        """Notes the task that keeps the list up to date, which `stop` ends."""
+        self._watch = watch
+
+    def stop(self) -> None:
+        """Ends the watch and empties the list, so that no instance gets a further call."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._apply(())
+
     def outage(self) -> None:
         """Notes that Consul is unavailable: for a while, an empty list is not applied immediately."""
         self._delay_empty_until = time.monotonic() + EMPTY_DELAY_SECONDS
@@ -76,7 +87,7 @@ class Endpoints:
         self._cancel_pending()
         delay = self._delay_empty_until - time.monotonic()
         if not endpoints and self._current and delay > 0:
-            log.warning("no healthy instance right after an outage, keeping the last list", target=self.service)
+            log.warning("no healthy instance right after an outage, keeping the last list", target=self.name)
             self._apply_empty_in(delay)
         else:
             self._apply(endpoints)
@@ -95,30 +106,37 @@ class Endpoints:
         changed, self._current = endpoints != self._current, endpoints
         self._loaded.set()
         if changed:
-            log.info("instances changed", target=self.service, addresses=[e.address for e in endpoints])
+            log.info("instances changed", target=self.name, addresses=[e.address for e in endpoints])
             for callback in self._callbacks:
                 callback()
 
 
 class Discovery:
-    """Watches each service once and shares the result."""
+    """Watches the instances of services."""
 
     def __init__(
-        self, consul: ServiceSource, supervise: Callable[[str, Callable[[], Awaitable[None]]], object]
+        self,
+        consul: ServiceSource,
+        supervise: Callable[[str, Callable[[], Awaitable[None]]], asyncio.Future[None]],
     ) -> None:
         self._consul = consul
         self._supervise = supervise
         self._endpoints: dict[str, Endpoints] = {}
 
     def endpoints(self, service: str) -> Endpoints:
-        """Returns the live list of a Consul service; the first call starts to watch it."""
+        """Returns the live list of a Consul service; the first call starts to watch it, further ones share it."""
         if service not in self._endpoints:
-            endpoints = self._endpoints[service] = Endpoints(service)
-            self._supervise(f"discovery {service}", lambda: self._follow(endpoints))
+            self._endpoints[service] = self.watch(service, service)
         return self._endpoints[service]
 
-    async def _follow(self, endpoints: Endpoints) -> None:
-        async for entries in self._consul.watch_service(endpoints.service, endpoints.outage):
+    def watch(self, name: str, service: str, matching: str = "") -> Endpoints:
+        """Starts to watch the instances that match a filter expression of Consul ("": all), until `stop` is called."""
+        endpoints = Endpoints(name)
+        endpoints.kept_by(self._supervise(f"discovery {name}", lambda: self._follow(endpoints, service, matching)))
+        return endpoints
+
+    async def _follow(self, endpoints: Endpoints, service: str, matching: str) -> None:
+        async for entries in self._consul.watch_service(service, endpoints.outage, matching=matching):
             endpoints.replace(tuple(sorted(map(_endpoint, entries), key=lambda e: e.id)))
 
 

@@ -23,6 +23,7 @@ DIRECT, OURS = "stub of grpc.aio", "our channel"
 WAYS = {
     DIRECT: "direct",
     OURS: "channel",
+    "our channel, by traffic rules": "split",
     "our channel, every call recorded": "recorded",
     "without telemetry": "no_telemetry",
     "without balancing": "no_balancing",

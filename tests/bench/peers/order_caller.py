@@ -24,6 +24,9 @@ from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, Tra
 
 from chassis.calls import client
 from chassis.calls.client_settings import ClientSettings
+from chassis.calls.routing.discovery_chain import Leg, Route, Rules, Subset, without_rules
+from chassis.calls.routing.router import Router, Routes
+from chassis.calls.routing.target import Target
 from chassis.calls.transport import GrpcTransport
 from chassis.deadline import deadline
 from chassis.platform.discovery import Endpoint, Endpoints
@@ -37,15 +40,41 @@ SETTINGS = ClientSettings(
     deadline_seconds=3.0, calls_at_once=32, failure_ratio=0.5, reset_seconds=3.0, attempts=3, attempt_seconds=1.0,
     retry_budget_ratio=0.1, ejection_seconds=1.0,
 )  # fmt: skip
+SERVICE = "order-service"
 ORDER = "0190a000-0000-7000-8000-0000000000ff"
 
 
-def channel(address: str, **changes: Any) -> Any:
-    """Returns our channel to two instances."""
-    endpoints = Endpoints("order-service")
-    made = client.Channel("order-service", endpoints, Live(SETTINGS.model_copy(update=changes)), GrpcTransport())
+def target(address: str, name: str, settings: Live[ClientSettings]) -> Target:
+    """Returns a target of two instances."""
+    endpoints = Endpoints(name)
+    made = Target(endpoints, settings, GrpcTransport(), subset=name.partition(".")[0] if "." in name else "")
     endpoints.replace((Endpoint("a", address), Endpoint("b", address)))
     return made
+
+
+def channel(address: str, change: Callable[[Target], None] = lambda _: None, **changes: Any) -> Any:
+    """Returns our channel to two instances, without traffic rules; `change` replaces parts of its target."""
+    settings = Live(SETTINGS.model_copy(update=changes))
+    only = target(address, SERVICE, settings)
+    change(only)
+    return routed(without_rules(SERVICE), {Subset(SERVICE): only}, settings)
+
+
+def split(address: str) -> Any:
+    """Returns our channel with traffic rules: routes by method, a split between two subsets, and a timeout."""
+    settings = Live(SETTINGS)
+    subsets = [Subset(SERVICE, name) for name in ("stable", "canary")]
+    legs = [Leg(share, (subset,), 2.5) for share, subset in zip((0.9, 0.1), subsets, strict=True)]
+    others = [Route(f"/shop.order.v1.OrderService/{name}", False, legs[:1]) for name in ("PlaceOrder", "ListOrders")]
+    rules = Rules((*others, Route("/", True, legs)))
+    return routed(rules, {subset: target(address, subset.label, settings) for subset in subsets}, settings)
+
+
+def routed(rules: Rules, targets: dict[Subset, Target], settings: Live[ClientSettings]) -> Any:
+    """Returns our channel by these rules."""
+    router = Router(SERVICE, targets.__getitem__)
+    router.current = Routes(rules, targets)
+    return client.Channel(SERVICE, router, settings)
 
 
 def direct(address: str) -> Any:
@@ -75,9 +104,10 @@ def without_breaker(address: str) -> Any:
         async def call(self, work: Callable[..., Awaitable[Any]], *args: Any) -> Any:
             return await work(*args)
 
-    made = channel(address)
-    made.breaker = Nothing()
-    return made
+    def change(target: Any) -> None:
+        target.breaker = Nothing()
+
+    return channel(address, change)
 
 
 def without_bulkhead(address: str) -> Any:
@@ -88,9 +118,10 @@ def without_bulkhead(address: str) -> Any:
         def release(self) -> None:
             return None
 
-    made = channel(address)
-    made.bulkhead = Nothing()
-    return made
+    def change(target: Any) -> None:
+        target.bulkhead = Nothing()
+
+    return channel(address, change)
 
 
 def without_balancing(address: str) -> Any:
@@ -116,9 +147,10 @@ def without_balancing(address: str) -> Any:
         def has_alternative(self, _tried: Any) -> bool:
             return True
 
-    made = channel(address)
-    made.balancer = Nothing(GrpcTransport().connect(address))
-    return made
+    def change(target: Any) -> None:
+        target.balancer = Nothing(GrpcTransport().connect(address))
+
+    return channel(address, change)
 
 
 def without_retries(address: str) -> Any:
@@ -129,6 +161,7 @@ def without_retries(address: str) -> Any:
 WAYS: dict[str, Callable[[str], Any]] = {
     "direct": direct,
     "channel": channel,
+    "split": split,
     "recorded": channel,
     "no_telemetry": without_telemetry,
     "no_breaker": without_breaker,

@@ -74,13 +74,11 @@ async def live(client: ConsulClient) -> AsyncIterator[Live[ProcessSettings]]:
 
 @pytest.fixture
 async def endpoints(client: ConsulClient) -> AsyncIterator[Endpoints]:
-    tasks: list[asyncio.Future[None]] = []
-    discovery = Discovery(client, lambda _, work: tasks.append(asyncio.ensure_future(work())))
+    discovery = Discovery(client, lambda _, work: asyncio.ensure_future(work()))
     found = discovery.endpoints("user-service")
     await found.ready(5)
     yield found
-    for task in tasks:
-        task.cancel()
+    found.stop()
 
 
 def register(agent: Server, *ports: int) -> None:

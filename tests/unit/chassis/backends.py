@@ -11,6 +11,9 @@ from chassis.calls.client import Channel
 from chassis.calls.client_settings import ClientSettings
 from chassis.calls.outlier_detection import EjectionRules
 from chassis.calls.retry import RetryRules
+from chassis.calls.routing.discovery_chain import Subset, without_rules
+from chassis.calls.routing.router import Router, Routes
+from chassis.calls.routing.target import Target
 from chassis.calls.transport import GrpcTransport
 from chassis.errors import RpcError
 from chassis.platform.discovery import Endpoint, Endpoints
@@ -36,16 +39,24 @@ def settings(**changes: Any) -> ClientSettings:
     return ClientSettings(**(SETTINGS.model_dump() | changes))
 
 
+def channel_to(target: Target, settings: Live[ClientSettings]) -> Channel:
+    """Returns a channel whose calls all go to one target."""
+    router = Router(target.name, lambda _: target)
+    router.current = Routes(without_rules(target.name), {Subset(target.name): target})
+    return Channel(target.name, router, settings)
+
+
 class Backends:
-    """A channel, the list of endpoints it follows, and the servers behind them."""
+    """A channel with its only target, the list of endpoints it follows, and the servers behind them."""
 
     def __init__(self) -> None:
         self.settings = Live(SETTINGS)
         self.endpoints = Endpoints("echo")
-        self.channel = Channel(
-            "echo", self.endpoints, self.settings, GrpcTransport(),
+        self.target = Target(
+            self.endpoints, self.settings, GrpcTransport(),
             breaker_rules=BREAKER_RULES, retry_rules=RETRY_RULES, ejection_rules=EJECTION_RULES,
         )  # fmt: skip
+        self.channel = channel_to(self.target, self.settings)
         self.stub = Stub(self.channel)
         self.servers: list[Echo] = []
 
@@ -61,7 +72,7 @@ class Backends:
         return started
 
     def state(self) -> str:
-        return self.channel.breaker.state
+        return self.target.breaker.state
 
     def announce(self, *servers: Echo) -> None:
         """Makes these servers the only endpoints, as an answer of Consul does."""

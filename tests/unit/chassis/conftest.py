@@ -13,6 +13,6 @@ from .backends import Backends
 async def backends() -> AsyncIterator[Backends]:
     made = Backends()
     yield made
-    await made.channel.close()
+    await made.target.close()
     for server in made.servers:
         await server.stop()

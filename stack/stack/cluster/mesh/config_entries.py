@@ -1,7 +1,8 @@
 """Applies the files with config entries to Consul: `consul/config/KIND/NAME.hcl` and `consul/intentions/NAME.hcl`.
 
 A file gives kind and name as its path does, and each field the name that Consul returns: `PathExact`, not `path_exact`.
-It has no blocks, so an object is written with an equals sign: `HTTP = { … }`.
+It has no blocks, so an object is written with an equals sign: `HTTP = { … }`. Of traffic rules it has only fields that
+calls follow.
 """
 
 from __future__ import annotations
@@ -14,13 +15,21 @@ from typing import Any
 import hcl2
 from consul import ConsulException
 
+from chassis.calls.routing.discovery_chain import seconds
+from chassis.calls.routing.followed_fields import ENTRIES, not_followed
 from stack.cluster.planned_changes import Change, shown
 from stack.config import ROOT
 from stack.console import StackError
 
 FILES = ROOT / "consul"
-# In the order in which they are written: an intention by path needs the protocol of its service first.
-FOLDERS = {"service-defaults": "config/service-defaults", "service-intentions": "intentions"}
+# In the order in which they are written: all others need the protocol of a service, a splitter and a router its subsets.
+FOLDERS = {
+    "service-defaults": "config/service-defaults",
+    "service-resolver": "config/service-resolver",
+    "service-splitter": "config/service-splitter",
+    "service-router": "config/service-router",
+    "service-intentions": "intentions",
+}
 # Fields that Consul sets.
 _ADDED = frozenset({"CreateIndex", "ModifyIndex", "Hash", "Precedence", "Type"})
 _QUOTED = hcl2.SerializationOptions(with_comments=False)
@@ -37,11 +46,19 @@ class ConfigEntries:
     def changes(self) -> Iterator[Change]:
         """Yields changes to the entries of the kinds in `FOLDERS`; raises StackError for a file that is not valid."""
         wanted = {kind: {file: read(file, kind) for file in _files(kind)} for kind in FOLDERS}
+        late: list[Change] = []
         for kind, entries in wanted.items():
             found = self._found(kind)
             for file, entry in entries.items():
-                yield from self._change(file, entry, found.get(entry["Name"]))
+                before = found.get(entry["Name"])
+                changes = self._change(file, entry, before)
+                if _subsets(before) <= _subsets(entry):
+                    yield from changes
+                else:
+                    late += changes
         for kind in reversed(FOLDERS):
+            if kind == "service-resolver":  # a subset can go once no splitter and no router refers to it
+                yield from late
             kept = {entry["Name"] for entry in wanted[kind].values()}
             for name, entry in sorted(self._found(kind).items()):
                 if name not in kept:
@@ -77,7 +94,18 @@ def read(file: Path, kind: str) -> dict[str, Any]:
         if entry.get(key) != wanted:
             why = f"{key} is {entry.get(key)!r}, and its path says {wanted!r}"
             raise StackError(f"{_name(file)} is for another config entry", why, _NEXT)
+    if field := next(not_followed(entry, ENTRIES.get(kind)), None):
+        why = f"{field} is not followed by calls"
+        raise StackError(f"{_name(file)} has a field without effect", why, "remove it: docs/traffic.md")
+    try:
+        _plain(entry)
+    except ValueError as error:
+        raise StackError(f"{_name(file)} is not valid as a config entry", str(error), _NEXT) from error
     return entry
+
+
+def _subsets(entry: dict[str, Any] | None) -> set[str]:
+    return set((entry or {}).get("Subsets") or ())
 
 
 def _files(kind: str) -> list[Path]:
@@ -110,13 +138,17 @@ def _not_literal(value: Any, where: str = "the file") -> Iterator[str]:
 def _plain(value: Any) -> Any:
     """Returns a value without what Consul adds, and without empty fields, which Consul returns for those of no file.
 
-    Sources are sorted by name: their order has no meaning.
+    Sources are sorted by name: their order has no meaning. Durations and weights have one spelling. Raises ValueError.
     """
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if not isinstance(value, dict):
         return value
     fields = {key: _plain(inner) for key, inner in value.items() if key not in _ADDED}
+    if fields.get("RequestTimeout"):
+        fields["RequestTimeout"] = f"{seconds(fields['RequestTimeout']):g}s"
     if "Sources" in fields:
         fields["Sources"] = sorted(fields["Sources"], key=lambda source: str(source.get("Name")))
     return {key: inner for key, inner in fields.items() if inner}

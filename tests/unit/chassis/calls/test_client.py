@@ -77,7 +77,7 @@ async def test_a_call_with_hardly_any_time_left_is_not_sent_and_charged_to_nobod
         with deadline(seconds):
             for call in (backends.stub.say("x"), backends.stub.read("x"), backends.stub.count(1)):
                 assert (await error_of(call)).code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert (server.seen, backends.state(), backends.channel.balancer.ejected) == ([], "closed", [])
+    assert (server.seen, backends.state(), backends.target.balancer.ejected) == ([], "closed", [])
 
 
 @pytest.mark.parametrize(("seconds", "charged"), [(0.03, False), (1.0, True)])
@@ -97,7 +97,7 @@ async def test_a_timeout_is_charged_only_if_the_call_had_the_time_that_its_metho
     pause, was_ejected = 5.0, False
     for _ in range(6):
         assert (await error_of(backends.stub.say("x", timeout=seconds))).code is grpc.StatusCode.DEADLINE_EXCEEDED
-        was_ejected |= bool(backends.channel.balancer.ejected)  # an ejection may end before the breaker opens
+        was_ejected |= bool(backends.target.balancer.ejected)  # an ejection may end before the breaker opens
         if charged and backends.state() == "open":
             break
     assert was_ejected == charged

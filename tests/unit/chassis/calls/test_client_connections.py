@@ -96,7 +96,7 @@ async def test_a_call_whose_connection_is_closed_fails_as_unavailable(backends: 
     stream = backends.stub.Count(StringValue(value="1"))
     assert (await anext(stream)).value == "0"
     await until("both calls have arrived", lambda: len(server.seen) == 2)
-    await backends.channel.close()
+    await backends.target.close()
     for lost in (call, anext(stream)):
         error = await error_of(lost)
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")

@@ -10,14 +10,14 @@ import grpc
 import pytest
 
 from chassis.calls.balancing import Balancer
-from chassis.calls.client import Channel
 from chassis.calls.outlier_detection import EJECTION_RULES, EjectionRules
+from chassis.calls.routing.target import Target
 from chassis.calls.transport import GrpcTransport
 from chassis.errors import RpcError
 from chassis.serving.limiter import Limiter, LimiterSettings
 from chassis.settings import Live
 
-from ..backends import Backends, error_of
+from ..backends import Backends, channel_to, error_of
 from ..echo_service import Echo, Stub, echo
 
 USUAL_SECONDS, SLOW_SECONDS = 0.05, 0.35
@@ -83,9 +83,9 @@ async def test_one_slow_instance_of_two_leaves_95_percent_answered(backends: Bac
 async def test_one_slow_instance_takes_most_calls_if_rejections_make_it_look_idle(backends: Backends) -> None:
     """Control: shed calls are no load of their instance, and there are no retries."""
     backends.change(attempts=1, ejection_seconds=0.0)
-    backends.channel = _without_shed_load(backends)
+    backends.target = _without_shed_load(backends)
     await start_limited(backends, SLOW_SECONDS, USUAL_SECONDS, at_least=2)
-    assert await answered(Stub(backends.channel)) < 0.9
+    assert await answered(Stub(channel_to(backends.target, backends.settings))) < 0.9
 
 
 async def test_two_slow_instances_cannot_carry_the_load(backends: Backends) -> None:
@@ -128,7 +128,7 @@ async def test_shed_load_is_neither_a_fault_nor_the_answer_to_a_probe(backends: 
     overloaded, _ = await backends.start(shed(-1.0), echo)
     for _ in range(50):
         await backends.stub.say("x")
-    balancer: Balancer = backends.channel.balancer
+    balancer: Balancer = backends.target.balancer
     assert balancer.ejected == []
     instance = next(each for each in balancer._instances.values() if each.endpoint.address == overloaded.address)
     balancer._eject(instance, balancer._clock(), "failures")
@@ -138,6 +138,6 @@ async def test_shed_load_is_neither_a_fault_nor_the_answer_to_a_probe(backends: 
     assert instance.ejections == 2
 
 
-def _without_shed_load(backends: Backends) -> Channel:
+def _without_shed_load(backends: Backends) -> Target:
     rules = EjectionRules(**{**vars(EJECTION_RULES), "shed_seconds": 0.0})
-    return Channel("echo", backends.endpoints, backends.settings, GrpcTransport(), ejection_rules=rules)
+    return Target(backends.endpoints, backends.settings, GrpcTransport(), ejection_rules=rules)

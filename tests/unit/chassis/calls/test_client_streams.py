@@ -42,7 +42,7 @@ async def test_a_stream_that_is_closed_early_is_not_counted_as_load(backends: Ba
     stream = backends.stub.Count(StringValue(value="2"))
     assert (await anext(stream)).value == "0"
     await stream.aclose()
-    assert [instance.outstanding for instance in backends.channel.balancer._instances.values()] == [0]
+    assert [instance.outstanding for instance in backends.target.balancer._instances.values()] == [0]
 
 
 async def test_streams_without_a_first_message_in_time_fail_and_open_the_breaker(backends: Backends) -> None:
@@ -67,7 +67,7 @@ async def test_an_instance_that_sends_no_first_message_is_ejected(backends: Back
         except RpcError as error:
             assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
             ended += 1
-    assert (ended, backends.channel.balancer.ejected) == (1, [silent.address])
+    assert (ended, backends.target.balancer.ejected) == (1, [silent.address])
     for stream in streams:
         await stream.aclose()
 
@@ -77,7 +77,7 @@ async def test_a_stream_that_lasts_until_its_timeout_is_no_fault_of_its_instance
     for _ in range(6):
         error = await error_of(backends.stub.count(1, timeout=0.1))
         assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert backends.channel.balancer.ejected == []
+    assert backends.target.balancer.ejected == []
 
 
 async def test_a_stream_that_has_begun_may_pause_for_longer_than_the_deadline_of_a_call(backends: Backends) -> None:

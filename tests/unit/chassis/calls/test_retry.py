@@ -74,13 +74,13 @@ async def test_a_call_fails_at_once_if_its_retry_would_come_after_the_deadline(b
 async def test_the_budget_keeps_retries_at_a_tenth_of_the_calls(backends: Backends, ratio: float, most: int) -> None:
     """The second case is the control: with a budget for two retries per call, every call is attempted three times."""
     backends.change(attempts=3, retry_budget_ratio=ratio, **NO_OTHER_DEFENCE)
-    backends.channel.budget = RetryBudget(backends.settings, size=2)
+    backends.target.budget = RetryBudget(backends.settings, size=2)
     await backends.start(failing(None), failing(None))
     for _ in range(200):
         await error_of(backends.stub.read("x"))
     assert (attempts_at(backends) <= most, attempts_at(backends) >= min(most, 210)) == (True, True)
     assert (attempts_at(backends) == 600) == (ratio == 2.0)
-    assert backends.channel.budget.withdrawn == attempts_at(backends) - 200
+    assert backends.target.budget.withdrawn == attempts_at(backends) - 200
 
 
 async def test_a_changed_setting_applies_to_the_next_call(backends: Backends) -> None:
@@ -112,13 +112,13 @@ async def slow(text: str, _context: Any) -> str:
 async def test_calls_that_are_slow_at_every_instance_are_not_cut_off(backends: Backends, size: int) -> None:
     """With any budget: an attempt ends early only for a better one, and not if all instances are as slow."""
     backends.change(attempt_seconds=0.2, attempts=3, ejection_seconds=0.0)
-    backends.channel.budget = RetryBudget(backends.settings, size)
+    backends.target.budget = RetryBudget(backends.settings, size)
     await backends.start(slow, slow)
     for _ in range(3):
         responses = await asyncio.gather(*(backends.stub.read("x") for _ in range(10)))
         assert len(responses) == 10
     assert attempts_at(backends) <= 30 + 2 * size
-    assert backends.channel.breaker.state == "closed"
+    assert backends.target.breaker.state == "closed"
 
 
 def test_a_budget_holds_no_more_tokens_than_its_size_and_calls_refill_it() -> None:

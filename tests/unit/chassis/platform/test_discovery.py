@@ -24,8 +24,9 @@ async def tasks() -> AsyncIterator[list[asyncio.Task[None]]]:
 
 
 def follow(consul: FakeConsul, tasks: list[asyncio.Task[None]]) -> Discovery:
-    def supervise(_name: str, work: Callable[[], Awaitable[None]]) -> None:
-        tasks.append(asyncio.ensure_future(work()))
+    def supervise(_name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        tasks.append(asyncio.create_task(work()))  # type: ignore[arg-type]
+        return tasks[-1]
 
     return Discovery(consul, supervise)
 
