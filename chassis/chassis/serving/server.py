@@ -96,7 +96,7 @@ async def serve(
 
 
 def _checked(process: Process[Any], users: ActingUsers | None) -> Users | None:
-    """Returns the rules and the verifier of the users' access tokens, whose keys it keeps up to date; None off the mesh."""
+    """Returns the rules, and the verifier of access tokens with current keys; None where there is no mesh."""
     if users is None or process.join_mesh() is None:
         return None
     from chassis.auth.access_token_verifier import AccessTokenVerifier  # noqa: PLC0415 - 9 MiB, for the mesh alone

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from uuid import uuid4
 
 import grpc
 import pytest
@@ -15,7 +14,7 @@ from shop_contract.access_tokens import Principal
 from ..backends import error_of
 from ..echo_service import NAME, READ
 
-USER, OTHER = str(uuid4()), str(uuid4())
+USER, OTHER = "01a22c42-e971-7139-aa4c-600c095fac56", "01a22c42-e971-7139-aa4c-600c095fac57"
 RULE = ActsFor("value")
 RULES = {"Say": None, "Read": RULE, "Count": None}
 
