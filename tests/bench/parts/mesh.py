@@ -29,7 +29,7 @@ from bench.setup.mesh import Mesh
 from bench.setup.order_database import order_database
 from bench.setup.our_process import started
 from bench.setup.processes import Server, free_port, serving
-from bench.traffic.http_client import request
+from bench.traffic.http_client import Tls, request
 from bench.traffic.new_channels import Target
 from bench.traffic.storm import Metadata, Storm, storm
 from support.mesh.access_tokens import TokenKey
@@ -38,10 +38,12 @@ from support.postgres.private_postgres import Postgres
 from support.stack_under_test import eventually
 
 from chassis.auth.acting_user import token_metadata
+from chassis.mesh.names import server_name
+from stack.mesh.operator_leaf import tls_context
 
 SINK = Path(__file__).parents[1] / "setup" / "otlp_sink.py"
 OFF, ON = "mesh off", "mesh on"
-GATEWAY, SERVICE, CALLER, STRANGER = "gateway", "order-service", "gateway", "user-service"
+EDGE, GATEWAY, SERVICE, CALLER, STRANGER = "edge", "gateway", "order-service", "gateway", "user-service"
 USERS, ORDERS_EACH = 20, 5
 LINES = [{"sku": "tea-green", "quantity": 2, "unit_price": 350}, {"sku": "cup", "quantity": 1, "unit_price": 1200}]
 Headers = dict[str, str]
@@ -49,10 +51,11 @@ Headers = dict[str, str]
 
 @dataclass(frozen=True)
 class System:
-    """A gateway, and the Order Service that it calls."""
+    """A gateway, the Order Service that it calls, and how the edge connects to the gateway."""
 
     gateway: Server
     orders: Server
+    tls: Tls | None
 
     def parts(self) -> dict[str, list[int]]:
         """The processes of each part. Call it once both serve: a child process makes the key of a certificate."""
@@ -69,27 +72,35 @@ def system(database: Postgres, otlp: str, token_key: bytes, mesh: Mesh | None) -
             return stack.enter_context(started(here(), ["-m", module], agents, otlp))
 
         orders = start(SERVICE, "order_service", {"postgres": f"127.0.0.1:{database.port}"})
-        yield System(start(GATEWAY, "gateway", {SERVICE: orders.address}), orders)
+        yield System(start(GATEWAY, "gateway", {SERVICE: orders.address}), orders, edge_tls(mesh) if mesh else None)
 
 
-def place(gateway: Server, tokens: Sequence[str]) -> list[tuple[str, Headers]]:
+def edge_tls(mesh: Mesh) -> Tls:
+    """Returns how the edge of a mesh connects to a gateway."""
+    return Tls(tls_context(mesh.leaf(EDGE)), server_name(GATEWAY))
+
+
+def place(system: System, tokens: Sequence[str]) -> list[tuple[str, Headers]]:
     """Places some orders for each user; returns the path of each with the headers that may read it."""
     found = []
     for token in tokens:
         headers = {"Authorization": f"Bearer {token}"}
         for _ in range(ORDERS_EACH):
             body, key = {"currency": "EUR", "lines": LINES}, {"Idempotency-Key": uuid4().hex}
-            placed = answered("POST", gateway, "/v1/orders", headers=headers | key, json=body)
+            placed = answered("POST", system, "/v1/orders", headers=headers | key, json=body)
             found.append((f"/v1/orders/{placed.raise_for_status().json()['id']}", headers))
     return found
 
 
-def answered(method: str, gateway: Server, path: str, **sent: Any) -> httpx.Response:
-    """Sends a request again while a process that has just started does not know its keys and instances yet."""
+def answered(method: str, system: System, path: str, **sent: Any) -> httpx.Response:
+    """Sends a request again while a process that has just started does not know its keys, rules and instances yet."""
+    starting = (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.FORBIDDEN)
+    scheme, named = ("https", {"sni_hostname": system.tls.server_name}) if system.tls else ("http", {})
 
     def answer() -> httpx.Response | None:
-        reply = httpx.request(method, f"http://{gateway.address}{path}", timeout=20, trust_env=False, **sent)
-        return reply if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE else None
+        with httpx.Client(verify=system.tls.context if system.tls else True, timeout=20, trust_env=False) as http:
+            reply = http.request(method, f"{scheme}://{system.gateway.address}{path}", extensions=named, **sent)
+        return reply if reply.status_code not in starting else None
 
     return eventually(f"{method} {path} is served", answer, 20)
 
@@ -97,12 +108,12 @@ def answered(method: str, gateway: Server, path: str, **sent: Any) -> httpx.Resp
 def check(systems: Mapping[str, System], orders: Sequence[tuple[str, Headers]]) -> None:
     """Raises SystemExit unless both systems return the same orders, and none without a token."""
     for path, headers in orders:
-        replies = {name: answered("GET", found.gateway, path, headers=headers) for name, found in systems.items()}
+        replies = {name: answered("GET", found, path, headers=headers) for name, found in systems.items()}
         seen = [(reply.status_code, reply.json(), reply.headers.get("etag")) for reply in replies.values()]
         if seen[0][0] != httpx.codes.OK or any(each != seen[0] for each in seen):
             raise SystemExit(f"the answers differ: {seen}")
     for name, found in systems.items():
-        if (reply := answered("GET", found.gateway, orders[0][0])).status_code != httpx.codes.UNAUTHORIZED:
+        if (reply := answered("GET", found, orders[0][0])).status_code != httpx.codes.UNAUTHORIZED:
             raise SystemExit(f"{name}: {reply.status_code} without a token")
 
 
@@ -142,7 +153,7 @@ def measure(chosen: argparse.Namespace) -> None:
         systems = {
             name: stack.enter_context(system(database, sink.address, key.public, each)) for name, each in meshes.items()
         }
-        orders = place(systems[OFF].gateway, [key.token() for _ in range(USERS)])
+        orders = place(systems[OFF], [key.token() for _ in range(USERS)])
         check(systems, orders)
         user = str(uuid4())
         messages = reads.place(systems[OFF].orders.address, user)
@@ -151,7 +162,13 @@ def measure(chosen: argparse.Namespace) -> None:
         visits: dict[str, Callable[[], Visit]] = {}
         for name, found in systems.items():
             visits[name] = partial(
-                http_visit, found.gateway.port, found.parts(), requests, chosen.connections, chosen.seconds
+                http_visit,
+                found.gateway.port,
+                found.parts(),
+                requests,
+                chosen.connections,
+                chosen.seconds,
+                tls=found.tls,
             )
             visits[name]()  # warms it up
         report(Measurement.run(visits, chosen.rounds))
