@@ -15,7 +15,7 @@ import structlog
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from chassis.auth.acting_user import Rules, Verifier
+from chassis.auth.acting_user import Rules
 from chassis.mesh.identity import MeshIdentity
 from chassis.mesh.tls import server_credentials
 from chassis.process import unless_stopped

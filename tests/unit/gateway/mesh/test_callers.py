@@ -32,7 +32,8 @@ async def gateway(spans: InMemorySpanExporter) -> AsyncIterator[MeshGateway]:
 def denials(caller: str, method: str = "GET") -> int:
     """The requests that were denied, from the exported metric."""
     points: list[Any] = [point for each in metrics.collect(0) if each.name == METRIC for point in each.data.data_points]
-    wanted = {"mesh.caller": caller, "http.request.method": method, "mesh.enforced": "true"}
+    labels = {"mesh.caller": caller, "http.request.method": method, "error.type": "CALLER_NOT_ALLOWED"}
+    wanted = {**labels, "mesh.enforced": "true"}
     return sum(point.value for point in points if dict(point.attributes) == wanted)
 
 
