@@ -9,6 +9,8 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from .servers import Server
+
 
 class Issuer:
     """Signs workload identities in place of Nomad."""
@@ -29,3 +31,22 @@ class Issuer:
             claims = {"aud": audience, "sub": job, "nomad_job_id": job, **times}
             (folder / f"nomad_{name}.jwt").write_text(jwt.encode(claims, self._key, "RS256"))
         return folder
+
+
+def trust_in_consul(agent: Server, issuer: Issuer, job: str, rules: str) -> None:
+    """Creates an auth method of Consul for identities of the issuer, and the role of a job with its rules."""
+    method = {
+        "Name": "nomad-workloads",
+        "Type": "jwt",
+        "MaxTokenTTL": "60s",
+        "Config": {
+            "JWTValidationPubKeys": [issuer.public_key()],
+            "BoundAudiences": ["consul.io"],
+            "ClaimMappings": {"nomad_job_id": "nomad_job_id"},
+        },
+    }
+    rule = {"AuthMethod": "nomad-workloads", "BindType": "role", "BindName": "${value.nomad_job_id}"}
+    agent.call("PUT", "/v1/acl/policy", {"Name": job, "Rules": rules})
+    agent.call("PUT", "/v1/acl/role", {"Name": job, "Policies": [{"Name": job}]})
+    agent.call("PUT", "/v1/acl/auth-method", method)
+    agent.call("PUT", "/v1/acl/binding-rule", rule)

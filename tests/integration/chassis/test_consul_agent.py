@@ -17,7 +17,7 @@ from chassis.platform.discovery import Discovery, Endpoints
 from chassis.settings import Live, ProcessSettings, load_settings, watch_settings
 from stack.build import tools
 
-from .identities import Issuer
+from .identities import Issuer, trust_in_consul
 from .servers import Server, consul
 
 KEY = "config/gateway"
@@ -47,23 +47,9 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def identity(agent: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create an auth method for JWTs of the tests' issuer: a job gets the Consul role of its name."""
+    """A workload identity of the gateway, whose role in Consul has the policy above."""
     issuer = Issuer()
-    method = {
-        "Name": "nomad-workloads",
-        "Type": "jwt",
-        "MaxTokenTTL": "60s",
-        "Config": {
-            "JWTValidationPubKeys": [issuer.public_key()],
-            "BoundAudiences": ["consul.io"],
-            "ClaimMappings": {"nomad_job_id": "nomad_job_id"},
-        },
-    }
-    rule = {"AuthMethod": "nomad-workloads", "BindType": "role", "BindName": "${value.nomad_job_id}"}
-    agent.call("PUT", "/v1/acl/policy", {"Name": "gateway", "Rules": POLICY})
-    agent.call("PUT", "/v1/acl/role", {"Name": "gateway", "Policies": [{"Name": "gateway"}]})
-    agent.call("PUT", "/v1/acl/auth-method", method)
-    agent.call("PUT", "/v1/acl/binding-rule", rule)
+    trust_in_consul(agent, issuer, "gateway", POLICY)
     return issuer.write(tmp_path_factory.mktemp("identity"), "gateway") / "nomad_consul.jwt"
 
 
