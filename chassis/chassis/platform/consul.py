@@ -94,7 +94,8 @@ class ConsulClient:
                 _, nodes = await self._api.passing(service, matching, None, _WAIT)
             return new_index, nodes
 
-        return watch(f"service {service}", self._with_login(query), on_outage)
+        name = f"service {service} where {matching}" if matching else f"service {service}"
+        return watch(name, self._with_login(query), on_outage)
 
     def watch_discovery_chain(
         self, service: str, on_outage: Callable[[], None] | None = None

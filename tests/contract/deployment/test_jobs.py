@@ -124,6 +124,19 @@ def test_outside_of_the_mesh_one_port_is_for_calls_and_checks(read_by_nomad: Rea
             assert (env["MESH"], env["HEALTH_ADDRESS"]) == ("off", f"${{NOMAD_ADDR_{port}}}")
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_an_instance_is_registered_with_its_version_and_as_a_canary_while_it_is_one(
+    service: str, read_by_nomad: Read
+) -> None:
+    """The subsets of traffic rules name them."""
+    for group in read_by_nomad(service)["TaskGroups"]:
+        (registered,) = group["Services"]
+        (env,) = [task["Env"] for task in group["Tasks"]]
+        assert registered["Meta"] == {"version": env["VERSION"]}
+        assert registered["CanaryMeta"] == {"version": env["VERSION"], "canary": "true"}
+        assert f"version={env['VERSION']}" in registered["Tags"]
+
+
 def test_the_gateway_has_one_port_in_the_mesh_too(read_by_nomad: Read) -> None:
     (group,) = read_by_nomad("gateway", mesh=True)["TaskGroups"]
     assert ports(group) == {"http"}

@@ -270,7 +270,7 @@ async def test_a_rule_for_a_service_that_the_caller_may_not_find_keeps_the_last_
 def examples() -> dict[str, str]:
     """The files in docs/traffic.md: path and content."""
     text = (ROOT / "docs" / "traffic.md").read_text()
-    return dict(re.findall(r"`consul/([\w/.-]+\.hcl)`:\n```hcl\n(.*?)```", text, re.DOTALL))
+    return dict(re.findall(r"```hcl\n# consul/([\w/.-]+\.hcl)\n(.*?)```", text, re.DOTALL))
 
 
 @pytest.fixture
