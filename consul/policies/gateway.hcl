@@ -1,4 +1,4 @@
-# Read the own configuration and the own intentions; find the called services.
+# Read the own configuration and the own intentions; find the called services, and follow their traffic rules.
 key "config/gateway" {
   policy = "read"
 }

@@ -97,6 +97,16 @@ job "service" {
         provider = "consul"
         tags     = concat([var.protocol, "version=${var.version}"], var.tags)
 
+        # For the subsets of traffic rules (docs/traffic.md).
+        meta {
+          version = var.version
+        }
+
+        canary_meta {
+          version = var.version
+          canary  = "true"
+        }
+
         check {
           name            = local.check.readiness.name
           type            = var.protocol

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -135,13 +135,11 @@ class Channel:
             if routes is None:
                 routes, seconds = await self._first_routes(seconds)
             leg = routes.choose(method.path)
-            if leg.seconds < seconds:
-                seconds = leg.seconds
             target = leg.target
             if target.subset:
                 telemetry.note_subset(target.subset)
             sent = (*metadata, *trace_headers(span))
-            return await target.unary(method, request, seconds, sent, span, leg.attempts)
+            return await target.unary(method, request, min(seconds, leg.seconds), sent, span, attempts=leg.attempts)
 
     async def _stream(
         self,
@@ -173,11 +171,11 @@ class Channel:
     async def _first_routes(self, seconds: float) -> tuple[Routes, float]:
         """Waits briefly for the first routes; returns them with the seconds that are left."""
         began = time.monotonic()
-        try:
-            routes = await self._router.ready(min(seconds, _DISCOVERY_SECONDS))
-        except TimeoutError:
-            raise unavailable("UNAVAILABLE", f"no instance of {self.service} has been read from Consul", 1.0) from None
-        return routes, seconds - (time.monotonic() - began)
+        with suppress(TimeoutError):
+            await self._router.ready(min(seconds, _DISCOVERY_SECONDS))
+        if self._router.current is None:
+            raise unavailable("UNAVAILABLE", f"no instance of {self.service} has been read from Consul", 1.0)
+        return self._router.current, seconds - (time.monotonic() - began)
 
 
 class CallTelemetry:

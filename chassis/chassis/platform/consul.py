@@ -97,13 +97,14 @@ class ConsulClient:
                 _, nodes = await self._api.passing(service, matching, None, _WAIT)
             return new_index, nodes
 
-        return watch(f"service {service}", self._with_login(query), on_outage)
+        name = f"service {service} where {matching}" if matching else f"service {service}"
+        return watch(name, self._with_login(query), on_outage)
 
     def watch_discovery_chain(
         self, service: str, on_outage: Callable[[], None] | None = None
     ) -> AsyncIterator[dict[str, Any]]:
         """Yields the traffic rules of a service as Consul compiles them, then each change, in the form of its API."""
-        query = self._with_login(lambda index: self._api.discovery_chain(service, index, _WAIT))
+        query = self._with_login(lambda index: self._api.compiled_chain(service, index, _WAIT))
         return watch(f"discovery chain {service}", query, on_outage)
 
     def watch_roots(self) -> AsyncIterator[dict[str, Any]]:

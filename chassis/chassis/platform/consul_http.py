@@ -102,7 +102,7 @@ class ConsulApi(Consul):  # type: ignore[misc]
         query = {"passing": "1"} | ({"filter": matching} if matching else {})
         return await self._read(f"/v1/health/service/{service}", index, wait, query)  # type: ignore[no-any-return]
 
-    async def discovery_chain(self, service: str, index: int | None, wait: str) -> tuple[int, dict[str, Any]]:
+    async def compiled_chain(self, service: str, index: int | None, wait: str) -> tuple[int, dict[str, Any]]:
         """Returns Consul's index, and the compiled discovery chain of a service."""
         new_index, found = await self._read(f"/v1/discovery-chain/{service}", index, wait)
         return new_index, dict(found["Chain"])

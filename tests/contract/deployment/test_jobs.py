@@ -156,6 +156,19 @@ def test_the_edge_is_in_the_mesh_if_the_gateway_is(
         assert f'mesh = {str(mesh).lower()}\ntrust_domain = "{domain}"\n' in sent[-1]
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_an_instance_is_registered_with_its_version_and_as_a_canary_while_it_is_one(
+    service: str, read_by_nomad: Read
+) -> None:
+    """The subsets of traffic rules name them."""
+    for group in read_by_nomad(service)["TaskGroups"]:
+        (registered,) = group["Services"]
+        (env,) = [task["Env"] for task in group["Tasks"]]
+        assert registered["Meta"] == {"version": env["VERSION"]}
+        assert registered["CanaryMeta"] == {"version": env["VERSION"], "canary": "true"}
+        assert f"version={env['VERSION']}" in registered["Tags"]
+
+
 def test_either_all_services_are_in_the_mesh_or_none(read_by_nomad: Read) -> None:
     tasks = [task for name in SERVICES for group in read_by_nomad(name)["TaskGroups"] for task in group["Tasks"]]
     assert len({task["Env"]["MESH"] for task in tasks}) == 1

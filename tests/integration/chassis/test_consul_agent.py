@@ -49,7 +49,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def identity(agent: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create an auth method for JWTs of the tests' issuer: a job gets the Consul role of its name."""
+    """A workload identity of the gateway, whose role in Consul has the policy above."""
     issuer = Issuer()
     trust_in_consul(agent, issuer, "gateway", POLICY)
     return issuer.write(tmp_path_factory.mktemp("identity"), "gateway") / "nomad_consul.jwt"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 Fields = Mapping[str, "Fields | None"]
-"""Each name with the fields inside of it, None for a value; `*` is any key of a map. A list has the fields of its items."""
+"""Each name with the fields inside of it, None for a value; `*` is any key of a map. A list has those of its items."""
 
 _ENTRY: Fields = {"Kind": None, "Name": None, "Meta": None}
 _DESTINATION: Fields = {"Service": None, "ServiceSubset": None}

@@ -1,15 +1,15 @@
 """Follows the discovery chain of a called service in Consul, and chooses the target of each call by it.
 
-Invariant: a new chain applies to the next call, once Consul has listed the instances of all its targets. Until then, and
-while Consul is away or the chain cannot be followed, the last one applies. A call stays at its target; a target that is
-not used any more ends after its last call.
+Invariant: a new chain applies to the next call, once Consul has listed the instances of all its targets. Until then,
+and while Consul is away or the chain cannot be followed, the last one applies. A call stays at its target; a target
+that is not used any more ends after its last call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -112,11 +112,9 @@ class Router:
         self._switch: asyncio.Task[None] | None = None
         self._retiring: dict[asyncio.Task[None], Target] = {}
 
-    async def ready(self, timeout: float) -> Routes:  # noqa: ASYNC109
-        """Returns the routes; waits at most `timeout` seconds for the first ones. Raises TimeoutError."""
+    async def ready(self, timeout: float) -> None:  # noqa: ASYNC109
+        """Waits at most `timeout` seconds for the first routes. Raises TimeoutError."""
         await asyncio.wait_for(self._loaded.wait(), timeout)
-        assert self.current is not None
-        return self.current
 
     async def follow(self, consul: ChainSource) -> None:
         """Applies each change of the chain in Consul, without end."""
@@ -190,6 +188,6 @@ def _split(legs: Sequence[discovery_chain.Leg], targets: Mapping[Subset, Target]
 
 
 async def _end_when_idle(target: Target) -> None:
-    while not target.bulkhead.idle:
+    while not target.bulkhead.idle:  # noqa: ASYNC110 - an event would cost something at each call
         await asyncio.sleep(_IDLE_CHECK_SECONDS)
     target.stop()

@@ -75,11 +75,19 @@ class Target:
         self.stop()
 
     async def unary(
-        self, method: Method, request: Any, seconds: float, metadata: Metadata, span: Span, attempts: int | None = None
+        self,
+        method: Method,
+        request: Any,
+        seconds: float,
+        metadata: Metadata,
+        span: Span,
+        *,
+        attempts: int | None = None,
     ) -> Any:
         """Returns the response to one request, due within `seconds`; `attempts` replaces the number of the settings."""
         ends_at = time.monotonic() + seconds
-        return await self._protected(seconds, span, self._attempts, method, request, ends_at, metadata, span, attempts)
+        retries = Retries(self._settings.value, self.budget, method, self._retry_rules, attempts)
+        return await self._protected(seconds, span, self._attempts, retries, request, ends_at, metadata, span)
 
     async def stream(
         self, method: Method, request: Any, seconds: float | None, metadata: Metadata, span: Span
@@ -99,13 +107,10 @@ class Target:
         finally:
             await responses.aclose()
 
-    async def _attempts(
-        self, method: Method, request: Any, ends_at: float, metadata: Metadata, span: Span, attempts: int | None
-    ) -> Any:
+    async def _attempts(self, retries: Retries, request: Any, ends_at: float, metadata: Metadata, span: Span) -> Any:
         if not self.endpoints.loaded:
             await self._wait_for_discovery(ends_at - time.monotonic())
         self.budget.deposit()
-        retries = Retries(self._settings.value, self.budget, method, self._retry_rules, attempts)
         while True:
             try:
                 return await self._attempt(retries, request, ends_at, metadata, span)

@@ -22,7 +22,7 @@ from stack.config import ROOT
 from stack.console import StackError
 
 FILES = ROOT / "consul"
-# In the order in which they are written: all others need the protocol of a service, a splitter and a router its subsets.
+# In the order in which they are written: all others need the protocol of a service, splitter and router its subsets.
 FOLDERS = {
     "service-defaults": "config/service-defaults",
     "service-resolver": "config/service-resolver",

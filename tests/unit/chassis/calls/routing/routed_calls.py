@@ -74,7 +74,7 @@ class RoutedCalls:
         )  # fmt: skip
 
     async def serve(self, **behaviours: Behaviour) -> None:
-        """Starts version 1 (`one`), version 2 (`two`) or an instance of the Order Service (`other`), and the channel."""
+        """Starts version 1 (`one`), version 2 (`two`) or the Order Service (`other`), then follows the rules."""
         for name, behaviour in behaviours.items():
             self.servers[name] = await Echo(behaviour).start()
         self.announce()
