@@ -1,8 +1,7 @@
-"""Hypothesis: a database login, or a certificate of the mesh, is replaced before it ends, and no request fails.
+"""Hypothesis: a database login is replaced before it ends, and no request fails.
 
-Fault: both live for seconds instead of an hour, under open-loop load. Observed: every answer, the database users of the
-services, and the certificates in their logs. Harder, and the control that a login can end: all logins of a service are
-revoked.
+Fault: logins live for seconds instead of an hour, under open-loop load. Observed: every answer, and the database users
+of the services. Harder, and the control that a login can end: all logins of a service are revoked.
 """
 
 from __future__ import annotations
@@ -11,15 +10,12 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import pytest
 from support.database_access import connect
-from support.kv_settings import changed_settings
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.load import Load, Request
-
-from stack.mesh.dial import is_on, names
 
 ROLES = ("user-service", "order-service")
 PENNY = [{"sku": "penny", "quantity": 1, "unit_price": 1}]
@@ -48,31 +44,6 @@ def test_while_database_logins_are_replaced_no_request_fails(
         eventually("the load went on", lambda: len(load.answers) > enough, 30)
     counts = ", ".join(f"{len(names)} logins of {role}" for role, names in seen.items())
     print(f"{rotations} rotations of logins of {ttl} s: {counts}; {load.report()}")
-    assert load.failures == []
-
-
-@pytest.mark.parametrize(("rotations", "ttl"), [(2, 30), pytest.param(20, 60, marks=pytest.mark.long)])
-def test_while_certificates_of_the_mesh_are_replaced_no_request_fails(
-    running: RunningStack, placing: Callable[[int], Request], rotations: int, ttl: int
-) -> None:
-    outside = [name for name in names() if not is_on(running.clients, name)]
-    if outside:
-        pytest.skip(f"not in the mesh (nomad/jobs/*.vars.hcl): {', '.join(outside)}")
-    jobs, began = ("gateway", *ROLES), time.time()
-    short = {"mesh": {"leaf_seconds": float(ttl)}}
-
-    def issued(job: str) -> int:
-        """The certificates of the instance that has had the fewest."""
-        return min(len(times) for times in running.logged(job, began, "certificate of the mesh issued"))
-
-    with ExitStack() as changed:
-        for job in jobs:
-            changed.enter_context(changed_settings(running, job, short))
-        with Load(running.url("gateway"), 40, placing) as load:
-            enough = lambda: all(issued(job) > rotations for job in jobs)  # noqa: E731 - the first one is the change
-            eventually(f"each process has had {rotations} certificates", enough, rotations * ttl + 60, every=2)
-    counts = ", ".join(f"{issued(job)} certificates of each {job}" for job in jobs)
-    print(f"{rotations} rotations of certificates of {ttl} s: {counts}; {load.report()}")
     assert load.failures == []
 
 
