@@ -206,7 +206,7 @@ app.add_typer(rotate, name="rotate")
 
 @rotate.command("mesh-ca")
 def rotate_mesh_ca() -> None:
-    """Replace root and intermediate authority of the mesh. Run it again to continue, and hours later to finish."""
+    """Replace root and intermediate authority of the mesh. Another run continues one that was interrupted."""
     ca_rotation.rotate(config.current())
 
 

@@ -26,6 +26,8 @@ async def make(dns_name: str, uri: str) -> tuple[bytes, bytes]:
     try:
         async with asyncio.timeout(_SECONDS):
             made, problem = await child.communicate(json.dumps([dns_name, uri]).encode())
+    except RuntimeError as error:  # uvloop: the child ended before it took its input
+        raise OSError(f"no certificate request: {error}") from error
     finally:
         if child.returncode is None:
             child.kill()

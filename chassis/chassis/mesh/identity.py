@@ -11,6 +11,7 @@ import asyncio
 import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -139,7 +140,8 @@ class MeshIdentity:
             except (RpcError, OSError) as error:
                 left = self._leaf and round(self._leaf.validity.left())
                 log.warning("no new certificate of the mesh, trying again", error=str(error), seconds_left=left)
-            await asyncio.sleep(delay)
+            await self._reissue_within(delay)
+            self._reissue.clear()
         raise AssertionError("unreachable: the backoff has no end")
 
     async def _issue(self, seconds: float) -> Leaf:
@@ -156,11 +158,13 @@ class MeshIdentity:
         due = leaf.validity.seconds * random.uniform(*_RENEWED_AT)  # noqa: S311
         await asyncio.sleep(_RETRY_SECONDS[0])  # also if it has ended already, by a clock that is ahead
         while leaf.validity.left() > due and not self._reissue.is_set():
-            try:
-                async with asyncio.timeout(min(CHECK_SECONDS, max(0.1, leaf.validity.left() - due))):
-                    await self._reissue.wait()
-            except TimeoutError:
-                continue
+            await self._reissue_within(min(CHECK_SECONDS, max(0.1, leaf.validity.left() - due)))
+
+    async def _reissue_within(self, seconds: float) -> None:
+        """Waits until another leaf is needed, for some seconds at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._reissue.wait()
 
     def _notify(self) -> None:
         if self._leaf is None:

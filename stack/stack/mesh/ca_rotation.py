@@ -1,8 +1,8 @@
 """`rotate mesh-ca`: replaces root and intermediate certificate authority of the mesh while it is in use.
 
 There are two mounts for the root. Consul makes a new root in the unused one, trusts both, and makes a new intermediate,
-which signs from then on. Services use such a certificate once they all trust the new root (`chassis.mesh.identity`).
-Consul trusts the old root until no certificate below it can be valid; after that its key is deleted.
+which signs from then on. Services use such a certificate once they all trust the new root (`chassis.mesh.identity`);
+then the keys of the old authority are deleted. Consul trusts the old root until no certificate below it can be valid.
 
 Invariant: what has been done is read from Consul and OpenBao, so any run continues one that was interrupted.
 """
@@ -34,7 +34,7 @@ _AGAIN = "./justw rotate mesh-ca"
 
 
 def rotate(stack: Stack) -> None:
-    """Begins a rotation, or does the next step of the last one, and prints what remains to be done."""
+    """Replaces the authority, or completes the last rotation if that was interrupted, and prints what happens next."""
     agents.require_running(stack)
     with exclusive(stack.lock, WAITING):
         clients = Clients(stack)
@@ -81,22 +81,22 @@ class Instances:
 
 
 class Rotation:
-    """The next step of a rotation."""
+    """One rotation, which goes on where an earlier one was interrupted."""
 
     def __init__(self, authority: CertificateAuthority, issuers: Issuers, instances: Instances) -> None:
         self._authority, self._issuers, self._instances = authority, issuers, instances
 
     def run(self) -> None:
-        """Makes the new root, or waits for the instances, or deletes the old root, whichever is next."""
+        """Makes a new root unless the last rotation has done so, waits for the instances, deletes the old keys."""
         (other,) = set(ROOT_MOUNTS) - {self._authority.root_mount()}
         root = self._authority.root(other)
         if root is None or not self._authority.is_former(root):
             self._begin(other)
-            self._wait_for_instances()
-        elif root in self._authority.trusted_roots():
-            self._wait_for_instances()
+            (other,) = set(ROOT_MOUNTS) - {other}
         else:
-            self._finish(other)
+            say("  the last rotation was interrupted; this run completes it")
+        self._wait_for_instances()
+        self._delete_old(other)
 
     def _begin(self, mount: str) -> None:
         with step("a new root and intermediate", "1 s") as now:
@@ -119,16 +119,14 @@ class Rotation:
                 why = f"{'; '.join(left)}. Their certificates last for 24 minutes at least"
                 raise StackError("not all instances use the new root yet", why, f"./justw status, then {_AGAIN}")
             now.result = f"all {self._instances.count()} instances"
-        say("  Consul trusts the old root until no certificate below it can be valid: for twice LeafCertTTL of")
-        say("  consul/connect-ca.json, which it checks once an hour, so two to three hours.")
-        say(f"  To do after that: {_AGAIN} deletes the key of the old root.")
 
-    def _finish(self, mount: str) -> None:
-        with step("the old root", "1 s") as now:
+    def _delete_old(self, mount: str) -> None:
+        with step("the old root and intermediate", "1 s") as now:
             self._issuers.remove_others()
             self._authority.delete_root(mount)
-            now.result = "Consul trusts it no more; its key is deleted"
-        say(f"  The last rotation is complete. {_AGAIN} begins another one.")
+            now.result = "their keys are deleted"
+        say("  Consul trusts the old root until no certificate below it can be valid: for twice LeafCertTTL of")
+        say("  consul/connect-ca.json, which it checks once an hour, so two to three hours.")
 
 
 def _problem(context: ssl.SSLContext, service: str, address: dial.Address, issuer: x509.Certificate) -> str | None:

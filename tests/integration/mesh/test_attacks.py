@@ -12,11 +12,12 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from hvac.exceptions import Forbidden, InvalidRequest
 from support.mesh.bad_leaves import ended_leaf, foreign_leaf, trust_domain
 from support.mesh.channels import caller_credentials, first_address, health_channel, mesh_channel, named
-from support.stack_under_test import RunningStack
+from support.stack_under_test import RunningStack, eventually
 from support.traffic.api_user import ApiUser
 
 from chassis.mesh.certificate_request import build
 from chassis.mesh.names import server_name, spiffe_id
+from stack.mesh import recent_calls
 from stack.mesh.operator_leaf import issue
 
 from .raw_calls import METHODS, REACHED, code_of
@@ -29,7 +30,7 @@ def secure(running: RunningStack, service: str, credentials: grpc.ChannelCredent
     return grpc.secure_channel(first_address(running.clients, service), credentials, named(service))
 
 
-# How each attacker connects to a service.
+# How each attacker connects to a service, and the reason with which its handshake is counted and logged.
 ATTACKS = {
     "plaintext": lambda running, service: grpc.insecure_channel(first_address(running.clients, service)),
     "no certificate": lambda running, service: secure(
@@ -49,6 +50,35 @@ ATTACKS = {
 def test_without_a_valid_certificate_no_call_is_answered(running: RunningStack, service: str, attack: str) -> None:
     with ATTACKS[attack](running, service) as channel:
         assert {code_of(channel, path) for path in METHODS[service]} == {UNREACHABLE}
+
+
+REASONS = {
+    "plaintext": "wrong version number",
+    "no certificate": "peer did not return a certificate",
+    "a certificate of a foreign authority": "unable to get local issuer certificate",
+    "a certificate that has ended": "certificate has expired",
+}
+
+
+def test_each_refused_handshake_is_counted_and_logged_with_its_reason(running: RunningStack) -> None:
+    began = time.time()
+
+    def logged() -> bool:
+        """Attacks again, because each reason is logged once in ten seconds."""
+        for attack in ATTACKS:
+            with ATTACKS[attack](running, "user-service") as channel:
+                code_of(channel, METHODS["user-service"][0])
+        lines = (running.logged("user-service", began, "a TLS handshake failed", why) for why in REASONS.values())
+        return all(any(instances) for instances in lines)
+
+    def counted() -> bool:
+        found = recent_calls.read(running.stack) or pytest.skip("this stack has no telemetry")
+        rows = {row["reason"] for row in found["failed_handshakes"] if row["service"] == "user-service"}
+        return set(REASONS.values()) <= rows
+
+    assert set(REASONS) == set(ATTACKS)
+    eventually("they are logged", logged, 40, every=2)
+    eventually("they are counted", counted, 60, every=1)
 
 
 @pytest.mark.parametrize("service", METHODS)
@@ -74,6 +104,7 @@ def test_metadata_that_names_another_caller_changes_nothing(running: RunningStac
         ("peer_spiffe_id", identity),
         ("x-spiffe-id", identity),
         ("x-consul-caller", "gateway"),
+        ("mesh.caller", "gateway"),
     ]
     with mesh_channel(running.clients, "order-service", as_="user-service") as channel:
         assert code_of(channel, "/shop.order.v1.OrderService/GetOrder", forged) is DENIED

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.mesh.channels import mesh_channel
 from support.operator_commands import run
-from support.stack_under_test import RunningStack
+from support.stack_under_test import RunningStack, eventually
 
 from chassis.mesh.names import server_name, spiffe_id
 from stack.mesh.dial import instances
@@ -51,6 +51,21 @@ def test_each_healthy_instance_has_a_certificate_that_ends_within_an_hour(runnin
         names = [server_name(row["service"]), *public, spiffe_id(row["service"], found["trust_domain"])]
         assert row["names"] == names
         assert 0 < row["minutes_left"] <= 60
+
+
+def test_calls_of_the_last_minutes_are_counted_by_caller_and_method(running: RunningStack) -> None:
+    path = METHODS["order-service"][0]
+    calls = {"operator": "allowed", "user-service": "denied"}
+    for caller in calls:
+        with mesh_channel(running.clients, "order-service", as_=caller) as channel:
+            code_of(channel, path)
+
+    def counted() -> bool:
+        found = shown()["recent"] or pytest.skip("this stack has no telemetry")
+        rows = {(row["caller"], row["method"]): row for row in found["calls"] if row["service"] == "order-service"}
+        return all(rows.get((caller, path), {kind: 0})[kind] > 0 for caller, kind in calls.items())
+
+    eventually("they are counted", counted, 60, every=1)
 
 
 def test_the_text_names_every_method_and_instance(running: RunningStack) -> None:

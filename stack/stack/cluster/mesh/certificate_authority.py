@@ -67,17 +67,13 @@ class CertificateAuthority:
 
     def is_former(self, root: str) -> bool:
         """Returns whether a root certificate (PEM) was the active one before; Consul had it sign its successor."""
-        active = next(each for each in self._roots()["Roots"] if each["Active"])
+        active = self._active_root()
         below = x509.load_pem_x509_certificates("".join(active["IntermediateCerts"] or ()).encode())
         return x509.load_pem_x509_certificate(root.encode()).subject in {each.issuer for each in below}
 
     def delete_root(self, mount: str) -> None:
         """Deletes the root certificate of a mount with its key."""
         self._vault.delete(f"{mount}/root")
-
-    def trusted_roots(self) -> dict[str, bool]:
-        """Returns the root certificates (PEM) that Consul distributes, and whether each is the active one."""
-        return {root["RootCert"].strip(): root["Active"] for root in self._roots()["Roots"]}
 
     def trust_domain(self) -> str:
         """Returns the domain of all SPIFFE ids of the mesh, which stays the same when the root is replaced."""
@@ -137,7 +133,10 @@ class CertificateAuthority:
         mount = wanted["Config"]["RootPKIPath"]
         why = f"its active root is not the certificate of {mount} in OpenBao"
         failure = StackError("Consul has not changed its certificate authority", why, "./justw logs consul")
-        wait_until(lambda: self.trusted_roots().get(self.root(mount) or ""), _SECONDS, lambda: failure)
+        wait_until(lambda: self._active_root()["RootCert"].strip() == self.root(mount), _SECONDS, lambda: failure)
+
+    def _active_root(self) -> dict[str, Any]:
+        return next(root for root in self._roots()["Roots"] if root["Active"])
 
     def _roots(self) -> dict[str, Any]:
         found: dict[str, Any] = self._certificates.list()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from support.waiting import until
@@ -59,6 +62,17 @@ async def test_a_request_that_cannot_be_made_is_an_error_with_the_reason(monkeyp
     monkeypatch.setattr(certificate_request, "_PROGRAM", "raise SystemExit('no entropy')")
     with pytest.raises(OSError, match="no entropy"):
         await certificate_request.make("a.mesh", "spiffe://a")
+
+
+def test_a_child_process_that_ends_before_it_took_its_input_is_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the loop of the services, which fails in another way then; whether it notices the end first, is a race."""
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+
+    async def attempts() -> list[BaseException | tuple[bytes, bytes]]:
+        makes = (certificate_request.make("a.mesh", "spiffe://a") for _ in range(30))
+        return await asyncio.gather(*makes, return_exceptions=True)
+
+    assert {type(found) for found in uvloop.run(attempts())} == {OSError}
 
 
 async def test_the_identity_is_ready_once_consul_named_the_roots_and_openbao_signed(member: Member) -> None:

@@ -12,16 +12,16 @@ from stack.config import Stack
 from stack.mesh import recent_calls
 
 STACK = Stack("recent", 9)
-NOW = time.time()
 PLACE = "/shop.order.v1.OrderService/PlaceOrder"
 
 
 def counter(*points: tuple[float, float, int], **attributes: str) -> dict[str, Any]:
     """A series with points: when its process began to count and when it was read, in seconds ago, and the value."""
+    now = time.time()
     return {
         "attributes": [{"key": key.replace("_", "."), "value": value} for key, value in attributes.items()],
         "datapoints": [
-            {"startTime": str(round((NOW - began) * 1e9)), "timestamp": str(round((NOW - at) * 1e9)), "intValue": value}
+            {"startTime": str(round((now - began) * 1e9)), "timestamp": str(round((now - at) * 1e9)), "intValue": value}
             for began, at, value in points
         ],
     }
