@@ -20,7 +20,10 @@ variable "vault_url" { type = string }
 variable "otlp_grpc_url" { type = string }
 
 locals {
-  zipapp = ["-I", "-S", "local/${var.job}.pyz"]
+  # Nomad puts the token with which it registers a native service into the environment of its task; env removes it.
+  program = "/usr/bin/env"
+  zipapp  = ["-u", "CONSUL_HTTP_TOKEN", var.python, "-I", "-S", "local/${var.job}.pyz"]
+  is_native = var.mesh && var.protocol == "grpc"
   # In the mesh the port of gRPC refuses callers without a certificate of the mesh. Consul has none for its checks, so they get a
   # port of their own, which serves health alone. They only ask how it is, so they do not verify its certificate.
   checks = {
@@ -98,6 +101,17 @@ job "service" {
         provider = "consul"
         tags     = concat([var.protocol, "version=${var.version}"], var.tags)
 
+        # Consul's mesh has it, so that sidecars of other services find it. The workers answer no calls.
+        task = local.is_native && group.value.service == var.job ? var.job : ""
+
+        dynamic "connect" {
+          for_each = local.is_native && group.value.service == var.job ? ["native"] : []
+
+          content {
+            native = true
+          }
+        }
+
         check {
           name            = local.check.readiness.name
           type            = var.protocol
@@ -147,7 +161,7 @@ job "service" {
           }
 
           config {
-            command = var.python
+            command = local.program
             args    = concat(local.zipapp, group.value.args)
           }
 
@@ -157,7 +171,7 @@ job "service" {
             labels   = [action.key]
 
             content {
-              command = var.python
+              command = local.program
               args    = concat(local.zipapp, action.value)
             }
           }
