@@ -21,10 +21,16 @@ client {
   network_interface = "lo"
   gc_max_allocs     = 60
 
-  # An outage of Consul never fails a task: its templates keep what they rendered last, and ask again.
+  # An outage of Consul or Vault never fails a task: its templates keep what they rendered last, and ask again.
   template {
     consul_retry {
       attempts    = 0 # without a limit
+      backoff     = "250ms"
+      max_backoff = "2s"
+    }
+
+    vault_retry {
+      attempts    = 0
       backoff     = "250ms"
       max_backoff = "2s"
     }

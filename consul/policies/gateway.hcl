@@ -1,6 +1,11 @@
-# Read the own configuration; find the called services.
+# Read the own configuration and the own intentions; find the called services.
 key "config/gateway" {
   policy = "read"
+}
+
+service "gateway" {
+  policy     = "read"
+  intentions = "read"
 }
 
 service "user-service" {

@@ -7,10 +7,12 @@ from typing import Any, cast
 from chassis import process
 from chassis.calls import client
 from chassis.process import Process
+from chassis.serving.authorization import authorization_of
 from gateway import composition
 from gateway.admission.client_limits import ClientLimits
 from gateway.admission.loop_delay import LoopDelay
 from gateway.auth.access_token_verifier import AccessTokenVerifier
+from gateway.auth.caller_authorization import CallerAuthorization
 from gateway.backend import Backend
 from gateway.dependency_health import DependencyHealth
 from gateway.http import http_server
@@ -34,8 +36,9 @@ async def compose(process: Process[Settings]) -> None:
     loop_delay = LoopDelay()
     process.supervise("event loop", loop_delay.measure)
     backend = Backend(*stubs, access_tokens, health, ProfileCache(settings), limits, loop_delay, settings)
-    gateway_app = composition.create(backend)
-    await http_server.serve(gateway_app, process)
+    authorization = authorization_of(process)
+    gateway_app = composition.create(backend, callers=CallerAuthorization(authorization) if authorization else None)
+    await http_server.serve(gateway_app, composition.create_health, process)
 
 
 def _stub(kind: type[Any], channel: client.Channel) -> Any:

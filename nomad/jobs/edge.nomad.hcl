@@ -1,11 +1,16 @@
-# The edge: Envoy listens on the documented port and forwards to the healthy instances of the gateway.
+# The edge: Envoy listens on the documented ports and forwards to the healthy instances of the gateway.
 # Its configuration is in nomad/edge; docs/adr/0015-envoy-at-the-edge.md explains it.
 
 variable "python" { type = string }
 variable "envoy_bin" { type = string }
 variable "gateway_port" { type = number }
+variable "gateway_https_port" { type = number } # in the mesh only
+variable "mesh" { type = bool }                 # as the gateway is: by mutual TLS, or in plaintext
+variable "trust_domain" { type = string }
 variable "envoy_config" { type = string }
 variable "envoy_instances" { type = string }
+variable "envoy_leaf" { type = string }
+variable "envoy_roots" { type = string }
 variable "drained_envoy" { type = string }
 variable "otlp_grpc_url" { type = string }
 
@@ -25,6 +30,12 @@ job "edge" {
     network {
       port "http" { static = var.gateway_port }
       port "ping" {}
+
+      dynamic "port" {
+        for_each = var.mesh ? ["https"] : []
+        labels   = [port.value]
+        content { static = var.gateway_https_port }
+      }
     }
 
     restart {
@@ -78,7 +89,9 @@ job "edge" {
 
       # For the templates; what Envoy itself gets is empty.
       meta {
+        mesh          = var.mesh ? "on" : "off"
         otlp_grpc_url = var.otlp_grpc_url
+        trust_domain  = var.mesh ? var.trust_domain : ""
       }
 
       # With this name Nomad logs in to Consul for the templates of the task, without a `consul` block.
@@ -87,6 +100,18 @@ job "edge" {
         aud         = ["consul.io"]
         ttl         = "1h"
         change_mode = "noop"
+      }
+
+      # With the agent's default identity for Vault. The token is in a folder that the task cannot read.
+      dynamic "vault" {
+        for_each = var.mesh ? ["edge"] : []
+
+        content {
+          role         = vault.value
+          env          = false
+          disable_file = true
+          change_mode  = "noop"
+        }
       }
 
       template {
@@ -110,6 +135,23 @@ job "edge" {
         wait {
           min = "50ms"
           max = "200ms"
+        }
+      }
+
+      # The same for the certificate and the roots.
+      dynamic "template" {
+        for_each = var.mesh ? { leaf = var.envoy_leaf, roots = var.envoy_roots } : {}
+
+        content {
+          destination = "secrets/mesh/${template.key}.json"
+          data        = template.value
+          perms       = "600"
+          change_mode = "noop"
+
+          wait {
+            min = "50ms"
+            max = "200ms"
+          }
         }
       }
 

@@ -5,7 +5,7 @@
 variable "job" { type = string }
 variable "protocol" { type = string } # http or grpc: the name of its port, and the kind of its checks
 variable "groups" { type = map(object({ count = number, service = string, args = list(string) })) }
-variable "mesh" { type = bool } # whether gRPC is by mutual TLS and intentions, or plaintext for anybody
+variable "mesh" { type = bool } # whether callers need mutual TLS and an intention, or plaintext is for anybody
 variable "tags" { type = list(string) }          # in Consul, besides protocol and version
 variable "actions" { type = map(list(string)) } # name, and the arguments of the zipapp
 
@@ -23,24 +23,22 @@ locals {
   # Nomad puts the token with which it registers a native service into the environment of its task; env removes it.
   program = "/usr/bin/env"
   zipapp  = ["-u", "CONSUL_HTTP_TOKEN", var.python, "-I", "-S", "local/${var.job}.pyz"]
-  is_native = var.mesh && var.protocol == "grpc"
-  # In the mesh the port of gRPC refuses callers without a certificate of the mesh. Consul has none for its checks, so they get a
-  # port of their own, which serves health alone. They only ask how it is, so they do not verify its certificate.
   checks = {
     http = {
-      port      = "http"
-      by_tls    = false
       readiness = { name = "readiness", path = "/readyz", grpc_service = "" }
       liveness  = { name = "liveness", path = "/livez", grpc_service = "" }
     }
     grpc = {
-      port      = var.mesh ? "health" : "grpc"
-      by_tls    = var.mesh
       readiness = { name = "grpc health", path = "", grpc_service = "" }
       liveness  = { name = "liveness", path = "", grpc_service = "liveness" }
     }
   }
   check = local.checks[var.protocol]
+  # In the mesh the port of a service refuses callers without a certificate of the mesh. Consul has none for its checks, so they
+  # get a port of their own, which serves health alone. They only ask how it is, so they do not verify its certificate.
+  health_port   = var.mesh ? "health" : var.protocol
+  http_protocol = var.mesh && var.protocol == "http" ? "https" : ""
+  grpc_use_tls  = var.mesh && var.protocol == "grpc"
 }
 
 job "service" {
@@ -80,7 +78,7 @@ job "service" {
 
       network {
         dynamic "port" {
-          for_each = distinct([var.protocol, local.check.port])
+          for_each = distinct([var.protocol, local.health_port])
           labels   = [port.value]
           content {}
         }
@@ -102,10 +100,10 @@ job "service" {
         tags     = concat([var.protocol, "version=${var.version}"], var.tags)
 
         # Consul's mesh has it, so that sidecars of other services find it. The workers answer no calls.
-        task = local.is_native && group.value.service == var.job ? var.job : ""
+        task = var.mesh && group.value.service == var.job ? var.job : ""
 
         dynamic "connect" {
-          for_each = local.is_native && group.value.service == var.job ? ["native"] : []
+          for_each = var.mesh && group.value.service == var.job ? ["native"] : []
 
           content {
             native = true
@@ -115,10 +113,11 @@ job "service" {
         check {
           name            = local.check.readiness.name
           type            = var.protocol
-          port            = local.check.port
+          port            = local.health_port
           path            = local.check.readiness.path
-          grpc_use_tls    = local.check.by_tls
-          tls_skip_verify = local.check.by_tls
+          protocol        = local.http_protocol
+          grpc_use_tls    = local.grpc_use_tls
+          tls_skip_verify = var.mesh
           interval        = "2s"
           timeout         = "10s"
         }
@@ -126,11 +125,12 @@ job "service" {
         check {
           name            = local.check.liveness.name
           type            = var.protocol
-          port            = local.check.port
+          port            = local.health_port
           path            = local.check.liveness.path
           grpc_service    = local.check.liveness.grpc_service
-          grpc_use_tls    = local.check.by_tls
-          tls_skip_verify = local.check.by_tls
+          protocol        = local.http_protocol
+          grpc_use_tls    = local.grpc_use_tls
+          tls_skip_verify = var.mesh
           interval        = "5s"
           timeout         = "60s"
 
@@ -179,7 +179,7 @@ job "service" {
           env {
             BIND_ADDRESS                = "$${NOMAD_ADDR_${var.protocol}}"
             CONSUL_HTTP_ADDR            = var.consul_url
-            HEALTH_ADDRESS              = "$${NOMAD_ADDR_${local.check.port}}"
+            HEALTH_ADDRESS              = "$${NOMAD_ADDR_${local.health_port}}"
             IDENTITY_DIR                = "${NOMAD_SECRETS_DIR}"
             INSTANCE_ID                 = "${NOMAD_ALLOC_ID}"
             MESH                        = var.mesh ? "on" : "off"

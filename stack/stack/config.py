@@ -17,6 +17,7 @@ KNOWN_SLOTS = {"dev": 0, "test": 1, "test_second": 8}
 
 _BASE_PORTS = {
     "gateway": 8080,
+    "gateway_https": 8443,
     "nomad": 4646,
     "nomad_rpc": 4647,
     "nomad_serf": 4648,
@@ -60,7 +61,8 @@ class Stack:
 
     def url(self, name: str) -> str:
         """Returns the address of a named part."""
-        return f"http://127.0.0.1:{self.port(name)}"
+        scheme = "https" if name.endswith("_https") else "http"
+        return f"{scheme}://127.0.0.1:{self.port(name)}"
 
     @property
     def state(self) -> Path:

@@ -24,6 +24,7 @@ PLACES = (
 # Vault counts a signature as an update; it changes nothing.
 SIGNING = {service: {f"mesh/sign/{service}": {"update"}} for service in SERVICES}
 SIGNING["user-service"]["transit/sign/tokens"] = {"update"}
+SIGNING["edge"] = {"mesh/issue/edge": {"update"}}
 # Consul is the certificate authority of the mesh; its policy belongs to no job (deployment/test_mesh.py).
 CONSUL = "consul-ca"
 FOLDERS = [ROOT / folder for folder in SERVICES.values()]

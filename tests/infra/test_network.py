@@ -12,6 +12,7 @@ from support.infrastructure.deployed_stack import DeployedStack
 from stack.config import current
 
 TELEMETRY = {"telemetry", "otlp_grpc", "otlp_http"}
+HTTPS = "gateway_https"
 PROCESS = re.compile(r"pid=(\d+)")
 NAME_ERROR = 3  # the response code of DNS for "there is no such name"
 
@@ -26,6 +27,8 @@ def listening(host: Any) -> set[str]:
 def test_a_documented_port_listens_on_loopback(deployed: DeployedStack, listening: set[str], part: str) -> None:
     if part in TELEMETRY and not deployed.allocations("telemetry"):
         pytest.skip("the telemetry UI was left out: this machine has no C++ compiler")
+    if part == HTTPS and not in_mesh(deployed):
+        pytest.skip("not in the mesh (nomad/jobs/*.vars.hcl): edge")
     assert f"tcp://127.0.0.1:{deployed.stack.port(part)}" in listening
 
 
@@ -34,7 +37,7 @@ def test_no_port_of_the_stack_listens_beyond_loopback(deployed: DeployedStack, l
     ports = {*deployed.stack.ports().values(), *range(first, last + 1)}
     sockets = [spec.partition("://")[2].rpartition(":") for spec in listening if not spec.startswith("unix")]
     own = [(address, int(port)) for address, _, port in sockets if int(port) in ports]
-    assert len(own) >= len(deployed.stack.ports()) - len(TELEMETRY)
+    assert len(own) >= len(deployed.stack.ports()) - len({*TELEMETRY, HTTPS})
     assert [(address, port) for address, port in own if not is_loopback(address)] == []
 
 
@@ -43,6 +46,11 @@ def test_no_process_of_the_stack_listens_beyond_loopback(deployed: DeployedStack
     lines = [line for line in deployed.run("ss -Hltunp").splitlines() if {*map(int, PROCESS.findall(line))} & pids]
     assert lines
     assert [line for line in lines if not is_loopback(line.split()[4].rpartition(":")[0])] == []
+
+
+def in_mesh(deployed: DeployedStack) -> bool:
+    (group,) = deployed.nomad("/v1/job/edge")["TaskGroups"]
+    return bool(group["Tasks"][0]["Meta"]["mesh"] == "on")
 
 
 def is_loopback(address: str) -> bool:

@@ -26,6 +26,7 @@ from stack.cluster import agents, nomad
 from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.machine import processes
+from stack.mesh import dial, gateway_instance, operator_leaf
 from stack.waiting import poll
 
 T = TypeVar("T")
@@ -56,20 +57,18 @@ class RunningStack:
         found: list[dict[str, Any]] = self.clients.consul.health.service(service, passing=True)[1]
         return found
 
-    def gateways(self) -> list[str]:
-        """The URL of each passing instance of the gateway; a request to the edge reaches only one of them."""
-        services = [entry["Service"] for entry in self.instances("gateway")]
-        return [f"http://{service['Address']}:{service['Port']}" for service in services]
-
     def readiness(self) -> list[dict[str, Any]]:
-        """The readiness document of each gateway."""
-        return [httpx.get(f"{url}/readyz", timeout=5).json() for url in self.gateways()]
+        """The readiness document of each passing gateway; a request to the edge reaches only one of them."""
+        return [gateway_instance.readiness(self.clients, entry["Service"]) for entry in self.instances("gateway")]
 
     def call_every_service(self) -> None:
         """Makes each gateway call each service: an open breaker closes only when a call succeeds."""
-        for url in self.gateways():
-            for path in ("/v1/users/me", "/v1/orders?limit=1"):
-                httpx.get(url + path, headers={"Authorization": f"Bearer {self._token()}"}, timeout=15)
+        leaf = operator_leaf.issue(self.clients) if dial.is_on(self.clients, "gateway") else None
+        headers = {"Authorization": f"Bearer {self._token()}"}
+        for address in dial.instances(self.clients, "gateway"):
+            with gateway_instance.client(address, leaf) as http:
+                for path in ("/v1/users/me", "/v1/orders?limit=1"):
+                    http.get(path, headers=headers, timeout=15)
 
     @cache  # noqa: B019 -- there is one of it in a test run
     def _token(self) -> str:

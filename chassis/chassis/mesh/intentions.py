@@ -1,4 +1,4 @@
-"""Intentions: the rules of Consul about who may call which method of a service.
+"""Intentions: the rules of Consul about who may call what of a service: methods of gRPC, or requests of HTTP by path.
 
 Consul's own `authorize` denies every intention that has permissions, because it does not see requests. So the rules are
 evaluated here, as Consul documents them: the intention of the highest precedence that names the caller decides, by its
@@ -17,10 +17,12 @@ import structlog
 log = structlog.get_logger(__name__)
 
 ANYBODY = "*"
+_GRPC = "POST"  # the HTTP method of every gRPC call
+_KEPT = 1000  # decisions; a caller of an HTTP service may invent paths
 # A condition outside of these cannot be checked here: an "allow" with it allows nothing, a "deny" denies all the same.
 _PATHS = ("PathExact", "PathPrefix", "PathRegex")
 _KNOWN = {*_PATHS, "Methods"}
-_ANYTHING, _NOTHING = re.compile(".*", re.DOTALL), re.compile("(?!)")
+_ANYTHING = re.compile(".*", re.DOTALL)
 
 
 class IntentionSource(Protocol):
@@ -31,14 +33,20 @@ class IntentionSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """Allows or denies the paths that match; `is_exact` is False if it has conditions that cannot be checked here."""
+    """Allows or denies what matches; `is_exact` is False if it has conditions that cannot be checked here.
+
+    Without `methods` it holds for every HTTP method.
+    """
 
     allows: bool
+    methods: frozenset[str]
     path: re.Pattern[str]
     is_exact: bool
 
-    def decides(self, path: str) -> bool:
-        """Returns whether the permission applies to a call of the path."""
+    def decides(self, method: str, path: str) -> bool:
+        """Returns whether the permission applies to a request."""
+        if self.methods and method not in self.methods:
+            return False
         return bool(self.path.fullmatch(path)) and (self.is_exact or not self.allows)
 
 
@@ -50,11 +58,11 @@ class Intention:
     allows: bool
     permissions: Sequence[Permission]
 
-    def allow(self, path: str) -> bool:
-        """Returns whether a call of the path is allowed."""
+    def allow(self, method: str, path: str) -> bool:
+        """Returns whether a request is allowed."""
         if not self.permissions:
             return self.allows
-        return next((each.allows for each in self.permissions if each.decides(path)), False)
+        return next((each.allows for each in self.permissions if each.decides(method, path)), False)
 
 
 class Intentions:
@@ -63,19 +71,21 @@ class Intentions:
     def __init__(self, service: str) -> None:
         self.service = service
         self._intentions: Sequence[Intention] = ()
-        self._decided: dict[tuple[str, str], bool] = {}
+        self._decided: dict[tuple[str, str, str], bool] = {}
         self.loaded = False
 
-    def allow(self, caller: str, path: str) -> bool:
-        """Returns whether a service may call a method ("/package.Service/Method"); the answer is kept until a change.
+    def allow(self, caller: str, path: str, method: str = _GRPC) -> bool:
+        """Returns whether a service may call a method of gRPC ("/package.Service/Method"), or send a request of HTTP.
 
-        Only for callers with a certificate and for methods that exist: their number is limited.
+        The path is without its query.
         """
-        decided = self._decided.get((caller, path))
+        decided = self._decided.get((caller, method, path))
         if decided is None:
             deciding = (each for each in self._intentions if each.caller in {caller, ANYBODY})
             found = next(deciding, None)
-            decided = self._decided[caller, path] = found is not None and found.allow(path)
+            if len(self._decided) >= _KEPT:
+                self._decided.clear()
+            decided = self._decided[caller, method, path] = found is not None and found.allow(method, path)
         return decided
 
     def replace(self, found: Sequence[Mapping[str, Any]]) -> None:
@@ -107,14 +117,13 @@ def _intention(found: Mapping[str, Any]) -> Intention:
 def _permission(found: Mapping[str, Any]) -> Permission:
     http: Mapping[str, Any] = {key: value for key, value in (found.get("HTTP") or {}).items() if value}
     is_exact = set(http) <= _KNOWN and not found.get("JWT")
-    if "POST" not in http.get("Methods", ["POST"]):  # the method of every gRPC call
-        return Permission(False, _NOTHING, True)
+    allows, methods = found.get("Action") == "allow", frozenset(http.get("Methods", ()))
     try:
         path = re.compile(next((_pattern(kind, http[kind]) for kind in _PATHS if kind in http), ".*"), re.DOTALL)
     except re.error as error:
         log.warning("a regular expression of an intention is invalid", error=str(error))
-        return Permission(found.get("Action") == "allow", _ANYTHING, False)
-    return Permission(found.get("Action") == "allow", path, is_exact)
+        return Permission(allows, methods, _ANYTHING, False)
+    return Permission(allows, methods, path, is_exact)
 
 
 def _pattern(kind: str, value: str) -> str:

@@ -15,9 +15,8 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from chassis.mesh.identity import MeshIdentity
-from chassis.mesh.intentions import Intentions
 from chassis.mesh.tls import server_credentials
-from chassis.serving.authorization import Authorization
+from chassis.serving.authorization import authorization_of
 from chassis.serving.health import HealthService
 from chassis.serving.interceptor import CallInterceptor
 from chassis.serving.limiter import Limiter, LimiterSettings
@@ -57,8 +56,7 @@ async def serve(
     """
     limiter = Limiter(process.name, limiter_settings) if limiter_settings else None
     identity = process.join_mesh()
-    authorization = _authorization(process, identity) if identity is not None else None
-    interceptor = CallInterceptor(limiter, exempt, urgent, authorization)
+    interceptor = CallInterceptor(limiter, exempt, urgent, authorization_of(process))
     options = _OPTIONS if identity is None else (*_OPTIONS, *_MESH_OPTIONS)
     server = grpc.aio.server(interceptors=(interceptor,), options=options)
     register(server)
@@ -76,13 +74,6 @@ async def serve(
     await process.wait_for_drain()
     grace = process.settings.value.grace_seconds
     await asyncio.gather(*(each.stop(grace) for each in servers))
-
-
-def _authorization(process: Process[Any], identity: MeshIdentity) -> Authorization:
-    intentions = Intentions(process.name)
-    process.supervise("intentions", lambda: intentions.follow(process.consul))
-    process.add_readiness("intentions", intentions.readiness)
-    return Authorization(identity, intentions, process.settings.section(lambda settings: settings.mesh))
 
 
 async def _bind(

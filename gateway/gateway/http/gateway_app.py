@@ -7,6 +7,7 @@ lists the responses of the edge, some of which do not).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from sanic import Request, Sanic
@@ -31,6 +32,7 @@ from gateway.http.sanic_internals import (
 )
 from gateway.settings import Settings
 
+CallerCheck = Callable[[Request], Problem | None]
 _DISCARD_BYTES = 2**25
 _DISCARD_SECONDS = 10.0
 
@@ -38,7 +40,8 @@ _DISCARD_SECONDS = 10.0
 class GatewayApp(Sanic[Config, Any]):
     """Sanic with a limit of concurrent requests, which records each request however it ends."""
 
-    __slots__ = ("limiter", "trusted_proxies")
+    __slots__ = ("check_caller", "limiter", "trusted_proxies")
+    check_caller: CallerCheck | None
     limiter: Limiter
     trusted_proxies: tuple[str, ...]
 
@@ -55,7 +58,11 @@ class GatewayApp(Sanic[Config, Any]):
     async def handle_request(self, request: Request) -> None:  # fragile: sanic-handle-request
         with recorded(request):
             try:
-                await super().handle_request(request)
+                denied = self.check_caller(request) if self.check_caller else None
+                if denied is None:
+                    await super().handle_request(request)
+                else:
+                    await self.handle_exception(request, denied)
             except asyncio.CancelledError:
                 if is_cancelled():
                     raise
@@ -87,8 +94,13 @@ class GatewayApp(Sanic[Config, Any]):
             abandon_body(request)
 
 
-def make(name: str, settings: Live[Settings], context: object) -> GatewayApp:
-    """Creates an app without routes that follows the settings; its routes find `context` as `app.ctx`."""
+def make(
+    name: str, settings: Live[Settings], context: object, limiter: Limiter, check_caller: CallerCheck | None = None
+) -> GatewayApp:
+    """Creates an app without routes that follows the settings; its routes find `context` as `app.ctx`.
+
+    `check_caller` is called before anything else is done for a request, and returns the problem that rejects it.
+    """
     config = Config(env_prefix=None)
     config.update(ACCESS_LOG=False, MOTD=False)
     app = GatewayApp(
@@ -100,7 +112,8 @@ def make(name: str, settings: Live[Settings], context: object) -> GatewayApp:
         request_class=ValidatedRequest,
         configure_logging=False,
     )
-    app.limiter = Limiter("gateway", settings.section(lambda s: s.limiter))
+    app.limiter = limiter
+    app.check_caller = check_caller
     app.apply_settings(settings.value)
     settings.on_change(app.apply_settings)
     app.register_middleware(_complete_response, "response")

@@ -46,6 +46,7 @@ _TABLE = (
     Kind("IDEMPOTENCY_KEY_MISSING", 400, "Idempotency-Key missing", "Send an Idempotency-Key header of 1 to 200 visible ASCII characters, a new one for each new order."),
     Kind("UNAUTHENTICATED", 401, "Not authenticated", "Send a valid access token: Authorization: Bearer <token>. POST /v1/sessions issues one."),
     Kind("BAD_CREDENTIALS", 401, "Wrong email or password", "Email and password do not belong together."),
+    Kind("FORBIDDEN", 403, "Forbidden", "No intention of the mesh allows the calling service to send this request."),
     Kind("NOT_FOUND", 404, "Not found", "There is no resource at this path."),
     Kind("USER_UNKNOWN", 404, "Unknown user", "There is no such user."),
     Kind("ORDER_UNKNOWN", 404, "Unknown order", "You have no such order."),

@@ -114,6 +114,8 @@ def _complete_span(span: Span, request: Request, route: str, error: BaseExceptio
     status = request.ctx.status
     span.update_name(f"{_span_name(request.method)} {route}" if route else _span_name(request.method))
     span.set_attributes(_response_attributes(status, route))
+    if caller := getattr(request.ctx, "caller", ""):
+        span.set_attribute("mesh.caller", caller)
     if isinstance(error, Exception):
         span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
     elif status >= 500:

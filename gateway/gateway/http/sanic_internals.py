@@ -20,6 +20,7 @@ from sanic.exceptions import BadURL, SanicException
 from sanic.http import Http
 from sanic.http.constants import HTTP
 from sanic.router import Router
+from sanic.server import HttpProtocol
 from sanic.server.async_server import AsyncioServer
 
 SECURITY_HEADERS = {
@@ -126,6 +127,19 @@ def stream_without_end(request: Request) -> None:
     protocol: Any = request.protocol
     protocol.response_timeout = math.inf  # fragile: sanic-response-timeout
     protocol.http.keep_alive = False  # fragile: sanic-keep-alive
+
+
+class TlsProtocol(HttpProtocol):
+    """A connection by TLS. It is closed by its transport alone, which first sends all that was written to it.
+
+    Sanic would abort it at once, because it cannot see what waits below TLS to be sent.
+    """
+
+    def close(self, _timeout: float | None = None) -> None:  # fragile: sanic-protocol-close
+        if self._callback_check_timeouts:  # fragile: sanic-protocol-close
+            self._callback_check_timeouts.cancel()  # fragile: sanic-protocol-close
+        if self.transport is not None:
+            self.transport.close()
 
 
 def announce_only_http1(app: Sanic[Any, Any], port: str) -> None:

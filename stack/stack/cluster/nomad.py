@@ -20,6 +20,7 @@ from stack.cluster.clients import Clients
 from stack.cluster.job_health.job_state import JobState
 from stack.cluster.job_health.problem import Problem
 from stack.cluster.job_health.repair import replacements, retry_failed, with_mark
+from stack.cluster.mesh.certificate_authority import CertificateAuthority
 from stack.cluster.planned_changes import Change
 from stack.cluster.rollout import Rollout
 from stack.config import ROOT, Stack
@@ -33,13 +34,14 @@ EDGE = ROOT / "nomad" / "edge"
 # Every other job needs these: they start first and stop last.
 FOUNDATION = ("artifacts", "telemetry", "postgres")
 FRONT = ("gateway", "edge")
-# The ports that a job must have; all others are Nomad's choice.
+# The ports that a job must have, and what the edge needs as well in the mesh; all others are Nomad's choice.
 PORTS = {
     "artifacts": ("artifacts",),
     "telemetry": ("telemetry", "otlp_grpc", "otlp_http"),
     "postgres": ("postgres",),
     "edge": ("gateway",),
 }
+MESH_PORTS = {"edge": ("gateway_https",)}
 
 
 def names() -> list[str]:
@@ -63,6 +65,11 @@ def job_files(name: str) -> list[Path]:
     """Returns the file of a job; for a service the shared file, and the file with its own variables."""
     own = JOBS / f"{name}.vars.hcl"
     return [JOBS / f"{SHARED}.nomad.hcl", own] if own.exists() else [JOBS / f"{name}.nomad.hcl"]
+
+
+def is_in_mesh(service: str) -> bool:
+    """Returns whether the file of a service puts it into the mesh."""
+    return re.search(r"^mesh *= *true$", job_files(service)[-1].read_text(), re.MULTILINE) is not None
 
 
 class Nomad:
@@ -107,7 +114,7 @@ class Nomad:
     def require_ports(self, name: str) -> None:
         """Raises StackError if a port of a job that should not run yet is taken; Nomad itself would only wait."""
         if not any(_should_run(alloc) for alloc in self.api.job.get_allocations(name)):
-            for port in PORTS.get(name, ()):
+            for port in PORTS.get(name, ()) + (MESH_PORTS.get(name, ()) if is_in_mesh("gateway") else ()):
                 require_free(self.stack.port(port), port)
 
     def parse(self, name: str) -> dict[str, Any]:
@@ -143,11 +150,6 @@ class Nomad:
             "consul_url": stack.url("consul"),
             "vault_url": stack.url("vault"),
             "otlp_grpc_url": stack.url("otlp_grpc"),
-            "gateway_port": stack.port("gateway"),
-            "envoy_bin": str(tools.envoy),
-            "envoy_config": (EDGE / "envoy.yaml").read_text(),
-            "envoy_instances": (EDGE / "gateway.json").read_text(),
-            "drained_envoy": (EDGE / "drained_envoy.py").read_text(),
             "zipapp_cache": str(stack.state / "zipapps"),
             "artifacts_dir": str(stack.artifacts),
             "artifacts_port": stack.port("artifacts"),
@@ -162,12 +164,29 @@ class Nomad:
                 sorted(f"{folder.name}_service" for folder in (ROOT / "services").iterdir() if folder.is_dir())
             ),
         }
+        if name == "edge":
+            values |= self._edge_variables()
         artifact = self._artifacts.get(name)
         if artifact:
             values["artifact_url"] = f"{stack.url('artifacts')}/{artifact.path.name}"
             values["artifact_sha256"] = artifact.sha256
             values["version"] = artifact.version
         return values
+
+    def _edge_variables(self) -> dict[str, str | int]:
+        stack, mesh = self.stack, is_in_mesh("gateway")  # the edge follows the gateway
+        return {
+            "gateway_port": stack.port("gateway"),
+            "gateway_https_port": stack.port("gateway_https"),
+            "mesh": mesh,
+            "trust_domain": CertificateAuthority(stack, self._clients).trust_domain() if mesh else "",
+            "envoy_bin": str(self._tools.envoy),
+            "envoy_config": (EDGE / "envoy.yaml").read_text(),
+            "envoy_instances": (EDGE / "gateway.json").read_text(),
+            "envoy_leaf": (EDGE / "leaf.json").read_text(),
+            "envoy_roots": (EDGE / "roots.json").read_text(),
+            "drained_envoy": (EDGE / "drained_envoy.py").read_text(),
+        }
 
     def artifact_files(self) -> set[str]:
         """Returns the zipapps of every version that Nomad keeps: it may restart any of them, or roll back to it."""
@@ -223,7 +242,7 @@ def _plain_python() -> str:
 
 def _hcl(value: str | int) -> str:
     if isinstance(value, int):
-        return str(value)
+        return json.dumps(value)
     # A JSON string is also an HCL string, except for the templates of HCL.
     return json.dumps(value, ensure_ascii=False).replace("${", "$${").replace("%{", "%%{")
 

@@ -211,8 +211,9 @@ def _smoke_test(stack: Stack, changed: int) -> None:
 
 
 def _print_addresses(stack: Stack) -> None:
+    https = f"     {stack.url('gateway_https')}/docs" if nomad.is_in_mesh("gateway") else ""
     say(f"""
-  gateway     {stack.url("gateway")}/docs
+  gateway     {stack.url("gateway")}/docs{https}
   telemetry   {stack.url("telemetry")}
   Nomad       {stack.url("nomad")}/ui
   Consul      {stack.url("consul")}/ui

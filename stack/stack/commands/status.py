@@ -17,6 +17,7 @@ from stack.cluster.job_health.job_state import JobState
 from stack.config import Stack
 from stack.console import say
 from stack.machine import processes
+from stack.mesh import gateway_instance
 
 Row = dict[str, Any]
 
@@ -97,10 +98,16 @@ def _instances(clients: Clients) -> Iterator[Row]:
 def _gateways(clients: Clients) -> Iterator[Row]:
     """Yields the readiness of each gateway instance, read directly because the edge would choose only one of them."""
     for entry in clients.consul.health.service("gateway")[1]:
-        address = f"{entry['Service']['Address']}:{entry['Service']['Port']}"
-        row: Row = {"address": address, "status": None, "error": None, "dependencies": {}, "breakers": {}}
+        service = entry["Service"]
+        row: Row = {
+            "address": f"{service['Address']}:{service['Port']}",
+            "status": None,
+            "error": None,
+            "dependencies": {},
+            "breakers": {},
+        }
         try:
-            ready = httpx.get(f"http://{address}/readyz", timeout=5).json()
+            ready = gateway_instance.readiness(clients, service)
             yield row | {name: ready[name] for name in ("status", "dependencies", "breakers") if name in ready}
         except (httpx.HTTPError, ValueError) as error:
             yield row | {"error": str(error)}

@@ -52,18 +52,15 @@ def dial(stack: Stack, service: str, port: int) -> None:
 
 def names() -> list[str]:
     """Returns every service that serves gRPC."""
-    return [name for name in SERVICES if re.search(r'^protocol *= *"grpc"', _values(name), re.MULTILINE)]
-
-
-def _values(service: str) -> str:
-    return nomad.job_files(service)[-1].read_text()
+    values = {name: nomad.job_files(name)[-1].read_text() for name in SERVICES}
+    return [name for name in SERVICES if re.search(r'^protocol *= *"grpc"', values[name], re.MULTILINE)]
 
 
 def is_on(clients: Clients, service: str) -> bool:
-    """Returns whether the job of a service is in the mesh."""
+    """Returns whether the job of a service is in the mesh; that of the edge says so in its metadata."""
     job = clients.nomad.job.get_job(service)
-    tasks = (task for group in job["TaskGroups"] for task in group["Tasks"])
-    return all((task["Env"] or {}).get("MESH") == "on" for task in tasks)
+    tasks = [task for group in job["TaskGroups"] for task in group["Tasks"]]
+    return all("on" in ((task["Env"] or {}).get("MESH"), (task["Meta"] or {}).get("mesh")) for task in tasks)
 
 
 def instances(clients: Clients, service: str) -> list[Address]:

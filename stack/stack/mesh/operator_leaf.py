@@ -5,15 +5,14 @@ The private key is made in this process and is never in a file on disk.
 
 from __future__ import annotations
 
-import os
 import ssl
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from chassis.mesh import certificate_request
 from chassis.mesh.names import server_name, spiffe_id
+from chassis.mesh.ssl_context import load_leaf
 from stack.cluster.clients import OPERATOR, Clients
 
 _MOUNT = "mesh"
@@ -55,19 +54,9 @@ def tls_context(leaf: Leaf) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies the chain and the host name
     context.set_alpn_protocols(["h2"])
     context.load_verify_locations(cadata=leaf.roots.decode())
-    with _file_in_memory(leaf.key + leaf.chain) as path:
-        context.load_cert_chain(path)
+    load_leaf(context, leaf.key, leaf.chain)
     return context
 
 
 def _joined(certificates: Sequence[str]) -> bytes:
     return "".join(f"{pem.strip()}\n" for pem in certificates).encode()
-
-
-@contextmanager
-def _file_in_memory(content: bytes) -> Iterator[str]:
-    """Yields the path of a file in memory that is in no folder: `ssl` loads a private key only from a path."""
-    with os.fdopen(os.memfd_create("leaf"), "wb") as file:
-        file.write(content)
-        file.flush()
-        yield f"/proc/self/fd/{file.fileno()}"

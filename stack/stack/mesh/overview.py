@@ -1,4 +1,4 @@
-"""`mesh show`: who may call which method, the certificates that instances present, and the roots of the mesh.
+"""`mesh show`: who may call what, the certificates that instances present, and the roots of the mesh.
 
 Permissions are evaluated by the code that decides in the services, on the intentions that Consul has.
 """
@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import grpc
+import httpx
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
@@ -28,11 +29,13 @@ from stack.cluster import agents
 from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError, say
-from stack.mesh import dial, operator_leaf
+from stack.mesh import dial, gateway_instance, operator_leaf
 from stack.mesh.dial import Address
+from stack.mesh.gateway_instance import GATEWAY
 from stack.mesh.operator_leaf import Leaf
 
 Row = dict[str, Any]
+EDGE = "edge"
 _SECONDS = 5
 # Reflection lists it too, but in the mesh it is served at a port of its own.
 _HEALTH = "grpc.health.v1.Health"
@@ -57,18 +60,18 @@ class Overview:
 
     def read(self) -> Row:
         """Returns the document of `mesh show --json`; raises StackError if the operator gets no certificate."""
-        mesh = {name: self._is_on(name) for name in SERVICES}
-        serving = sorted(dial.names())
-        found = {name: dial.instances(self._clients, name) for name in serving if mesh[name] is not None}
-        callable_ = sorted({*serving, *self._destinations()})
+        mesh = {name: self._is_on(name) for name in (EDGE, *SERVICES)}
+        found = {name: dial.instances(self._clients, name) for name in sorted(SERVICES) if mesh[name] is not None}
+        callable_ = sorted({*SERVICES, *self._destinations()})
+        presented = [(name, address) for name in found if mesh[name] for address in found[name]]
+        if mesh[EDGE]:
+            presented.insert(0, (EDGE, (dial.HOST, self._clients.stack.port("gateway_https"))))
         roots = self._clients.consul.connect.certificates.list()
         return {
             "trust_domain": roots["TrustDomain"],
             "mesh": mesh,
             "services": [self._service(name, found.get(name, ()), bool(mesh.get(name))) for name in callable_],
-            "certificates": [
-                self._certificate(name, address) for name in found if mesh[name] for address in found[name]
-            ],
+            "certificates": [self._certificate(name, address) for name, address in presented],
             "roots": [
                 {"id": root["ID"], "active": root["Active"], "ends": root["NotAfter"]} for root in roots["Roots"]
             ],
@@ -102,7 +105,7 @@ class Overview:
             "enforced": in_mesh and self._enforces(name),
             "callers": callers,
             "methods": [
-                {"path": path, "allowed": [caller for caller in callers if intentions.allow(caller, path)]}
+                {"path": path, "allowed": [caller for caller in callers if _allows(intentions, caller, path)]}
                 for path in methods or _named_paths(found)
             ],
             "problem": problem,
@@ -116,16 +119,26 @@ class Overview:
             return True  # a service does not apply such settings
 
     def _methods(self, service: str, instances: Sequence[Address], in_mesh: bool) -> tuple[list[str], str | None]:
-        """Returns the methods of a service by reflection, or none and the reason."""
-        problem = "it has no healthy instance that serves gRPC"
-        for host, port in instances:
-            target = f"{host}:{port}"
+        """Returns what a service serves, as an instance lists it, or nothing and the reason."""
+        problem = "it has no healthy instance"
+        for address in instances:
+            target = "{}:{}".format(*address)
             try:
+                if service == GATEWAY:
+                    return self._requests(address, in_mesh), None
                 with self._channel(service, target) if in_mesh else grpc.insecure_channel(target) as channel:
                     return _reflected(channel), None
             except grpc.RpcError as error:
                 problem = f"{target} does not list them: {error.code().name}"
+            except httpx.HTTPError as error:
+                problem = f"{target} does not list them: {error}"
         return [], problem
+
+    def _requests(self, address: Address, in_mesh: bool) -> list[str]:
+        """Returns each request of the OpenAPI document: "GET /livez"."""
+        with gateway_instance.client(address, self._leaf if in_mesh else None) as http:
+            paths = http.get("/openapi.json").raise_for_status().json()["paths"]
+        return [f"{verb.upper()} {path}" for path, verbs in paths.items() for verb in verbs]
 
     def _channel(self, service: str, target: str) -> grpc.Channel:
         leaf, name = self._leaf, server_name(service)
@@ -139,6 +152,12 @@ class Overview:
         except OSError as error:
             return row | {"error": str(error) or type(error).__name__}
         return row | _described(found) | {"error": None}
+
+
+def _allows(intentions: Intentions, caller: str, path: str) -> bool:
+    """Returns whether a caller may call a method of gRPC, or send a request of HTTP, which begins with its method."""
+    method, _, rest = path.rpartition(" ")
+    return intentions.allow(caller, rest, method) if method else intentions.allow(caller, rest)
 
 
 def _named_paths(intentions: Sequence[Row]) -> list[str]:
@@ -205,7 +224,7 @@ def lines(found: Row) -> Iterator[str]:
         if is_on is None:
             yield f"! {name} is not deployed"
         elif not is_on:
-            yield f"! the mesh is off for {name}: its gRPC is plaintext, without certificates and intentions"
+            yield f"! the mesh is off for {name}: it speaks plaintext, without certificates and intentions"
     for service in found["services"]:
         yield ""
         yield from _service_lines(service, bool(found["mesh"].get(service["name"])))

@@ -6,14 +6,21 @@ from collections.abc import Callable, Iterable, Mapping
 
 from bench.measurement.cpu import cpu_seconds
 from bench.measurement.rounds import Visit
+from bench.traffic.http_client import Tls
 from bench.traffic.load import Load, closed_loop
 
 
 def http_visit(
-    port: int, parts: Mapping[str, Iterable[int]], requests: list[bytes], connections: int, seconds: float
+    port: int,
+    parts: Mapping[str, Iterable[int]],
+    requests: list[bytes],
+    connections: int,
+    seconds: float,
+    *,
+    tls: Tls | None = None,
 ) -> Visit:
     """Measures the parts (process ids by name) under a closed loop; raises SystemExit if a request fails."""
-    return measured(parts, lambda: closed_loop(port, requests, connections, seconds).must_be_good())
+    return measured(parts, lambda: closed_loop(port, requests, connections, seconds, tls).must_be_good())
 
 
 def measured(parts: Mapping[str, Iterable[int]], run: Callable[[], Load]) -> Visit:

@@ -1,7 +1,8 @@
 """Measures the CPU time of the edge per request, beside plain Traefik and plain Envoy, and what each feature costs.
 
 The configuration is that of the running stack, read from its Envoy; only ports and the limits of one client address
-differ. Every edge forwards to the same trivial upstream, which returns one fixed answer.
+differ. Every edge forwards to the same trivial upstream, which returns one fixed answer: in plaintext, or by mutual TLS
+as a gateway of the mesh does.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from bench.measurement.visits import http_visit
 from bench.setup.access_tokens import TokenKey
 from bench.setup.processes import Server, free_port, serving
 from bench.traffic.http_client import request
+from support.mesh.authority import Authority
 from support.stack_under_test import RunningStack, eventually
 
+from chassis.mesh.names import spiffe_id
+from stack.mesh.operator_leaf import Leaf
+
 Config = dict[str, Any]
-TRAEFIK, ENVOY, OURS = "plain Traefik", "plain Envoy", "edge"
+TRAEFIK, ENVOY, OURS, IN_MESH = "plain Traefik", "plain Envoy", "edge", "edge in the mesh"
 BODY = json.dumps({"id": "0190a000-0000-7000-8000-000000000001", "status": "confirmed", "lines": [{"sku": "tea"}] * 5})
 PATH = "/v1/orders/0190a000-0000-7000-8000-000000000001"
 USERS, ALL_OF_THEM = 50, 1_000_000
@@ -66,7 +71,7 @@ class EdgeConfig:
     """Our configuration on a port of its own, with one instance; each `without_…` switches a feature off."""
 
     def __init__(self, found: Config, port: int, upstream: int) -> None:
-        self.config = copy.deepcopy(found)
+        self.config, self._gateways = copy.deepcopy(found), list[Config]()
         self.config["node"] = {"id": "bench", "cluster": "bench"}
         self.config.pop("admin", None)
         listeners = {each["name"]: each for each in self._resources["listeners"]}
@@ -88,7 +93,9 @@ class EdgeConfig:
 
     def _fix(self, cluster: Config, upstream: int) -> None:
         del cluster["eds_cluster_config"]
+        cluster.pop("transport_socket", None)
         cluster |= fixed_cluster(cluster["name"], upstream)
+        self._gateways.append(cluster)
 
     @property
     def _routes(self) -> list[Config]:
@@ -103,6 +110,12 @@ class EdgeConfig:
 
     def _remove_filters(self, is_removed: Callable[[Config], bool]) -> None:
         self.manager["http_filters"] = [each for each in self.manager["http_filters"] if not is_removed(each)]
+
+    def join_mesh(self, authority: Authority) -> None:
+        """Makes it speak mutual TLS to the instances, which must have the certificate of a gateway."""
+        name = {"san_type": "URI", "matcher": {"exact": spiffe_id("gateway", authority.trust_domain)}}
+        for cluster in self._gateways:
+            cluster["transport_socket"] = tls("Upstream", authority.leaf(EDGE), match_typed_subject_alt_names=[name])
 
     def without_limits(self) -> None:
         limits = self._limits()
@@ -149,17 +162,32 @@ def envoy(config: Config, port: int) -> Iterator[Server]:
 
 
 @contextmanager
-def our_edge(found: Config, upstream: int, without: Callable[[EdgeConfig], None] | None = None) -> Iterator[Server]:
+def our_edge(found: Config, upstream: int, change: Callable[[EdgeConfig], None] | None = None) -> Iterator[Server]:
     port = free_port()
     made = EdgeConfig(found, port, upstream)
-    if without:
-        without(made)
+    if change:
+        change(made)
     with envoy(made.config, port) as server:
         yield server
 
 
+def tls(side: str, leaf: Leaf, **validation: Any) -> Config:
+    """Returns the end of a connection by mutual TLS: Upstream or Downstream."""
+    text = lambda pem: {"inline_string": pem.decode()}  # noqa: E731
+    context = {
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
+        "tls_certificates": [{"certificate_chain": text(leaf.chain), "private_key": text(leaf.key)}],
+        "validation_context": {"trusted_ca": text(leaf.roots), **validation},
+    }
+    kind = f"type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{side}TlsContext"
+    found: Config = {"@type": kind, "common_tls_context": context}
+    if side == "Downstream":
+        found["require_client_certificate"] = True
+    return {"name": "envoy.transport_sockets.tls", "typed_config": found}
+
+
 @contextmanager
-def plain_envoy(route: Config, clusters: list[Config]) -> Iterator[Server]:
+def plain_envoy(route: Config, clusters: list[Config], **of_connections: Config) -> Iterator[Server]:
     """An Envoy with one route for every request, and nothing else."""
     port = free_port()
     kinds = "type.googleapis.com/envoy.extensions.filters"
@@ -173,15 +201,15 @@ def plain_envoy(route: Config, clusters: list[Config]) -> Iterator[Server]:
     }
     listener = {
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}], **of_connections}],
     }
     with envoy({"static_resources": {"listeners": [listener], "clusters": clusters}}, port) as server:
         yield server
 
 
-def upstream() -> AbstractContextManager[Server]:
+def upstream(**of_connections: Config) -> AbstractContextManager[Server]:
     """An Envoy that answers every request itself: it costs less than any edge in front of it."""
-    return plain_envoy({"direct_response": {"status": 200, "body": {"inline_string": BODY}}}, [])
+    return plain_envoy({"direct_response": {"status": 200, "body": {"inline_string": BODY}}}, [], **of_connections)
 
 
 def forwarding(upstream: int) -> AbstractContextManager[Server]:
@@ -232,6 +260,10 @@ def measure(chosen: argparse.Namespace) -> None:
         behind = stack.enter_context(upstream()).port
         ways = {TRAEFIK: traefik(behind), ENVOY: forwarding(behind), OURS: our_edge(found, behind)}
         ways |= {f"edge without {name}": our_edge(found, behind, without) for name, without in FEATURES.items()}
+        authority = Authority()
+        gateway = tls("Downstream", authority.leaf("gateway"))
+        by_tls = stack.enter_context(upstream(transport_socket=gateway)).port
+        ways[IN_MESH] = our_edge(found, by_tls, lambda made: made.join_mesh(authority))
         visits: dict[str, Callable[[], Visit]] = {}
         for name, way in ways.items():
             server = stack.enter_context(way)
@@ -241,8 +273,8 @@ def measure(chosen: argparse.Namespace) -> None:
             visits[name] = partial(http_visit, server.port, parts, requests, chosen.connections, chosen.seconds)
         result = Measurement.run(visits, chosen.rounds)
     print(result.table(EDGE))
-    for peer in (TRAEFIK, ENVOY):
-        print(f"edge / {peer}: {result.ratio(OURS, peer, lambda visit: visit.microseconds(EDGE)).text(2)}")
+    for way, peer in ((OURS, TRAEFIK), (OURS, ENVOY), (IN_MESH, OURS)):
+        print(f"{way} / {peer}: {result.ratio(way, peer, lambda visit: visit.microseconds(EDGE)).text(2)}")
 
 
 if __name__ == "__main__":

@@ -33,16 +33,19 @@ from bench.setup.mesh import Mesh
 from bench.setup.order_database import order_database
 from bench.setup.our_process import started
 from bench.setup.processes import Server, free_port, serving
-from bench.traffic.http_client import request
+from bench.traffic.http_client import Tls, request
 from bench.traffic.new_channels import Target
 from bench.traffic.storm import Storm, storm
 from support.mesh.channels import caller_credentials, named
 from support.postgres.private_postgres import Postgres
 from support.stack_under_test import eventually
 
+from chassis.mesh.names import server_name
+from stack.mesh.operator_leaf import tls_context
+
 SINK = Path(__file__).parents[1] / "setup" / "otlp_sink.py"
 OFF, ON, BEHIND, SIDECARS = "mesh off", "mesh on", "behind sidecars", "sidecars"
-GATEWAY, SERVICE, CALLER, STRANGER = "gateway", "order-service", "gateway", "user-service"
+EDGE, GATEWAY, SERVICE, CALLER, STRANGER = "edge", "gateway", "order-service", "gateway", "user-service"
 USERS, ORDERS_EACH = 20, 5
 LINES = [{"sku": "tea-green", "quantity": 2, "unit_price": 350}, {"sku": "cup", "quantity": 1, "unit_price": 1200}]
 Headers = dict[str, str]
@@ -50,15 +53,21 @@ Headers = dict[str, str]
 
 @dataclass(frozen=True)
 class System:
-    """A gateway, and the Order Service that it calls."""
+    """A gateway, the Order Service that it calls, how the edge connects, and the sidecars of both if they have some."""
 
     gateway: Server
     orders: Server
-    between: Sidecars | None
+    tls: Tls | None = None
+    sidecars: Sidecars | None = None
+
+    @property
+    def port(self) -> int:
+        """Where the edge connects."""
+        return self.sidecars.entrance if self.sidecars else self.gateway.port
 
     def parts(self) -> dict[str, list[int]]:
         """The processes of each part. Call it once both serve: a child process makes the key of a certificate."""
-        found = self.between.pids() if self.between else []
+        found = self.sidecars.pids() if self.sidecars else []
         return {GATEWAY: self.gateway.pids(), SERVICE: self.orders.pids(), SIDECARS: found}
 
 
@@ -74,29 +83,41 @@ def system(
             return stack.enter_context(started(here(), ["-m", module], agents, otlp))
 
         orders = start(SERVICE, "order_service", {"postgres": f"127.0.0.1:{database.port}"})
-        between = stack.enter_context(sidecars(consul, GATEWAY, SERVICE, orders.address)) if consul else None
-        called = between.upstream if between else orders.address
-        yield System(start(GATEWAY, "gateway", {SERVICE: called}), orders, between)
+        called = free_port() if consul else orders.port
+        gateway = start(GATEWAY, "gateway", {SERVICE: f"127.0.0.1:{called}"})
+        if consul:
+            both = stack.enter_context(sidecars(consul, (GATEWAY, gateway.port), called, (SERVICE, orders.port)))
+            yield System(gateway, orders, Tls(consul.tls_context(EDGE), server_name(GATEWAY)), both)
+        else:
+            yield System(gateway, orders, edge_tls(mesh) if mesh else None)
 
 
-def place(gateway: Server, tokens: Sequence[str]) -> list[tuple[str, Headers]]:
+def edge_tls(mesh: Mesh) -> Tls:
+    """Returns how the edge of a mesh connects to a gateway."""
+    return Tls(tls_context(mesh.leaf(EDGE)), server_name(GATEWAY))
+
+
+def place(system: System, tokens: Sequence[str]) -> list[tuple[str, Headers]]:
     """Places some orders for each user; returns the path of each with the headers that may read it."""
     found = []
     for token in tokens:
         headers = {"Authorization": f"Bearer {token}"}
         for _ in range(ORDERS_EACH):
             body, key = {"currency": "EUR", "lines": LINES}, {"Idempotency-Key": uuid4().hex}
-            placed = answered("POST", gateway, "/v1/orders", headers=headers | key, json=body)
+            placed = answered("POST", system, "/v1/orders", headers=headers | key, json=body)
             found.append((f"/v1/orders/{placed.raise_for_status().json()['id']}", headers))
     return found
 
 
-def answered(method: str, gateway: Server, path: str, **sent: Any) -> httpx.Response:
-    """Sends a request again while a process that has just started does not know its keys and instances yet."""
+def answered(method: str, system: System, path: str, **sent: Any) -> httpx.Response:
+    """Sends a request again while a process that has just started does not know its keys, rules and instances yet."""
+    starting = (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.FORBIDDEN)
+    scheme, named = ("https", {"sni_hostname": system.tls.server_name}) if system.tls else ("http", {})
 
     def answer() -> httpx.Response | None:
-        reply = httpx.request(method, f"http://{gateway.address}{path}", timeout=20, trust_env=False, **sent)
-        return reply if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE else None
+        with httpx.Client(verify=system.tls.context if system.tls else True, timeout=20, trust_env=False) as http:
+            reply = http.request(method, f"{scheme}://127.0.0.1:{system.port}{path}", extensions=named, **sent)
+        return reply if reply.status_code not in starting else None
 
     return eventually(f"{method} {path} is served", answer, 20)
 
@@ -104,12 +125,12 @@ def answered(method: str, gateway: Server, path: str, **sent: Any) -> httpx.Resp
 def check(systems: Mapping[str, System], orders: Sequence[tuple[str, Headers]]) -> None:
     """Raises SystemExit unless all systems return the same orders, and none without a token."""
     for path, headers in orders:
-        replies = {name: answered("GET", found.gateway, path, headers=headers) for name, found in systems.items()}
+        replies = {name: answered("GET", found, path, headers=headers) for name, found in systems.items()}
         seen = [(reply.status_code, reply.json(), reply.headers.get("etag")) for reply in replies.values()]
         if seen[0][0] != httpx.codes.OK or any(each != seen[0] for each in seen):
             raise SystemExit(f"the answers differ: {seen}")
     for name, found in systems.items():
-        if (reply := answered("GET", found.gateway, orders[0][0])).status_code != httpx.codes.UNAUTHORIZED:
+        if (reply := answered("GET", found, orders[0][0])).status_code != httpx.codes.UNAUTHORIZED:
             raise SystemExit(f"{name}: {reply.status_code} without a token")
 
 
@@ -121,11 +142,11 @@ def check_attacks(address: str, mesh: Mesh, message: bytes) -> None:
     must_refuse(channel, reads.GET, message, grpc.StatusCode.PERMISSION_DENIED)
 
 
-def check_sidecars(between: Sidecars, message: bytes) -> None:
+def check_sidecars(both: Sidecars, message: bytes) -> None:
     """Raises SystemExit unless they refuse plaintext past the caller's sidecar, and a method without an intention."""
-    must_refuse(grpc.insecure_channel(between.public), reads.GET, message, grpc.StatusCode.UNAVAILABLE)
+    must_refuse(grpc.insecure_channel(both.public), reads.GET, message, grpc.StatusCode.UNAVAILABLE)
     other = "/shop.order.v1.OrderService/Other"
-    must_refuse(grpc.insecure_channel(between.upstream), other, message, grpc.StatusCode.PERMISSION_DENIED)
+    must_refuse(grpc.insecure_channel(both.upstream), other, message, grpc.StatusCode.PERMISSION_DENIED)
 
 
 def must_refuse(channel: grpc.Channel, path: str, message: bytes, wanted: grpc.StatusCode) -> None:
@@ -151,25 +172,31 @@ def measure(chosen: argparse.Namespace) -> None:
         sink = stack.enter_context(serving([sys.executable, str(SINK), str(port)], port))
         key, mesh = TokenKey(), Mesh()
         meshes = {OFF: None, ON: mesh}
-        consul = stack.enter_context(consul_agent(SERVICE)) if chosen.sidecars else None
+        consul = stack.enter_context(consul_agent(GATEWAY, SERVICE)) if chosen.sidecars else None
         kinds: dict[str, Mapping[str, Any]] = {name: {"mesh": each} for name, each in meshes.items()}
         kinds |= {BEHIND: {"consul": consul}} if consul else {}
         systems = {
             name: stack.enter_context(system(database, sink.address, key.public, **each))
             for name, each in kinds.items()
         }
-        orders = place(systems[OFF].gateway, [key.token() for _ in range(USERS)])
+        orders = place(systems[OFF], [key.token() for _ in range(USERS)])
         check(systems, orders)
         messages = reads.place(systems[OFF].orders.address)
         check_attacks(systems[ON].orders.address, mesh, messages[0])
         for each in systems.values():
-            if each.between:
-                check_sidecars(each.between, messages[0])
+            if each.sidecars:
+                check_sidecars(each.sidecars, messages[0])
         requests = [request("GET", path, headers) for path, headers in orders]
         visits: dict[str, Callable[[], Visit]] = {}
         for name, found in systems.items():
             visits[name] = partial(
-                http_visit, found.gateway.port, found.parts(), requests, chosen.connections, chosen.seconds
+                http_visit,
+                found.port,
+                found.parts(),
+                requests,
+                chosen.connections,
+                chosen.seconds,
+                tls=found.tls,
             )
             visits[name]()  # warms it up
         report(Measurement.run(visits, chosen.rounds))

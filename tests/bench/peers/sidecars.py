@@ -1,13 +1,15 @@
-"""A Consul of its own and Envoy sidecars, as it configures them, between a caller and a service; all on loopback."""
+"""A Consul of its own, and Envoy sidecars as it configures them beside a caller and a service; all on loopback."""
 
 from __future__ import annotations
 
 import json
+import ssl
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from support.stack_under_test import eventually
 
 from stack.build import tools
 from stack.cluster.mesh.config_entries import FILES, FOLDERS, read
+from stack.mesh.operator_leaf import Leaf, tls_context
 
 _HOST = "127.0.0.1"
 
@@ -33,16 +36,25 @@ class Consul:
         url = f"http://{_HOST}:{self.ports['http']}/v1/{path}"
         httpx.put(url, json=body, timeout=10, trust_env=False).raise_for_status()
 
-    def has_leader(self) -> bool:
-        url = f"http://{_HOST}:{self.ports['http']}/v1/status/leader"
-        return ":" in httpx.get(url, timeout=10, trust_env=False).text
+    def get(self, path: str) -> Any:
+        return httpx.get(f"http://{_HOST}:{self.ports['http']}/v1/{path}", timeout=10, trust_env=False).json()
+
+    def tls_context(self, name: str) -> ssl.SSLContext:
+        """Returns the settings of a client that shows a leaf of `name`; servers have a leaf of the same authority."""
+        leaf, found = self.get(f"agent/connect/ca/leaf/{name}"), self.get("agent/connect/ca/roots")
+        pem = [text.encode() for text in (leaf["PrivateKeyPEM"], leaf["CertPEM"], found["Roots"][0]["RootCert"])]
+        context = tls_context(Leaf(*pem, begins=0, ends=0))
+        context.check_hostname = False  # their leaves have a SPIFFE id only
+        context.set_alpn_protocols(["http/1.1"])
+        return context
 
 
 @dataclass(frozen=True)
 class Sidecars:
-    """The sidecar of the caller, which it reaches at `upstream`, and that of the service, at `public`."""
+    """The sidecar of the caller, which it reaches at `upstream` and others at `entrance`, and that of the service."""
 
     caller: Server
+    entrance: int
     service: Server
 
     @property
@@ -58,8 +70,8 @@ class Sidecars:
 
 
 @contextmanager
-def consul_agent(service: str) -> Iterator[Consul]:
-    """Starts Consul with the shipped config entries of a service."""
+def consul_agent(*services: str) -> Iterator[Consul]:
+    """Starts Consul with the shipped protocols and intentions of services."""
     program, envoy = tools.find("consul"), tools.find("envoy")
     if program is None or envoy is None:
         raise SystemExit("needs Consul and Envoy: ./justw deploy builds the one, uv sync --group servers has the other")
@@ -80,28 +92,27 @@ def consul_agent(service: str) -> Iterator[Consul]:
         file.write_text(json.dumps(config))
         with serving([str(program), "agent", f"-config-file={file}"], ports["http"]):
             found = Consul(str(program), str(envoy), ports)
-            eventually("Consul has a leader", found.has_leader, 30)
-            for kind, entries in FOLDERS.items():
-                found.put("config", read(FILES / entries / f"{service}.hcl", kind))
+            eventually("Consul has a leader", lambda: found.get("status/leader"), 30)
+            for kind, service in product(("service-defaults", "service-intentions"), services):
+                found.put("config", read(FILES / FOLDERS[kind] / f"{service}.hcl", kind))
             yield found
 
 
 @contextmanager
-def sidecars(consul: Consul, caller: str, service: str, address: str) -> Iterator[Sidecars]:
-    """Puts a sidecar beside each of both; the service speaks plaintext at `address`."""
-    upstream, public = free_port(), free_port()
-    proxy = {"Upstreams": [{"DestinationName": service, "LocalBindPort": upstream}]}
-    host, _, port = address.rpartition(":")
+def sidecars(consul: Consul, caller: tuple[str, int], upstream: int, service: tuple[str, int]) -> Iterator[Sidecars]:
+    """Puts a sidecar beside each of both, which speak plaintext at their ports; the caller calls at `upstream`."""
+    entrance, public = free_port(), free_port()
+    proxy = {"Upstreams": [{"DestinationName": service[0], "LocalBindPort": upstream}]}
     with ExitStack() as stack:
-        _register(consul, service, {"Port": public}, Address=host, Port=int(port))
-        called = stack.enter_context(_envoy(consul, service, public))
-        _register(consul, caller, {"Port": free_port(), "Proxy": proxy})
-        yield Sidecars(stack.enter_context(_envoy(consul, caller, upstream)), called)
+        _register(consul, *service, {"Port": public})
+        called = stack.enter_context(_envoy(consul, service[0], public))
+        _register(consul, *caller, {"Port": entrance, "Proxy": proxy})
+        yield Sidecars(stack.enter_context(_envoy(consul, caller[0], upstream)), entrance, called)
 
 
-def _register(consul: Consul, name: str, sidecar: Mapping[str, Any], **fields: Any) -> None:
+def _register(consul: Consul, name: str, port: int, sidecar: Mapping[str, Any]) -> None:
     connect = {"SidecarService": {"Address": _HOST, "Checks": [], **sidecar}}
-    consul.put("agent/service/register", {"Name": name, "Connect": connect, **fields})
+    consul.put("agent/service/register", {"Name": name, "Address": _HOST, "Port": port, "Connect": connect})
 
 
 @contextmanager

@@ -6,10 +6,11 @@ h11 writes the bytes of a request once, httptools parses the responses.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import h11
 import httptools
@@ -35,11 +36,20 @@ def request(method: str, path: str, headers: Mapping[str, str] | None = None, bo
     return sent + (connection.send(h11.Data(data=body)) or b"" if body else b"")
 
 
+@dataclass(frozen=True)
+class Tls:
+    """How a connection is encrypted, and the name that the server must have."""
+
+    context: ssl.SSLContext
+    server_name: str
+
+
 class Connection(asyncio.Protocol):
     """One connection, used by one request at a time; it is opened again after a loss."""
 
-    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
+    def __init__(self, port: int, source: str = "127.0.0.1", tls: Tls | None = None) -> None:
         self._port, self._source = port, source
+        self._options: dict[str, Any] = {"ssl": tls.context, "server_hostname": tls.server_name} if tls else {}
         self._transport: asyncio.Transport | None = None
         self._answered: asyncio.Future[int] | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -70,7 +80,7 @@ class Connection(asyncio.Protocol):
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
         address = (self._source, 0)
-        await loop.create_connection(lambda: self, "127.0.0.1", self._port, local_addr=address)
+        await loop.create_connection(lambda: self, "127.0.0.1", self._port, local_addr=address, **self._options)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)

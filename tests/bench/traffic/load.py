@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import uvloop
-from bench.traffic.http_client import Answer, Connection
+from bench.traffic.http_client import Answer, Connection, Tls
 
 _MOST_CONNECTIONS = 400
 
@@ -48,9 +48,9 @@ class Load:
         return self
 
 
-def closed_loop(port: int, requests: list[bytes], connections: int, seconds: float) -> Load:
+def closed_loop(port: int, requests: list[bytes], connections: int, seconds: float, tls: Tls | None = None) -> Load:
     """Each connection sends the next request when it has the answer to the last one."""
-    return uvloop.run(_closed(port, requests, connections, seconds))
+    return uvloop.run(_closed(port, requests, connections, seconds, tls))
 
 
 def open_loop(port: int, requests: list[bytes], rate: float, seconds: float) -> Load:
@@ -63,7 +63,7 @@ def source(number: int) -> str:
     return f"127.0.0.{2 + number % 16}"
 
 
-async def _closed(port: int, requests: list[bytes], connections: int, seconds: float) -> Load:
+async def _closed(port: int, requests: list[bytes], connections: int, seconds: float, tls: Tls | None) -> Load:
     load, following = Load(), itertools.cycle(requests)
     began = time.perf_counter()
 
@@ -72,7 +72,7 @@ async def _closed(port: int, requests: list[bytes], connections: int, seconds: f
             load.add(await connection.exchange(next(following)))
         connection.close()
 
-    await asyncio.gather(*(repeat(Connection(port, source(number))) for number in range(connections)))
+    await asyncio.gather(*(repeat(Connection(port, source(number), tls)) for number in range(connections)))
     load.seconds = time.perf_counter() - began
     return load
 

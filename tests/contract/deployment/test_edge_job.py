@@ -16,6 +16,8 @@ from ..repository import ROOT, blocks, job_text
 EDGE = job_text("edge")
 ENVOY = (ROOT / "nomad" / "edge" / "envoy.yaml").read_text()
 MEBIBYTE = 2**20
+# That of http and that of https are made from one text.
+LISTENER = "- name: {{ $name }}\n"
 GATEWAYS = 2
 
 
@@ -150,7 +152,7 @@ def test_full_heads_and_bodies_on_every_connection_fit_into_the_bound_of_the_hea
 def test_an_edge_that_hangs_is_started_again() -> None:
     (check,) = [body for _, body in blocks(EDGE, "check")]
     assert [body for _, body in blocks(check, "check_restart")]
-    ping = ENVOY.partition("- name: ping")[2].partition("- name: http\n")[0]
+    ping = ENVOY.partition("- name: ping")[2].partition(LISTENER)[0]
     assert "ignore_global_conn_limit: true" in ping
     assert "bypass_overload_manager: true" in ping
 
@@ -185,7 +187,7 @@ def test_a_caller_cannot_choose_what_is_recorded(mark: str) -> None:
 
 def test_a_drain_leaves_the_listener_that_records() -> None:
     assert "inboundonly" in (ROOT / "nomad" / "edge" / "drained_envoy.py").read_text()
-    assert ENVOY.partition("- name: http\n")[2].lstrip().startswith("traffic_direction: INBOUND")
+    assert ENVOY.partition(LISTENER)[2].lstrip().startswith("traffic_direction: INBOUND")
 
 
 # --- what it is given
@@ -195,7 +197,7 @@ def test_nomad_logs_in_for_the_templates_of_the_edge_and_puts_the_token_into_no_
     (identity,) = [body for _, body in blocks(EDGE, "identity")]
     assert re.search(r'^\s*name\s*=\s*"consul_default"', identity, re.MULTILINE)
     assert not re.search(r"^\s*(file|env)\s*=", identity, re.MULTILINE)
-    assert [head for head in ("consul", "vault", "env") for _ in blocks(EDGE, head)] == []
+    assert [head for head in ("consul", "env") for _ in blocks(EDGE, head)] == []
     assert re.search(r'command = "/usr/bin/env"\n\s*args = \[\n\s*"-i",', EDGE)
 
 
@@ -206,9 +208,10 @@ def test_only_the_edge_gets_a_consul_token_for_templates() -> None:
     assert 'value.nomad_job_id == "edge"' in rule["Selector"]
 
 
-def test_an_outage_of_consul_never_fails_a_task_with_templates() -> None:
+@pytest.mark.parametrize("server", ["consul", "vault"])
+def test_an_outage_of_a_server_never_fails_a_task_with_templates(server: str) -> None:
     agent = (ROOT / "nomad" / "agent.hcl").read_text()
-    (retry,) = [body for _, body in blocks(agent, "consul_retry")]
+    (retry,) = [body for _, body in blocks(agent, f"{server}_retry")]
     assert re.search(r"^\s*attempts\s*=\s*0\b", retry, re.MULTILINE)
 
 
@@ -229,3 +232,30 @@ def test_the_edge_trusts_no_forwarded_header_of_a_caller(header: str) -> None:
     assert f"{{ remove: {header} }}" in ENVOY
     assert "use_remote_address: true" in ENVOY
     assert "xff_num_trusted_hops" not in ENVOY
+
+
+# --- in the mesh
+
+
+def test_a_gateway_must_have_its_certificate_and_the_edge_shows_its_own() -> None:
+    upstream = ENVOY.partition("\n  clusters:")[2]
+    gateways = upstream.partition("range $cluster, $limit")[2]
+    assert 'exact: "spiffe://{{ env "NOMAD_META_trust_domain" }}/ns/default/dc/dc1/svc/gateway"' in gateways
+    assert gateways.count("UpstreamTlsContext") == ENVOY.count("UpstreamTlsContext") == 1
+    assert "tls_certificate_sds_secret_configs: [{{ $leaf }}]" in gateways
+    assert 'validation_context_sds_secret_config: {{ printf $secret "roots" }}' in gateways
+
+
+def test_certificates_are_read_where_nomad_writes_them() -> None:
+    (folder,) = set(re.findall(r"path: (secrets/mesh)\b", ENVOY))
+    assert f'destination = "{folder}/${{template.key}}.json"' in EDGE
+    for name in ("leaf", "roots"):
+        assert f'"name": "{name}"' in (ROOT / "nomad" / "edge" / f"{name}.json").read_text()
+        assert f'printf $secret "{name}"' in ENVOY
+        assert f"{name} = var.envoy_{name}" in EDGE
+
+
+def test_callers_may_speak_http2_by_https_alone() -> None:
+    assert "alpn_protocols: [h2, http/1.1]" in ENVOY
+    assert re.search(r'\{\{- if eq \$name "https" \}\}\n\s*codec_type: AUTO', ENVOY)
+    assert envoy("max_concurrent_streams") <= 100

@@ -1,4 +1,4 @@
-"""Who may call which method: each method of each service is in this table, and the intentions say the same."""
+"""Who may call what: each method of each service is in this table, and the intentions say the same."""
 
 from __future__ import annotations
 
@@ -75,6 +75,13 @@ def test_reflection_health_and_what_does_not_exist_is_for_operators(service: str
     assert not any(found.allow(caller, path) for caller, path in product(CALLERS, (*others, methods[-1])))
 
 
-def test_each_service_that_serves_grpc_has_intentions_and_a_protocol() -> None:
+@pytest.mark.parametrize("verb", ["GET", "HEAD", "POST", "OPTIONS", "BREW"])
+@pytest.mark.parametrize("path", ["/v1/orders", "/livez", "/docs", "/nowhere", "/"])
+def test_whatever_is_sent_to_the_gateway_comes_by_the_edge_or_from_an_operator(path: str, verb: str) -> None:
+    found = intentions("gateway")
+    assert {caller for caller in (*CALLERS, "operator") if found.allow(caller, path, verb)} == {"edge", "operator"}
+
+
+def test_each_service_has_intentions_and_a_protocol() -> None:
     for folder in ("intentions", "config/service-defaults"):
-        assert {file.stem for file in (ROOT / "consul" / folder).glob("*.hcl")} == set(SERVICES)
+        assert {file.stem for file in (ROOT / "consul" / folder).glob("*.hcl")} == {"gateway", *SERVICES}

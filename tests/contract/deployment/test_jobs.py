@@ -19,6 +19,7 @@ from stack.build import tools
 from stack.build.zipapps import Artifact
 from stack.cluster import nomad
 from stack.cluster.clients import Clients
+from stack.cluster.mesh.certificate_authority import CertificateAuthority
 from stack.config import Stack
 from stack.console import StackError
 
@@ -46,7 +47,8 @@ def server(sent: list[str]) -> nomad.Nomad:
         return SimpleNamespace(json=dict)
 
     api = SimpleNamespace(jobs=SimpleNamespace(request=request))
-    clients = cast(Clients, SimpleNamespace(nomad=api))
+    consul = SimpleNamespace(connect=SimpleNamespace(certificates=None))
+    clients = cast(Clients, SimpleNamespace(nomad=api, consul=consul, vault=None, credentials=None))
     tool = Path("/tool")
     found = tools.Tools(tool, tool, tool, tool, tool, tool, tool, exec_driver=True)
     artifacts = {name: Artifact(name, Path("/built.pyz"), "0" * 64) for name in SERVICES}
@@ -102,14 +104,15 @@ def test_no_variable_of_the_environment_has_a_default() -> None:
 
 def test_the_checks_of_a_service_in_the_mesh_use_a_port_of_their_own_by_tls(read_by_nomad: Read) -> None:
     """Consul has no certificate of the mesh, which the port of the calls asks for."""
-    for service in ("order-service", "user-service"):
+    for service in SERVICES:
+        kind = "http" if service == "gateway" else "grpc"
         for group in read_by_nomad(service, mesh=True)["TaskGroups"]:
-            assert ports(group) == {"grpc", "health"}
+            assert ports(group) == {kind, "health"}
             (registered,) = group["Services"]
-            assert registered["PortLabel"] == "grpc"
+            assert registered["PortLabel"] == kind
             for check in registered["Checks"]:
-                assert (check["Type"], check["PortLabel"]) == ("grpc", "health")
-                assert (check["GRPCUseTLS"], check["TLSSkipVerify"]) == (True, True)
+                assert (check["Type"], check["PortLabel"], check["TLSSkipVerify"]) == (kind, "health", True)
+                assert (check["GRPCUseTLS"], check["Protocol"]) == ((True, "") if kind == "grpc" else (False, "https"))
             (env,) = [task["Env"] for task in group["Tasks"]]
             assert (env["MESH"], env["HEALTH_ADDRESS"]) == ("on", "${NOMAD_ADDR_health}")
 
@@ -118,17 +121,41 @@ def test_outside_of_the_mesh_one_port_is_for_calls_and_checks(read_by_nomad: Rea
     for service in SERVICES:
         for group in read_by_nomad(service)["TaskGroups"]:
             (port,) = ports(group)
-            found = {(check["PortLabel"], check["GRPCUseTLS"]) for check in group["Services"][0]["Checks"]}
-            assert found == {(port, False)}
+            checks = group["Services"][0]["Checks"]
+            found = {(check["PortLabel"], check["GRPCUseTLS"], check["Protocol"]) for check in checks}
+            assert found == {(port, False, "")}
             (env,) = [task["Env"] for task in group["Tasks"]]
             assert (env["MESH"], env["HEALTH_ADDRESS"]) == ("off", f"${{NOMAD_ADDR_{port}}}")
 
 
-def test_the_gateway_has_one_port_in_the_mesh_too(read_by_nomad: Read) -> None:
-    (group,) = read_by_nomad("gateway", mesh=True)["TaskGroups"]
-    assert ports(group) == {"http"}
-    checks = group["Services"][0]["Checks"]
-    assert {(check["Type"], check["PortLabel"], check["GRPCUseTLS"]) for check in checks} == {("http", "http", False)}
+def test_the_edge_has_https_and_a_certificate_in_the_mesh_only(read_by_nomad: Read) -> None:
+    for mesh in (True, False):
+        (group,) = read_by_nomad("edge", mesh=mesh)["TaskGroups"]
+        (task,) = group["Tasks"]
+        fixed = {port["Label"]: port["Value"] for network in group["Networks"] for port in network["ReservedPorts"]}
+        written = {template["DestPath"]: template for template in task["Templates"]}
+        secrets = {path for path in written if path.startswith("secrets/")}
+        if mesh:
+            assert fixed == {"http": 8080, "https": 8443}
+            assert secrets == {"secrets/mesh/leaf.json", "secrets/mesh/roots.json"}
+            assert {written[path]["Perms"] for path in secrets} == {"600"}
+            assert {written[path]["ChangeMode"] for path in secrets} == {"noop"}
+            assert (task["Vault"]["Role"], task["Vault"]["ChangeMode"]) == ("edge", "noop")
+            assert (task["Vault"]["Env"], task["Vault"]["DisableFile"]) == (False, True)
+        else:
+            assert (fixed, secrets, task["Vault"]) == ({"http": 8080}, set(), None)
+        assert task["Meta"]["mesh"] == ("on" if mesh else "off")
+        assert not task["Env"]
+
+
+def test_the_edge_is_in_the_mesh_if_the_gateway_is(
+    server: nomad.Nomad, sent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CertificateAuthority, "trust_domain", lambda _: "the-domain.consul")
+    for mesh, domain in ((True, "the-domain.consul"), (False, "")):
+        monkeypatch.setattr(nomad, "is_in_mesh", lambda service, mesh=mesh: service == "gateway" and mesh)
+        server.parse("edge")
+        assert f'mesh = {str(mesh).lower()}\ntrust_domain = "{domain}"\n' in sent[-1]
 
 
 def test_either_all_services_are_in_the_mesh_or_none(read_by_nomad: Read) -> None:
@@ -190,10 +217,10 @@ def test_a_program_starts_without_the_token_that_nomad_gives_to_a_native_service
     assert {command[:3] for command in started} == {("/usr/bin/env", "-u", "CONSUL_HTTP_TOKEN")}
 
 
-def test_services_that_answer_grpc_are_native_in_the_mesh_of_consul_and_outside_of_it_none_is(
+def test_services_that_are_called_are_native_in_the_mesh_of_consul_and_outside_of_it_none_is(
     read_by_nomad: Read,
 ) -> None:
-    for mesh, native in ((True, {"order-service", "user-service"}), (False, set())):
+    for mesh, native in ((True, set(SERVICES)), (False, set())):
         groups = [group for name in SERVICES for group in read_by_nomad(name, mesh)["TaskGroups"]]
         found = {each["Name"]: each["Connect"] for group in groups for each in group["Services"] if each["Connect"]}
         assert found.keys() == native

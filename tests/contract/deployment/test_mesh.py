@@ -16,10 +16,14 @@ from stack.cluster.mesh.config_entries import FILES, FOLDERS, read
 from ..repository import ROOT, SERVICES, blocks
 
 ROLES = ROOT / "vault" / "engines" / "mesh" / "roles"
-NAMES = [*SERVICES, OPERATOR]
+EDGE = "edge"
+NAMES = [*SERVICES, EDGE, OPERATOR]
 HOUR = 3600
 TEN_YEARS = 10 * 365 * 24 * HOUR
 WITH_INTENTIONS = sorted(file.stem for file in (FILES / "intentions").glob("*.hcl"))
+POLICY = (ROOT / "vault" / "policies" / "edge.hcl").read_text()
+TEMPLATE = (ROOT / "nomad" / "edge" / "leaf.json").read_text()
+WITH_METHODS = sorted(set(WITH_INTENTIONS) - {"gateway"})
 
 
 def vault_file(path: str) -> Any:
@@ -30,6 +34,10 @@ def consul_policy() -> dict[str, set[str]]:
     """What Consul may do in Vault: path to capabilities."""
     text = (ROOT / "vault" / "policies" / "consul-ca.hcl").read_text()
     return {path: set(re.findall(r'"(\w+)"', body)) for (path,), body in blocks(text, r'path "([^"]+)"')}
+
+
+def job_values(service: str) -> str:
+    return (ROOT / "nomad" / "jobs" / f"{service}.vars.hcl").read_text()
 
 
 def sources(service: str) -> dict[str, dict[str, Any]]:
@@ -50,11 +58,12 @@ def test_no_file_is_of_a_kind_that_is_not_applied() -> None:
 
 
 @pytest.mark.parametrize("service", WITH_INTENTIONS)
-def test_consul_knows_that_a_service_speaks_grpc(service: str) -> None:
-    assert read(FILES / "config" / "service-defaults" / f"{service}.hcl", "service-defaults")["Protocol"] == "grpc"
+def test_consul_knows_what_a_service_speaks(service: str) -> None:
+    protocol = read(FILES / "config" / "service-defaults" / f"{service}.hcl", "service-defaults")["Protocol"]
+    assert f'"{protocol}"' in dict(re.findall(r"^(\w+) *= *(.*)$", job_values(service), re.MULTILINE))["protocol"]
 
 
-@pytest.mark.parametrize("service", WITH_INTENTIONS)
+@pytest.mark.parametrize("service", WITH_METHODS)
 def test_an_intention_names_each_method_in_full_and_only_the_operator_may_call_all(service: str) -> None:
     found = sources(service)
     assert found.pop(OPERATOR) == {"Name": OPERATOR, "Action": "allow"}
@@ -62,6 +71,11 @@ def test_an_intention_names_each_method_in_full_and_only_the_operator_may_call_a
     permissions = [permission for source in found.values() for permission in source["Permissions"]]
     assert permissions
     assert {(each["Action"], *each["HTTP"]) for each in permissions} == {("allow", "PathExact")}
+
+
+def test_the_edge_may_send_each_request_to_the_gateway_and_no_service_any() -> None:
+    """It forwards what callers send, also to paths that do not exist."""
+    assert sources("gateway") == {name: {"Name": name, "Action": "allow"} for name in (EDGE, OPERATOR)}
 
 
 @pytest.mark.parametrize("service", WITH_INTENTIONS)
@@ -83,10 +97,12 @@ def test_every_service_has_a_role_for_its_certificate_and_so_has_the_operator() 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_certificate_has_the_name_of_its_service_and_no_other(name: str) -> None:
+    """But for the edge, which callers reach by https; its policy says by which names."""
     role = json.loads((ROLES / f"{name}.json").read_text())
-    assert role["allowed_domains"] == [f"{name}.mesh"]
+    assert role["allowed_domains"] == [f"{name}.mesh", *(["localhost"] if name == EDGE else [])]
     assert role["allowed_uri_sans"] == [f"spiffe://${{trust_domain}}/ns/default/dc/dc1/svc/{name}"]
-    wide = ("allow_any_name", "allow_glob_domains", "allow_ip_sans", "allow_localhost", "allow_subdomains")
+    assert role["allow_ip_sans"] is (name == EDGE)
+    wide = ("allow_any_name", "allow_glob_domains", "allow_localhost", "allow_subdomains")
     assert {key: role[key] for key in (*wide, "allow_wildcard_certificates", "use_csr_common_name")} == dict.fromkeys(
         (*wide, "allow_wildcard_certificates", "use_csr_common_name"), False
     )
@@ -101,6 +117,26 @@ def test_a_certificate_is_for_tls_alone_and_ends_within_an_hour(name: str) -> No
     assert (role["client_flag"], role["server_flag"]) == (True, name != OPERATOR), "nobody calls an operator"
     assert role["ttl"] == role["max_ttl"] == HOUR
     assert (role["no_store"], role["generate_lease"]) == (True, False), "storage would grow with each renewal"
+
+
+def test_the_edge_gets_no_certificate_but_the_one_that_its_template_asks_for() -> None:
+    """OpenBao gives a parameter such as not_after precedence over the longest life of the role."""
+    ((path, body),) = [(path, body) for (path,), body in blocks(POLICY, r'path "([^"]+)"')]
+    allowed = dict(re.findall(r'"(\w+)" *= \[(.*)\]', body.partition("allowed_parameters")[2]))
+    asked = dict(part.split("=", 1) for part in re.findall(r'"(\w+=[^"]*)"', TEMPLATE))
+    assert path == re.findall(r'pkiCert "([^"]+)"', TEMPLATE)[0] == "mesh/issue/edge"
+    assert asked.pop("uri_sans") == "spiffe://%s/ns/default/dc/dc1/svc/edge"
+    assert allowed.pop("uri_sans") == "", "the role allows one"
+    assert allowed == {name: f'"{value}"' for name, value in asked.items()}
+
+
+def test_nomad_replaces_the_certificate_of_the_edge_at_half_of_its_life() -> None:
+    """It does so when nine tenths of the time between the two dates of a certificate are over."""
+    role = json.loads((ROLES / f"{EDGE}.json").read_text())
+    began = role["not_before_duration"]
+    assert 0.9 * (began + role["ttl"]) - began == role["ttl"] / 2
+    others = [json.loads((ROLES / f"{name}.json").read_text()) for name in NAMES if name != EDGE]
+    assert not [other for other in others if "not_before_duration" in other]
 
 
 def test_the_datacenter_in_a_spiffe_name_is_that_of_the_agent() -> None:

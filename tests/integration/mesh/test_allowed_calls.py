@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from support.kv_settings import changed_settings
 from support.mesh.channels import mesh_channel
+from support.mesh.intentions import without_source
 from support.stack_under_test import RunningStack, eventually
 
 from .raw_calls import METHODS, REACHED, code_of, error_of
@@ -118,22 +118,6 @@ def test_an_intention_that_is_taken_away_ends_calls_on_open_connections(running:
     path = "/shop.user.v1.UserService/GetUser"
     with callers(running, "user-service", "gateway") as channels:
         assert codes(channels, path) == {REACHED}
-        with without_source(running, "user-service", "gateway"):
+        with without_source(running.clients, "user-service", "gateway"):
             eventually("the call is denied", lambda: codes(channels, path) == {DENIED}, 5)
         eventually("the call is allowed again", lambda: codes(channels, path) == {REACHED}, 5)
-
-
-@contextmanager
-def without_source(running: RunningStack, service: str, source: str) -> Iterator[None]:
-    """Removes a caller from the intentions of a service for a while."""
-    headers = {"X-Consul-Token": running.clients.credentials.token("consul-management")}
-    with httpx.Client(base_url=running.url("consul"), headers=headers, timeout=10) as consul:
-        found = consul.get(f"/v1/config/service-intentions/{service}").raise_for_status().json()
-        entry = {name: found[name] for name in ("Kind", "Name", "Sources")}
-        left = [each for each in entry["Sources"] if each["Name"] != source]
-        assert len(left) == len(entry["Sources"]) - 1
-        consul.put("/v1/config", json=entry | {"Sources": left}).raise_for_status()
-        try:
-            yield
-        finally:
-            consul.put("/v1/config", json=entry).raise_for_status()

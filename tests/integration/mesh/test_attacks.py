@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import grpc
 import hvac
@@ -12,38 +10,19 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from hvac.exceptions import Forbidden, InvalidRequest
-from support.mesh.authority import Authority
+from support.mesh.bad_leaves import ended_leaf, foreign_leaf, trust_domain
 from support.mesh.channels import caller_credentials, first_address, health_channel, mesh_channel, named
 from support.stack_under_test import RunningStack
 from support.traffic.api_user import ApiUser
 
 from chassis.mesh.certificate_request import build
 from chassis.mesh.names import server_name, spiffe_id
-from stack.mesh.operator_leaf import Leaf, issue
+from stack.mesh.operator_leaf import issue
 
 from .raw_calls import METHODS, REACHED, code_of
 
 DENIED, UNREACHABLE = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAVAILABLE
 JOBS = ("gateway", "order-service", "user-service")
-
-
-def trust_domain(running: RunningStack) -> str:
-    return str(running.clients.consul.connect.certificates.list()["TrustDomain"])
-
-
-def foreign_leaf(running: RunningStack) -> Leaf:
-    """The names of the gateway, signed by another authority."""
-    return replace(Authority(trust_domain(running)).leaf("gateway"), roots=issue(running.clients).roots)
-
-
-def ended_leaf(running: RunningStack) -> Leaf:
-    """A leaf of the gateway whose time is over."""
-    key, request = build(server_name("gateway"), spiffe_id("gateway", trust_domain(running)))
-    sign = running.clients.vault.secrets.pki.sign_certificate
-    signed = sign("gateway", request, "", {"ttl": "1s"}, "mesh")["data"]
-    chain = "\n".join([signed["certificate"], *signed["ca_chain"]]).encode()
-    time.sleep(max(0.0, signed["expiration"] - time.time()) + 1.5)
-    return replace(issue(running.clients), key=key.encode(), chain=chain)
 
 
 def secure(running: RunningStack, service: str, credentials: grpc.ChannelCredentials) -> grpc.Channel:
@@ -57,10 +36,10 @@ ATTACKS = {
         running, service, grpc.ssl_channel_credentials(issue(running.clients).roots)
     ),
     "a certificate of a foreign authority": lambda running, service: secure(
-        running, service, caller_credentials(foreign_leaf(running))
+        running, service, caller_credentials(foreign_leaf(running.clients, "gateway"))
     ),
     "a certificate that has ended": lambda running, service: secure(
-        running, service, caller_credentials(ended_leaf(running))
+        running, service, caller_credentials(ended_leaf(running.clients, "gateway"))
     ),
 }
 
@@ -89,7 +68,7 @@ def test_a_call_past_the_gateway_with_the_token_of_a_user_is_not_answered(
 
 
 def test_metadata_that_names_another_caller_changes_nothing(running: RunningStack) -> None:
-    identity = spiffe_id("gateway", trust_domain(running))
+    identity = spiffe_id("gateway", trust_domain(running.clients))
     forged = [
         ("x-forwarded-client-cert", f"URI={identity}"),
         ("peer_spiffe_id", identity),
@@ -135,7 +114,7 @@ def workload(running: RunningStack, request: pytest.FixtureRequest) -> Iterator[
 
 def signed(running: RunningStack, client: hvac.Client, role: str, dns: str, uri: str = "") -> None:
     """Asks for a certificate with a DNS name and the URI of a service, of the same one if it is empty."""
-    _, request = build(server_name(dns), spiffe_id(uri or dns, trust_domain(running)))
+    _, request = build(server_name(dns), spiffe_id(uri or dns, trust_domain(running.clients)))
     client.secrets.pki.sign_certificate(role, request, "", mount_point="mesh")
 
 
@@ -172,7 +151,7 @@ def test_a_service_may_use_no_other_way_to_a_certificate(
     running: RunningStack, workload: tuple[str, hvac.Client], path: str
 ) -> None:
     job, client = workload
-    _, request = build(server_name(job), spiffe_id(job, trust_domain(running)))
+    _, request = build(server_name(job), spiffe_id(job, trust_domain(running.clients)))
     for asked in (path, path.replace("operator", job)):
         with pytest.raises(Forbidden):
             client.write_data(asked, data={"csr": request})

@@ -41,11 +41,15 @@ def test_the_callers_that_it_shows_reach_a_method_and_no_others(running: Running
 
 def test_each_healthy_instance_has_a_certificate_that_ends_within_an_hour(running: RunningStack) -> None:
     found = shown()
-    addresses = {f"{host}:{port}": name for name in METHODS for host, port in instances(running.clients, name)}
+    services = ("gateway", *METHODS)
+    addresses = {f"{host}:{port}": name for name in services for host, port in instances(running.clients, name)}
+    addresses[f"127.0.0.1:{running.stack.port('gateway_https')}"] = "edge"
     assert {row["address"]: row["service"] for row in found["certificates"]} == addresses
     for row in found["certificates"]:
         assert row["error"] is None
-        assert row["names"] == [server_name(row["service"]), spiffe_id(row["service"], found["trust_domain"])]
+        public = ["localhost"] if row["service"] == "edge" else []
+        names = [server_name(row["service"]), *public, spiffe_id(row["service"], found["trust_domain"])]
+        assert row["names"] == names
         assert 0 < row["minutes_left"] <= 60
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import ssl
 import threading
 import time
 from collections import Counter
@@ -68,10 +69,12 @@ class Answer:
 class Load(threading.Thread):
     """Sends the requests of `arrival(number)`, `rate` a second, while the block runs."""
 
-    def __init__(self, url: str, rate: float, arrival: Callable[[int], Request]) -> None:
+    def __init__(
+        self, url: str, rate: float, arrival: Callable[[int], Request], verify: ssl.SSLContext | bool = True
+    ) -> None:
         super().__init__(daemon=True)
         self.answers: list[Answer] = []
-        self._url, self._rate, self._arrival = url, rate, arrival
+        self._url, self._rate, self._arrival, self._verify = url, rate, arrival, verify
         self._stopping = threading.Event()
         self._broken: Exception | None = None
 
@@ -125,8 +128,8 @@ class Load(threading.Thread):
         began = time.monotonic()
         timeout = httpx.Timeout(_PATIENCE_SECONDS)
         async with (
-            httpx.AsyncClient(base_url=self._url, limits=_KEPT, timeout=timeout) as kept,
-            httpx.AsyncClient(base_url=self._url, limits=_FRESH, timeout=timeout) as fresh,
+            httpx.AsyncClient(base_url=self._url, limits=_KEPT, timeout=timeout, verify=self._verify) as kept,
+            httpx.AsyncClient(base_url=self._url, limits=_FRESH, timeout=timeout, verify=self._verify) as fresh,
             asyncio.TaskGroup() as sending,
         ):
             for number in itertools.count():

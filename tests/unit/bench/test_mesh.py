@@ -134,7 +134,7 @@ def test_sidecars_that_do_not_refuse_are_not_measured(public: int, code: str) ->
         ports = [int((plain, closed)[index].address.rpartition(":")[2]) for index in (0, public)]
         upstream, reached = (Server(cast(Any, None), port) for port in ports)
         with pytest.raises(SystemExit, match=code):
-            check_sidecars(Sidecars(upstream, reached), b"a")
+            check_sidecars(Sidecars(upstream, 0, reached), b"a")
 
 
 def test_a_call_that_fails_ends_the_measurement() -> None:

@@ -19,6 +19,7 @@ from gateway import composition
 from gateway.admission.client_limits import ClientLimits
 from gateway.admission.loop_delay import LoopDelay
 from gateway.auth.access_token_verifier import AccessTokenVerifier
+from gateway.auth.caller_authorization import CallerAuthorization
 from gateway.backend import Backend
 from gateway.dependency_health import DependencyHealth
 from gateway.http import http_server
@@ -108,7 +109,7 @@ async def running(vault: FakeVault | None = None, consul: FakeConsul | None = No
     await orders.close()
 
 
-def compose(process: Process[Settings], vault: FakeVault) -> GatewayApp:
+def compose(process: Process[Settings], vault: FakeVault, callers: CallerAuthorization | None = None) -> GatewayApp:
     """Creates the parts as `gateway.__main__` does, with the fake Vault and without probing its address."""
     settings = process.settings
     users: Any = connect(process, "user-service", settings=settings.section(lambda value: value.users))
@@ -119,6 +120,6 @@ def compose(process: Process[Settings], vault: FakeVault) -> GatewayApp:
     stubs: tuple[Any, Any] = UserServiceStub(users), OrderServiceStub(orders)
     limits = ClientLimits(settings.section(lambda value: value.clients))
     backend = Backend(*stubs, access_tokens, health, ProfileCache(settings), limits, LoopDelay(), settings)
-    gateway_app = composition.create(backend, f"gateway{next(_app_numbers)}")
+    gateway_app = composition.create(backend, f"gateway{next(_app_numbers)}", callers)
     gateway_app.config.TOUCHUP = False  # it rewrites Sanic's own code, which works once in a process
     return gateway_app

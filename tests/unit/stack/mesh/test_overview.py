@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-import grpc
 import pytest
 from cryptography import x509
-from grpc_reflection.v1alpha import reflection
-from hvac.exceptions import InvalidPath
-from support.mesh.authority import TRUST_DOMAIN, Authority
+from support.mesh.authority import TRUST_DOMAIN
 
 from chassis.mesh.names import spiffe_id
 from shop.order.v1 import order_pb2
 from stack.cluster import agents
-from stack.cluster.clients import Clients
 from stack.config import Stack
 from stack.console import StackError
 from stack.mesh import overview
-from stack.mesh.operator_leaf import Leaf
-from stack.mesh.overview import Overview
 
-ORDERS = order_pb2.DESCRIPTOR.services_by_name["OrderService"].full_name
+from .deployed_mesh import HOST, ORDERS, Cluster
+
 PLACE, GET = f"/{ORDERS}/PlaceOrder", f"/{ORDERS}/GetOrder"
 REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-HEALTH = "grpc.health.v1.Health"
-HOST = "127.0.0.1"
 
 
 def intention(caller: str, precedence: int = 9, **rules: Any) -> dict[str, Any]:
@@ -41,89 +32,15 @@ def permission(action: str, path: str) -> dict[str, Any]:
     return {"Action": action, "HTTP": {"PathExact": path}}
 
 
-class Cluster:
-    """Consul, Nomad and OpenBao as their clients show them, and instances of the Order Service."""
-
-    def __init__(self) -> None:
-        self.authority = Authority()
-        self.mesh: dict[str, str] = dict.fromkeys(("gateway", "order-service", "user-service"), "on")
-        self.intentions: dict[str, list[dict[str, Any]]] = {}
-        self.settings = {"order-service": '{"mesh": {"enforce": true}}'}
-        self.ports: list[int] = []
-        self.servers: list[grpc.Server] = []
-        self.is_sealed = False
-
-    def instance(self, leaf: Leaf | None = None, reflects: bool = True) -> int:
-        """Starts an instance that presents a leaf, that of the Order Service by default; returns its port."""
-        made = leaf or self.authority.leaf("order-service")
-        credentials = grpc.ssl_server_credentials([(made.key, made.chain)], made.roots, require_client_auth=True)
-        return self._start(reflects, lambda server: server.add_secure_port(f"{HOST}:0", credentials))
-
-    def plaintext_instance(self) -> int:
-        """Starts an instance outside of the mesh."""
-        return self._start(True, lambda server: server.add_insecure_port(f"{HOST}:0"))
-
-    def _start(self, reflects: bool, bind: Any) -> int:
-        server = grpc.server(ThreadPoolExecutor(2))
-        if reflects:
-            reflection.enable_server_reflection((ORDERS, HEALTH, reflection.SERVICE_NAME), server)
-        self.ports.append(bind(server))
-        self.servers.append(server)
-        server.start()
-        return self.ports[-1]
-
-    @property
-    def clients(self) -> Clients:
-        roots = [{"ID": "3f:8f", "Active": True, "NotAfter": "2036-11-27T09:49:05Z", "RootCert": self.authority.root}]
-        consul = SimpleNamespace(
-            config=SimpleNamespace(list=lambda _kind: [{"Name": name} for name in self.intentions]),
-            connect=SimpleNamespace(
-                certificates=SimpleNamespace(list=lambda: {"TrustDomain": TRUST_DOMAIN, "Roots": roots}),
-                intentions=SimpleNamespace(list_match=lambda _by, name: {name: self.intentions.get(name)}),
-            ),
-            health=SimpleNamespace(service=self._healthy),
-            kv=SimpleNamespace(get=lambda key: (1, self._value(key))),
-        )
-        pki = SimpleNamespace(sign_certificate=self._sign)
-        vault = SimpleNamespace(secrets=SimpleNamespace(pki=pki))
-        return cast(Clients, SimpleNamespace(consul=consul, vault=vault, nomad=SimpleNamespace(job=Jobs(self.mesh))))
-
-    def _healthy(self, name: str, passing: bool) -> tuple[int, list[dict[str, Any]]]:
-        assert passing
-        ports = self.ports if name == "order-service" else []
-        return 1, [{"Service": {"Address": HOST, "Port": port}} for port in ports]
-
-    def _value(self, key: str) -> dict[str, str] | None:
-        found = self.settings.get(key.removeprefix("config/"))
-        return {"Value": found} if found is not None else None
-
-    def _sign(self, _name: str, csr: str, _common_name: str, mount_point: str) -> dict[str, Any]:
-        if self.is_sealed:
-            raise InvalidPath(f"no handler for route {mount_point}/sign/operator")
-        return {"data": self.authority.signed(csr)}
-
-    def read(self) -> dict[str, Any]:
-        return Overview(self.clients).read()
-
-    def orders(self) -> dict[str, Any]:
-        """What the overview says of the Order Service."""
-        (found,) = (each for each in self.read()["services"] if each["name"] == "order-service")
-        return cast(dict[str, Any], found)
-
-
-class Jobs(dict[str, str]):
-    """The jobs of Nomad, by name, with the mesh on or off."""
-
-    def get_job(self, name: str) -> dict[str, Any]:
-        return {"TaskGroups": [{"Tasks": [{"Env": {"MESH": self[name]}}]}]}
-
-
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     made = Cluster()
     yield made
     for server in made.servers:
         server.stop(None)
+    for http in made.http_servers:
+        http.shutdown()
+        http.server_close()
 
 
 def allowed(service: dict[str, Any]) -> dict[str, list[str]]:
@@ -169,7 +86,9 @@ def test_a_row_of_the_table_marks_what_is_allowed_below_its_caller(cluster: Clus
     rules = [permission("allow", PLACE)]
     cluster.intentions["order-service"] = [intention("gateway", Permissions=rules), intention("op", Action="allow")]
     rows = text(cluster.read()).splitlines()
-    heading, place, get = (next(row for row in rows if word in row) for word in ("may be called", PLACE[1:], GET[1:]))
+    heading, place, get = (
+        next(row for row in rows if word in row) for word in ("order-service may be", PLACE[1:], GET[1:])
+    )
     marks = {row: [row[heading.index(caller) :].split()[0] for caller in ("gateway", "op")] for row in (place, get)}
     assert marks == {place: ["yes", "yes"], get: ["-", "yes"]}
 
@@ -191,7 +110,7 @@ def test_an_instance_that_lists_no_methods_is_passed_over(cluster: Cluster) -> N
 def test_a_service_that_serves_no_grpc_is_shown_if_it_has_intentions(cluster: Cluster) -> None:
     cluster.intentions = {"postgres": [intention("order-service", Action="allow")], "*": []}
     names = [each["name"] for each in cluster.read()["services"]]
-    assert names == ["order-service", "postgres", "user-service"]
+    assert names == ["gateway", "order-service", "postgres", "user-service"]
 
 
 def test_a_certificate_is_the_one_that_an_instance_presents(cluster: Cluster) -> None:
@@ -223,6 +142,30 @@ def test_a_certificate_that_is_not_valid_is_an_error_of_its_instance(
     assert f"! order-service at {HOST}:{bad} presents none that is valid: " in text(found)
 
 
+@pytest.mark.parametrize("in_mesh", [True, False])
+def test_the_requests_of_the_gateway_are_those_of_its_document(cluster: Cluster, in_mesh: bool) -> None:
+    cluster.gateway(cluster.authority.leaf("gateway") if in_mesh else None)
+    cluster.mesh["gateway"] = "on" if in_mesh else "off"
+    only_reads = {"Action": "allow", "HTTP": {"PathPrefix": "/v1/", "Methods": ["GET"]}}
+    cluster.intentions["gateway"] = [intention("edge", Action="allow"), intention("op", Permissions=[only_reads])]
+    (found,) = (each for each in cluster.read()["services"] if each["name"] == "gateway")
+    assert (found["callers"], found["problem"]) == (["edge", "op"], None)
+    assert allowed(found) == {"POST /v1/orders": ["edge"], "GET /v1/orders": ["edge", "op"], "GET /livez": ["edge"]}
+
+
+def test_a_gateway_under_a_foreign_certificate_is_asked_for_nothing(cluster: Cluster) -> None:
+    port = cluster.gateway(cluster.authority.leaf("user-service"))
+    (found,) = (each for each in cluster.read()["services"] if each["name"] == "gateway")
+    assert f"{HOST}:{port} does not list them: " in found["problem"]
+    assert "mismatch" in found["problem"]
+
+
+def test_the_certificate_of_the_edge_is_the_one_that_callers_see(cluster: Cluster) -> None:
+    port = cluster.edge()
+    (row,) = cluster.read()["certificates"]
+    assert (row["service"], row["address"], row["error"]) == ("edge", f"{HOST}:{port}", None)
+
+
 def test_the_roots_are_those_of_consul(cluster: Cluster) -> None:
     found = cluster.read()
     assert found["roots"] == [{"id": "3f:8f", "active": True, "ends": "2036-11-27T09:49:05Z"}]
@@ -236,7 +179,7 @@ def test_outside_of_the_mesh_methods_are_read_by_plaintext_and_there_is_no_certi
     found = cluster.read()
     assert (found["mesh"]["order-service"], found["certificates"]) == (False, [])
     assert cluster.orders()["problem"] is None
-    assert "! the mesh is off for order-service: its gRPC is plaintext" in text(found)
+    assert "! the mesh is off for order-service: it speaks plaintext" in text(found)
 
 
 def test_a_service_that_is_not_deployed_is_named(cluster: Cluster) -> None:

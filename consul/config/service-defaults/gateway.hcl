@@ -1,0 +1,4 @@
+# Intentions by path need the protocol.
+Kind     = "service-defaults"
+Name     = "gateway"
+Protocol = "http"
