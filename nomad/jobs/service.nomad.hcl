@@ -20,7 +20,9 @@ variable "vault_url" { type = string }
 variable "otlp_grpc_url" { type = string }
 
 locals {
-  zipapp = ["-I", "-S", "local/${var.job}.pyz"]
+  # Nomad puts the token with which it registers a native service into the environment of its task; env removes it.
+  program = "/usr/bin/env"
+  zipapp  = ["-u", "CONSUL_HTTP_TOKEN", var.python, "-I", "-S", "local/${var.job}.pyz"]
   checks = {
     http = {
       readiness = { name = "readiness", path = "/readyz", grpc_service = "" }
@@ -107,6 +109,17 @@ job "service" {
           canary  = "true"
         }
 
+        # Consul's mesh has it, so that sidecars of other services find it. The workers answer no calls.
+        task = var.mesh && group.value.service == var.job ? var.job : ""
+
+        dynamic "connect" {
+          for_each = var.mesh && group.value.service == var.job ? ["native"] : []
+
+          content {
+            native = true
+          }
+        }
+
         check {
           name            = local.check.readiness.name
           type            = var.protocol
@@ -158,7 +171,7 @@ job "service" {
           }
 
           config {
-            command = var.python
+            command = local.program
             args    = concat(local.zipapp, group.value.args)
           }
 
@@ -168,7 +181,7 @@ job "service" {
             labels   = [action.key]
 
             content {
-              command = var.python
+              command = local.program
               args    = concat(local.zipapp, action.value)
             }
           }

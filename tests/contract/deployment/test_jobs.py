@@ -219,6 +219,26 @@ def test_a_service_gets_its_identities_as_files_and_never_as_variables(service: 
 
 
 @pytest.mark.parametrize("service", SERVICES)
+def test_a_program_starts_without_the_token_that_nomad_gives_to_a_native_service(
+    service: str, read_by_nomad: Read
+) -> None:
+    tasks = [task for group in read_by_nomad(service, mesh=True)["TaskGroups"] for task in group["Tasks"]]
+    started = [(task["Config"]["command"], *task["Config"]["args"]) for task in tasks]
+    started += [(each["Command"], *each["Args"]) for task in tasks for each in task["Actions"] or ()]
+    assert {command[:3] for command in started} == {("/usr/bin/env", "-u", "CONSUL_HTTP_TOKEN")}
+
+
+def test_services_that_are_called_are_native_in_the_mesh_of_consul_and_outside_of_it_none_is(
+    read_by_nomad: Read,
+) -> None:
+    for mesh, native in ((True, set(SERVICES)), (False, set())):
+        groups = [group for name in SERVICES for group in read_by_nomad(name, mesh)["TaskGroups"]]
+        found = {each["Name"]: each["Connect"] for group in groups for each in group["Services"] if each["Connect"]}
+        assert found.keys() == native
+        assert all(each["Native"] and not each["SidecarService"] for each in found.values())
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_nomad_fetches_no_token_for_a_service_because_it_would_put_it_into_the_environment(service: str) -> None:
     text = job_text(service)
     assert [head for head in ("consul", "vault", "template") for _ in blocks(text, head)] == []

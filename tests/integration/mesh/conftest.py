@@ -8,7 +8,7 @@ from support.stack_under_test import RunningStack
 from stack.mesh.dial import is_on, names
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _in_the_mesh(running: RunningStack) -> None:
     outside = [name for name in names() if not is_on(running.clients, name)]
     if outside:

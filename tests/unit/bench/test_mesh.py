@@ -8,16 +8,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import httpx
 import pytest
-from bench.parts.mesh import check_attacks
+from bench.parts.mesh import check_attacks, check_sidecars
+from bench.peers.sidecars import Sidecars
 from bench.setup.agents import Agents, answering
 from bench.setup.checkout import here
 from bench.setup.mesh import Mesh
 from bench.setup.our_process import started
+from bench.setup.processes import Server
 from bench.traffic.new_channels import Target
 from bench.traffic.storm import Calls, storm
 from support.mesh.channels import named
@@ -123,6 +125,16 @@ def test_a_storm_opens_a_connection_for_each_channel_while_calls_go_on(mesh: Mes
 def test_a_server_that_does_not_refuse_is_not_measured(mesh: Mesh | None, code: str) -> None:
     with order_service(mesh) as target, pytest.raises(SystemExit, match=code):
         check_attacks(target.address, mesh or Mesh(), b"a")
+
+
+@pytest.mark.parametrize(("public", "code"), [(0, "UNAVAILABLE"), (1, "PERMISSION_DENIED")])
+def test_sidecars_that_do_not_refuse_are_not_measured(public: int, code: str) -> None:
+    """The public port answers plaintext, or only the one of the caller does and allows every method."""
+    with order_service(None) as plain, order_service(Mesh()) as closed:
+        ports = [int((plain, closed)[index].address.rpartition(":")[2]) for index in (0, public)]
+        upstream, reached = (Server(cast(Any, None), port) for port in ports)
+        with pytest.raises(SystemExit, match=code):
+            check_sidecars(Sidecars(upstream, 0, reached), b"a")
 
 
 def test_a_call_that_fails_ends_the_measurement() -> None:
