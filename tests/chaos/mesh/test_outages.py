@@ -11,7 +11,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 from support.chaos_command import Chaos
-from support.mesh.short_leaves import short_leaves
+from .short_leaves import short_leaves
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.load import Load, Request
 

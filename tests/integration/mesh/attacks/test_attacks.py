@@ -21,7 +21,7 @@ from chassis.mesh.names import server_name, spiffe_id
 from stack.mesh import recent_calls
 from stack.mesh.operator_leaf import issue
 
-from .raw_calls import METHODS, REACHED, code_of
+from ..raw_calls import METHODS, REACHED, code_of
 
 DENIED, UNREACHABLE = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAVAILABLE
 JOBS = ("gateway", "order-service", "user-service")
