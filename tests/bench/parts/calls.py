@@ -17,8 +17,7 @@ from bench.setup.checkout import Checkout, checkouts
 from bench.setup.processes import free_port, serving
 
 WARM_UP_SECONDS = 1.0
-TESTS = Path(__file__).parents[2]
-PEERS, SETUP = TESTS / "bench" / "peers", TESTS / "bench" / "setup"
+SETUP = Path(__file__).parents[1] / "setup"
 DIRECT, OURS = "stub of grpc.aio", "our channel"
 WAYS = {
     DIRECT: "direct",
@@ -54,11 +53,12 @@ class Caller:
 
 @contextmanager
 def calling(checkout: Checkout, way: str, *addresses: str) -> Iterator[Caller]:
-    """Starts a caller, with some calls before the first measured ones."""
-    command = [checkout.python, str(PEERS / "order_caller.py"), way, *addresses]
+    """Starts the caller of a checkout, with some calls before the first measured ones."""
+    tests = checkout.root / "tests"
+    command = [checkout.python, str(tests / "bench" / "peers" / "order_caller.py"), way, *addresses]
     environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**environment, "PYTHONPATH": str(TESTS)}
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**environment, "PYTHONPATH": str(tests)}
     ) as process:
         try:
             caller = Caller(process)

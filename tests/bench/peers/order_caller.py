@@ -126,6 +126,8 @@ def without_bulkhead(address: str) -> Any:
 
 def without_balancing(address: str) -> Any:
     class Nothing:
+        ejected = ()
+
         def __init__(self, connection: Any) -> None:
             self.instance = SimpleNamespace(endpoint=Endpoint("a", address), connection=connection)
 
