@@ -86,8 +86,8 @@ def test_each_refused_handshake_is_counted_and_logged_with_its_reason(running: R
 
     def logged() -> bool:
         """Attacks again, because each reason is logged once in ten seconds."""
-        for attack in ATTACKS:
-            with ATTACKS[attack](running, "user-service") as channel:
+        for attack in ATTACKS.values():
+            with attack(running, "user-service") as channel:
                 code_of(channel, METHODS["user-service"][0])
         lines = (running.logged("user-service", began, "a TLS handshake failed", why) for why in REASONS.values())
         return all(any(instances) for instances in lines)
