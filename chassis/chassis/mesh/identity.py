@@ -1,8 +1,8 @@
 """The identity of a process in the mesh: its certificate (leaf) from OpenBao, and the roots that it trusts from Consul.
 
-Invariant: the leaf is replaced when half of its time is over, or another authority signs; a leaf of an authority that
-others may not know yet is not used. While OpenBao is away the leaf stays in use until it ends, and while Consul is away
-the last roots do.
+Invariant: the leaf is replaced when half of its time is over, or there is a new root; no leaf is used below a root that
+others may not trust yet. While OpenBao is away the leaf stays in use until it ends, and while Consul is away the last
+roots do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -49,11 +49,10 @@ class RootSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The roots of the mesh and the issuers of leaves below them (PEM), and the trust domain of its SPIFFE ids."""
+    """The roots of the mesh (PEM), and the trust domain of its SPIFFE ids."""
 
     domain: str
     roots: bytes
-    issuers: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,8 @@ class MeshIdentity:
         self._root_source = roots
         self._trust: Trust | None = None
         self._leaf: Leaf | None = None
-        self._known_issuers: frozenset[str] = frozenset()
+        self._known: frozenset[str] = frozenset()
+        """The certificates (PEM) of roots, and of issuers below them, that every process knows."""
         self._first = asyncio.Event()
         self._trusted = asyncio.Event()
         self._reissue = asyncio.Event()
@@ -112,16 +112,21 @@ class MeshIdentity:
 
     async def _follow_roots(self) -> None:
         async for found in self._root_source.watch_roots():
-            before, self._trust = self._trust, _trust(found)
-            log.info("roots of the mesh", trust_domain=self._trust.domain, roots=len(found["Roots"]))
-            new_issuers = self._trust.issuers - self._known_issuers
+            roots = _certificates(root["RootCert"] for root in found["Roots"])
+            issuers = _certificates(pem for root in found["Roots"] for pem in root["IntermediateCerts"] or ())
+            before, self._trust = (
+                self._trust,
+                Trust(found["TrustDomain"], "".join(f"{root}\n" for root in roots).encode()),
+            )
+            log.info("roots of the mesh", trust_domain=self._trust.domain, roots=len(roots))
             if before is not None and before != self._trust:
                 self._notify()
-                if new_issuers:
-                    await asyncio.sleep(_SPREAD_SECONDS * random.uniform(1, 2))  # noqa: S311
-            self._known_issuers = self._trust.issuers
+            is_new = before is not None and not self._known.issuperset(roots)
+            if is_new:
+                await asyncio.sleep(_SPREAD_SECONDS * random.uniform(1, 2))  # noqa: S311
+            self._known = frozenset((*roots, *issuers))
             self._trusted.set()
-            if before is not None and new_issuers:
+            if is_new:
                 self._reissue.set()
 
     async def _maintain(self, settings: Live[MeshSettings]) -> None:
@@ -148,8 +153,8 @@ class MeshIdentity:
         key, request = await certificate_request.make(server_name(self.name), spiffe_id(self.name, self.trust_domain))
         validity = Validity.from_now(0)
         chain, valid_seconds = await self._authority.sign_certificate(self.name, request.decode(), seconds)
-        if _CERTIFICATE.findall(chain)[1] not in self._known_issuers:
-            raise unavailable("ISSUER_NOT_SPREAD", "Consul has not announced who signed it, or just now", 1.0)
+        if self._known.isdisjoint(_certificates([chain])):
+            raise unavailable("ROOT_NOT_SPREAD", "Consul has not announced the root above it, or just now", 1.0)
         log.info("certificate of the mesh issued", seconds=round(valid_seconds))
         return Leaf(key, chain.encode(), Validity(valid_seconds, validity.monotonic, validity.wall))
 
@@ -173,8 +178,6 @@ class MeshIdentity:
             callback()
 
 
-def _trust(found: dict[str, Any]) -> Trust:
-    """Returns the roots of Consul's answer, and all issuers that it lists below them."""
-    roots = "".join(root["RootCert"].strip() + "\n" for root in found["Roots"])
-    issuers = (pem for root in found["Roots"] for pem in root["IntermediateCerts"] or ())
-    return Trust(found["TrustDomain"], roots.encode(), frozenset(_CERTIFICATE.findall("".join(issuers))))
+def _certificates(texts: Iterable[str]) -> list[str]:
+    """Returns each certificate (PEM) in some texts."""
+    return _CERTIFICATE.findall("".join(texts))

@@ -10,7 +10,7 @@ Invariant: what has been done is read from Consul and OpenBao, so any run contin
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from cryptography import x509
@@ -51,20 +51,18 @@ def _require_no_change(changes: Iterator[Change]) -> None:
 
 
 class Instances:
-    """The healthy instances of the mesh, and whether they use the authority that signs now."""
+    """The healthy instances of the mesh, and whether they use certificates of an authority."""
 
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
 
-    def outside(self) -> list[str]:
-        """Returns the instances that present a certificate of another authority, or accept none of this one."""
-        leaf = operator_leaf.issue(self._clients)
-        context = operator_leaf.tls_context(leaf)
-        issuer = x509.load_pem_x509_certificates(leaf.chain)[1]
+    def outside(self, issuers: Sequence[x509.Certificate]) -> list[str]:
+        """Returns the instances that present no certificate of these issuers, or accept none of the newest one."""
+        context = operator_leaf.tls_context(operator_leaf.issue(self._clients))
         return [
             f"{service} at {address[0]}:{address[1]}: {problem}"
             for service, name, address in self._all()
-            if (problem := _problem(context, name, address, issuer))
+            if (problem := _problem(context, name, address, issuers))
         ]
 
     def count(self) -> int:
@@ -108,10 +106,10 @@ class Rotation:
             now.result = f"in {mount}; Consul trusts the old root too"
 
     def _wait_for_instances(self) -> None:
-        left: list[str] = []
+        root, left = self._authority.root(self._authority.root_mount()) or "", list[str]()
 
         def all_use_it() -> bool:
-            left[:] = self._instances.outside()
+            left[:] = self._instances.outside(self._issuers.below(root))
             return not left
 
         with step("certificates below the new root", "20 s") as now:
@@ -129,11 +127,19 @@ class Rotation:
         say("  consul/connect-ca.json, which it checks once an hour, so two to three hours.")
 
 
-def _problem(context: ssl.SSLContext, service: str, address: dial.Address, issuer: x509.Certificate) -> str | None:
+def _problem(
+    context: ssl.SSLContext, service: str, address: dial.Address, issuers: Sequence[x509.Certificate]
+) -> str | None:
     try:
-        operator_leaf.presented(context, service, address).verify_directly_issued_by(issuer)
+        found = operator_leaf.presented(context, service, address)
     except OSError as error:
         return str(error) or type(error).__name__
+    return None if any(_has_signed(each, found) for each in issuers) else "its certificate is of another authority"
+
+
+def _has_signed(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
     except (ValueError, InvalidSignature):
-        return "another authority has signed its certificate"
-    return None
+        return False
+    return True

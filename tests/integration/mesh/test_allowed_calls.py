@@ -14,6 +14,10 @@ from support.kv_settings import changed_settings
 from support.mesh.channels import mesh_channel
 from support.mesh.intentions import without_source
 from support.stack_under_test import RunningStack, eventually
+from support.traffic.api_user import ApiUser
+
+from shop.order.v1.order_pb2 import WatchOrderRequest
+from shop.order.v1.order_pb2_grpc import OrderServiceStub
 
 from .raw_calls import METHODS, REACHED, code_of, error_of
 
@@ -121,3 +125,17 @@ def test_an_intention_that_is_taken_away_ends_calls_on_open_connections(running:
         with without_source(running.clients, "user-service", "gateway"):
             eventually("the call is denied", lambda: codes(channels, path) == {DENIED}, 5)
         eventually("the call is allowed again", lambda: codes(channels, path) == {REACHED}, 5)
+
+
+def test_an_intention_that_is_taken_away_ends_a_running_stream(running: RunningStack, user: ApiUser) -> None:
+    order_id = user.settled(user.place().json()["id"])["id"]
+    with mesh_channel(running.clients, "order-service", as_="operator") as channel:
+        watch: Any = OrderServiceStub(channel).WatchOrder(WatchOrderRequest(order_id=order_id, user_id=user.id))
+        assert next(watch).version == 1
+        with (
+            without_source(running.clients, "order-service", "operator"),
+            pytest.raises(grpc.RpcError) as raised,
+        ):
+            list(watch)
+    error: Any = raised.value
+    assert error.code() is DENIED

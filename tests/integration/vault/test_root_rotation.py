@@ -5,6 +5,7 @@ Instances are missing here: tests/chaos has them, with calls.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -16,6 +17,7 @@ from stack.cluster.mesh.certificate_authority import ROOT_MOUNTS, CertificateAut
 from stack.cluster.mesh.issuers import Issuers
 from stack.console import StackError
 from stack.mesh.ca_rotation import Instances, Rotation
+from stack.waiting import poll
 
 from .private_mesh import SERVICE, Mesh
 
@@ -25,7 +27,8 @@ CROSS_SIGNING = "/v1/sys/policies/acl/consul-ca"
 class NoInstance:
     """A mesh without instances, so none is outside of it."""
 
-    def outside(self) -> list[str]:
+    def outside(self, issuers: Sequence[x509.Certificate]) -> list[str]:
+        assert issuers
         return []
 
     def count(self) -> int:
@@ -51,7 +54,7 @@ def begin(mesh: Mesh) -> None:
     """A rotation that is killed while it waits for the instances."""
 
     class Killed(NoInstance):
-        def outside(self) -> list[str]:
+        def outside(self, issuers: Sequence[x509.Certificate]) -> list[str]:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -152,9 +155,17 @@ def test_a_rotation_that_consul_has_not_announced_is_undone_by_a_deploy_and_begu
     assert mesh.planned() == []
 
 
-def test_a_consul_that_is_started_again_goes_on_with_the_new_root(mesh: Mesh) -> None:
+def test_a_consul_that_is_started_again_half_way_goes_on_with_the_new_root(mesh: Mesh) -> None:
     before = mesh.active_root()["ID"]
+    begin(mesh)
+    active = mesh.active_root()["ID"]
+    assert active != before
+    intermediate = issuers(mesh)[-1]
     mesh.agent.kill()
     mesh.agent.start()
-    assert mesh.active_root()["ID"] == before
+    assert poll(lambda: issuers(mesh)[-1] != intermediate, 20), "Consul makes a new intermediate at each of its starts"
+    assert len(Issuers(mesh.clients).below(mesh.active_root()["RootCert"])) == 2
+    rotate(mesh)
+    assert mesh.active_root()["ID"] == active
+    assert all_roots(mesh) == {mesh.active_root()["RootCert"].strip()}
     assert mesh.planned() == []

@@ -44,10 +44,15 @@ class Authority:
 
     def __init__(self, trust_domain: str = TRUST_DOMAIN) -> None:
         self.trust_domain = trust_domain
-        root = _signer("Root of a test")
+        self._root = _signer("Root of a test")
+        self.root = self._root.sign(self._root.name, self._root.key.public_key(), 24 * HOUR, _authority(1))
+        self.replace_intermediate()
+
+    def replace_intermediate(self) -> None:
+        """Signs with a new intermediate from now on."""
         self._signer = _signer("Intermediate of a test")
-        self.root = root.sign(root.name, root.key.public_key(), 24 * HOUR, _authority(1))
-        self.intermediate = root.sign(self._signer.name, self._signer.key.public_key(), 24 * HOUR, _authority(0))
+        public = self._signer.key.public_key()
+        self.intermediate = self._root.sign(self._signer.name, public, 24 * HOUR, _authority(0))
 
     def leaf(self, name: str, lifetime: timedelta = HOUR) -> Leaf:
         """Returns a leaf with the two names of a service; a negative lifetime has ended already."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -66,10 +67,11 @@ class CertificateAuthority:
         return self._vault.read(f"{mount}/cert/ca")["data"]["certificate"].strip() if issuers else None
 
     def is_former(self, root: str) -> bool:
-        """Returns whether a root certificate (PEM) was the active one before; Consul had it sign its successor."""
-        active = self._active_root()
-        below = x509.load_pem_x509_certificates("".join(active["IntermediateCerts"] or ()).encode())
-        return x509.load_pem_x509_certificate(root.encode()).subject in {each.issuer for each in below}
+        """Returns whether a root certificate (PEM) was the active one before; False if it is to be the next one."""
+        roots = self._roots()["Roots"]
+        active = next(each["RootCert"] for each in roots if each["Active"])
+        # Consul lists a former one for some hours.
+        return root in {each["RootCert"].strip() for each in roots} or _begins(root) < _begins(active)
 
     def delete_root(self, mount: str) -> None:
         """Deletes the root certificate of a mount with its key."""
@@ -133,14 +135,18 @@ class CertificateAuthority:
         mount = wanted["Config"]["RootPKIPath"]
         why = f"its active root is not the certificate of {mount} in OpenBao"
         failure = StackError("Consul has not changed its certificate authority", why, "./justw logs consul")
-        wait_until(lambda: self._active_root()["RootCert"].strip() == self.root(mount), _SECONDS, lambda: failure)
+        wait_until(lambda: self._is_active(self.root(mount)), _SECONDS, lambda: failure)
 
-    def _active_root(self) -> dict[str, Any]:
-        return next(root for root in self._roots()["Roots"] if root["Active"])
+    def _is_active(self, root: str | None) -> bool:
+        return any(each["Active"] and each["RootCert"].strip() == root for each in self._roots()["Roots"])
 
     def _roots(self) -> dict[str, Any]:
         found: dict[str, Any] = self._certificates.list()
         return found
+
+
+def _begins(certificate: str) -> datetime:
+    return x509.load_pem_x509_certificate(certificate.encode()).not_valid_before_utc
 
 
 def _readable(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The issuers in OpenBao's mount `mesh`: the intermediate authority that signs, and those that it has replaced.
 
-Consul replaces it in two steps: OpenBao signs with a new one, then Consul announces it. Services use no leaf of an
-issuer that is not announced. So if Consul fails in between, the former one has to sign again.
+Consul replaces it at each of its starts, and with the root, in two steps: OpenBao signs with a new one, then Consul
+announces it. Services use no leaf below a root that is not announced. So if Consul fails in between, the former one has
+to sign again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
+
+from cryptography import x509
 
 from stack.cluster.clients import Clients
 from stack.cluster.planned_changes import Change
@@ -31,6 +34,12 @@ class Issuers:
         if signing and usable and signing not in usable:
             use = partial(self._vault.write_data, f"{_MOUNT}/config/issuers", data={"default": usable[-1]})
             yield Change(f"vault {_MOUNT}/config/issuers", signing, usable[-1], use, (_NOTE,))
+
+    def below(self, root: str) -> list[x509.Certificate]:
+        """Returns those that a root (PEM) has signed."""
+        signer = x509.load_pem_x509_certificate(root.encode())
+        found = [x509.load_pem_x509_certificate(each["certificate"].encode()) for each in self._all().values()]
+        return [each for each in found if each.issuer == signer.subject != each.subject]
 
     def remove_others(self) -> None:
         """Deletes every issuer, with its key, that does not belong to the active root of Consul."""

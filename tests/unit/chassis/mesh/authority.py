@@ -27,6 +27,10 @@ class Authority:
     def roots(self) -> bytes:
         return self._authority.root.encode()
 
+    def replace_intermediate(self) -> None:
+        """Signs with another intermediate below the same root from now on."""
+        self._authority.replace_intermediate()
+
     def as_consul(self, *others: Authority) -> dict[str, Any]:
         """The roots in the form of Consul's agent API; this one signs."""
         roots = [
@@ -52,4 +56,4 @@ class Authority:
         assert names.get_values_for_type(x509.UniformResourceIdentifier) == [spiffe_id(role, DOMAIN)]
         seconds = seconds if self.seconds is None else self.seconds
         signed = self._authority.signed(request, timedelta(seconds=seconds))
-        return f"{signed['certificate']}\n{signed['issuing_ca']}\n", seconds
+        return "\n".join([signed["certificate"], *signed["ca_chain"]]) + "\n", seconds

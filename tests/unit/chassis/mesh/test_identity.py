@@ -83,7 +83,7 @@ async def test_the_identity_is_ready_once_consul_named_the_roots_and_openbao_sig
     assert member.identity.current is not None
     leaf, trust = member.identity.current
     assert (trust.domain, trust.roots) == (DOMAIN, member.authority.roots)
-    assert leaf.chain.count(b"BEGIN CERTIFICATE") == 2
+    assert leaf.chain.count(b"BEGIN CERTIFICATE") == 3
     assert b"PRIVATE" not in repr(leaf).encode()
     assert member.identity.readiness() is None
 
@@ -124,12 +124,25 @@ async def test_a_new_root_is_trusted_before_the_first_leaf_below_it_is_used(
     first, _ = member.identity.current or pytest.fail("it is ready")
     member.identity._authority = new
     member.settings.replace(MeshSettings(leaf_seconds=60, enforce=True))
-    await until("OpenBao signs with an issuer that Consul has not announced", lambda: new.requests >= 2)
+    await until("OpenBao signs below a root that Consul has not announced", lambda: new.requests >= 2)
     member.consul.trust(new.as_consul(old))
     await until("both are trusted", lambda: new.roots in trusted(member))
     assert old.roots in trusted(member)
     assert (member.identity.current or [None])[0] is first
     await until("a leaf below the new root", lambda: (member.identity.current or [first])[0] is not first)
+
+
+async def test_a_new_intermediate_below_a_known_root_is_used_at_once_and_replaces_no_leaf(member: Member) -> None:
+    """Consul makes one at each of its starts."""
+    member.consul.trust(member.authority.as_consul())
+    await asyncio.wait_for(member.identity.ready(), 10)
+    changes = member.changes
+    member.authority.replace_intermediate()
+    member.settings.replace(MeshSettings(leaf_seconds=60, enforce=True))
+    await until("a new leaf", lambda: member.changes == changes + 1)
+    member.consul.trust(member.authority.as_consul())
+    await asyncio.sleep(0.3)
+    assert (member.authority.requests, member.changes) == (2, changes + 1)
 
 
 async def test_once_another_root_signs_the_leaf_is_replaced_at_once(
