@@ -16,6 +16,7 @@ from itertools import chain
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
+from stack.build.zipapps import SERVICES
 from stack.cluster import agents
 from stack.cluster.clients import Clients
 from stack.cluster.mesh.certificate_authority import ROOT_MOUNTS, CertificateAuthority
@@ -70,7 +71,7 @@ class Instances:
 
     def _all(self) -> Iterator[tuple[str, str, dial.Address]]:
         """Yields the service in Consul, the name in its certificate, and the address of each instance."""
-        for job in dial.names():
+        for job in SERVICES:
             if job in self._clients.nomad.job and dial.is_on(self._clients, job):
                 for group in self._clients.nomad.job.get_job(job)["TaskGroups"]:
                     for service in group["Services"]:

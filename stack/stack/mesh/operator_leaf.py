@@ -19,6 +19,9 @@ from chassis.mesh.ssl_context import load_leaf
 from stack.cluster.clients import OPERATOR, Clients
 
 _MOUNT = "mesh"
+# The preface of a connection and an empty frame of settings (RFC 9113, 3.4), and a question that each server answers.
+_GREETING_HTTP_2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+_GREETING_HTTP_1 = b"OPTIONS * HTTP/1.1\r\nHost: instance\r\nConnection: close\r\n\r\n"
 _SECONDS = 5
 
 
@@ -71,7 +74,8 @@ def presented(context: ssl.SSLContext, service: str, address: tuple[str, int]) -
         socket.create_connection(address, timeout=_SECONDS) as plain,
         context.wrap_socket(plain, server_hostname=server_name(service)) as encrypted,
     ):
-        # With TLS 1.3 a client learns only after its handshake whether it is accepted; a gRPC server speaks first.
+        # With TLS 1.3 a client learns only from an answer whether it is accepted.
+        encrypted.sendall(_GREETING_HTTP_2 if encrypted.selected_alpn_protocol() == "h2" else _GREETING_HTTP_1)
         if not encrypted.recv(1):
             raise ConnectionError("it closed the connection")
         return x509.load_der_x509_certificate(encrypted.getpeercert(binary_form=True) or b"")
