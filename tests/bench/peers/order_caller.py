@@ -112,6 +112,8 @@ def without_breaker(address: str) -> Any:
 
 def without_bulkhead(address: str) -> Any:
     class Nothing:
+        in_use = rejected = 0
+
         async def acquire(self, _seconds: float) -> None:
             return None
 

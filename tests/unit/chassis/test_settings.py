@@ -116,6 +116,15 @@ async def test_a_change_is_applied_and_passed_to_all_callbacks(followed: tuple[F
     assert received == [9.0]
 
 
+def test_a_callback_is_not_called_after_it_was_removed() -> None:
+    live, received = Live(Settings.model_validate_json(raw())), list[float]()
+    remove = live.on_change(lambda value: received.append(value.deadline_seconds))
+    for seconds in (8, 9):
+        live.replace(Settings.model_validate_json(raw(deadline_seconds=seconds)))
+        remove()
+    assert received == [8.0]
+
+
 @pytest.mark.parametrize("bad", [raw(deadline_seconds=-1), raw(extra=1), "{", None])
 async def test_an_invalid_change_is_logged_and_the_last_valid_settings_stay(
     followed: tuple[FakeConsul, Live[Settings]], bad: str | None

@@ -87,6 +87,7 @@ class Agent:
         self.hides = False
         self.denies = False
         self.asked: list[httpx.Request] = []
+        self.answer: Any = [{"Key": "k", "Value": "dg=="}]
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/v1/acl/login":
@@ -106,7 +107,7 @@ class Agent:
         if self.hides:
             filtered = {} if "index" in request.url.params else {"X-Consul-Results-Filtered-By-ACLs": "true"}
             return httpx.Response(200, headers={"X-Consul-Index": "5"} | filtered, json=[])
-        return httpx.Response(200, headers={"X-Consul-Index": "5"}, json=[{"Key": "k", "Value": "dg=="}])
+        return httpx.Response(200, headers={"X-Consul-Index": "5"}, json=self.answer)
 
 
 @pytest.fixture
@@ -185,6 +186,28 @@ async def test_a_token_stays_in_use_while_it_cannot_be_replaced(
     identity.unlink()
     assert await client.read_key("k") == b"v"
     assert len(agent.logins) == 1
+    await client.close()
+
+
+async def test_the_instances_of_a_subset_are_those_that_match_its_expression(agent: Agent, identity: Path) -> None:
+    client = ConsulClient("http://127.0.0.1:1", identity)
+    await client.login()
+    for matching in ("", 'Service.Meta.version == "2"'):
+        await anext(client.watch_service("shop", matching=matching))
+        asked = agent.requests[-1].url
+        assert (asked.path, dict(asked.params)) == (
+            "/v1/health/service/shop",
+            {"passing": "1"} | ({"filter": matching} if matching else {}),
+        )
+    await client.close()
+
+
+async def test_the_traffic_rules_of_a_service_are_its_discovery_chain(agent: Agent, identity: Path) -> None:
+    agent.answer = {"Chain": {"ServiceName": "shop"}}
+    client = ConsulClient("http://127.0.0.1:1", identity)
+    await client.login()
+    assert await anext(client.watch_discovery_chain("shop")) == {"ServiceName": "shop"}
+    assert agent.requests[-1].url.path == "/v1/discovery-chain/shop"
     await client.close()
 
 

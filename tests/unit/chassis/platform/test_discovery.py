@@ -51,6 +51,19 @@ async def test_a_service_is_watched_only_once(tasks: list[asyncio.Task[None]]) -
     assert len(tasks) == 1
 
 
+async def test_a_subset_is_watched_with_its_expression_until_it_is_stopped(tasks: list[asyncio.Task[None]]) -> None:
+    consul = FakeConsul()
+    consul.register("user-service", "127.0.0.1:1", "127.0.0.1:2")
+    consul.register("user-service", "127.0.0.1:2", matching="Service.Meta.version == 2")
+    subset = follow(consul, tasks).watch("v2.user-service", "user-service", "Service.Meta.version == 2")
+    changes: list[int] = []
+    subset.on_change(lambda: changes.append(len(subset.current)))
+    await until("one instance", lambda: [each.address for each in subset.current] == ["127.0.0.1:2"])
+    subset.stop()
+    assert (subset.name, subset.current, changes) == ("v2.user-service", (), [1, 0])
+    await until("the watch has ended", tasks[0].cancelled)
+
+
 async def test_ready_waits_no_longer_than_its_timeout() -> None:
     with pytest.raises(TimeoutError):
         await Endpoints("user-service").ready(0.01)

@@ -1,4 +1,7 @@
-"""Discovery chains as a real Consul compiled them; `tests/integration/chassis/test_traffic_rules.py` compares them."""
+"""Discovery chains as a real Consul compiled them.
+
+`tests/integration/chassis/traffic_rules/test_rule_files.py` compares them with what it compiles.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -110,3 +111,24 @@ async def routed_calls() -> AsyncIterator[RoutedCalls]:
     await made.channel.close()
     for server in made.servers.values():
         await server.stop()
+
+
+def route(path: str, destination: dict[str, Any], node: str) -> dict[str, Any]:
+    definition = {"Match": {"HTTP": {"PathExact": path}}, "Destination": destination}
+    return {"Definition": definition, "NextNode": f"resolver:{node}.default.default.dc1"}
+
+
+def routes(*wanted: dict[str, Any]) -> dict[str, Any]:
+    """The recorded chain with other routes before the last one."""
+    chain = copy.deepcopy(CHAINS["routes"])
+    node = chain["Nodes"][chain["StartNode"]]
+    node["Routes"] = [*wanted, node["Routes"][-1]]
+    return chain
+
+
+def gated(gate: asyncio.Event) -> Behaviour:
+    async def behave(text: str, _context: Any) -> str:
+        await gate.wait()
+        return text
+
+    return behave

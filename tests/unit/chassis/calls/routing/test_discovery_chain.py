@@ -10,6 +10,7 @@ import pytest
 
 from chassis.calls.routing.discovery_chain import InvalidChainError, Leg, Subset, parse, seconds, without_rules
 from chassis.calls.routing.followed_fields import ENTRIES, not_followed
+from chassis.testing import default_chain
 
 from .recorded_chains import CHAINS, RECORDED, SERVICE, V1, V2
 
@@ -41,7 +42,7 @@ def test_a_chain_gives_the_shares_of_its_targets(name: str, wanted: list[Leg]) -
 
 
 def test_a_service_without_rules_has_the_chain_of_any_healthy_instance() -> None:
-    assert parse(CHAINS["protocol_only"]) == without_rules(SERVICE)
+    assert parse(CHAINS["protocol_only"]) == parse(default_chain(SERVICE)) == without_rules(SERVICE)
 
 
 @pytest.mark.parametrize(

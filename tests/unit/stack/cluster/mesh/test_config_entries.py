@@ -82,6 +82,70 @@ def test_defaults_are_written_before_the_intentions_that_need_their_protocol(fil
     assert api.entries["service-defaults", "shop"]["Protocol"] == "grpc"
 
 
+def write(files: Path, kind: str, fields: str) -> Path:
+    """Writes a traffic rule of the service, or removes it if there are no fields."""
+    file = files / "config" / kind / "shop.hcl"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f'Kind = "{kind}"\nName = "shop"\n{fields}\n')
+    return file
+
+
+SUBSETS = 'Subsets = { old = { Filter = "Service.Meta.version == \\"1\\"" }, new = {} }'
+SPLITS = 'Splits = [{ Weight = 90, ServiceSubset = "old" }, { Weight = 10, ServiceSubset = "new" }]'
+
+
+def test_subsets_are_written_before_and_removed_after_what_refers_to_them(files: Path) -> None:
+    api = Api()
+    write(files, "service-resolver", SUBSETS)
+    splitter = write(files, "service-splitter", SPLITS)
+    router = write(files, "service-router", 'Routes = [{ Destination = { ServiceSubset = "old" } }]')
+    apply_all(ConfigEntries(api).changes())
+    kinds = ["service-defaults", "service-resolver", "service-splitter", "service-router", "service-intentions"]
+    assert api.calls == [f"put {kind}/shop" for kind in kinds]
+    assert planned(api) == []
+    api.calls.clear()
+    write(files, "service-resolver", "Subsets = { new = {} }")
+    router.unlink()
+    splitter.unlink()
+    apply_all(ConfigEntries(api).changes())
+    assert api.calls == ["delete service-router/shop", "delete service-splitter/shop", "put service-resolver/shop"]
+
+
+def test_a_splitter_and_its_subset_are_changed_in_one_run(files: Path) -> None:
+    api = Api()
+    write(files, "service-resolver", SUBSETS)
+    write(files, "service-splitter", SPLITS)
+    apply_all(ConfigEntries(api).changes())
+    api.calls.clear()
+    write(files, "service-resolver", "Subsets = { new = {} }")
+    write(files, "service-splitter", 'Splits = [{ Weight = 100, ServiceSubset = "new" }]')
+    apply_all(ConfigEntries(api).changes())
+    assert api.calls == ["put service-splitter/shop", "put service-resolver/shop"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "written", "returned"),
+    [
+        ("service-resolver", 'RequestTimeout = "90s"', {"RequestTimeout": "1m30s"}),
+        ("service-splitter", "Splits = [{ Weight = 100.0 }]", {"Splits": [{"Weight": 100}]}),
+        ("service-router", 'Routes = [{ Destination = { RequestTimeout = "500ms" } }]',
+         {"Routes": [{"Destination": {"RequestTimeout": "0.5s"}}]}),
+    ],
+)  # fmt: skip
+def test_the_spelling_of_consul_is_no_change(files: Path, kind: str, written: str, returned: dict[str, Any]) -> None:
+    api = Api()
+    write(files, kind, written)
+    apply_all(ConfigEntries(api).changes())
+    api.entries[kind, "shop"] |= returned
+    assert planned(api) == []
+
+
+def test_a_timeout_that_is_none_is_an_error_that_names_the_file(files: Path) -> None:
+    write(files, "service-resolver", 'RequestTimeout = "2 seconds"')
+    with pytest.raises(StackError, match=r"service-resolver/shop\.hcl is not valid.*'2 seconds'"):
+        planned(Api())
+
+
 def test_a_second_run_changes_nothing(files: Path) -> None:
     api = Api()
     apply_all(ConfigEntries(api).changes())
