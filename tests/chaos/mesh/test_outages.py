@@ -11,9 +11,10 @@ from collections.abc import Callable
 import httpx
 import pytest
 from support.chaos_command import Chaos
-from support.mesh.short_leaves import short_leaves
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.load import Load, Request
+
+from .short_leaves import short_leaves
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("healthy")]
 FAULTS = {"consul": "consul down", "vault": "vault sealed"}

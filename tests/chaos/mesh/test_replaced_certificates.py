@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.mesh.short_leaves import short_leaves
 from support.operator_commands import run, words
 from support.stack_under_test import RunningStack, eventually
 from support.traffic.load import Load, Request
 
 from stack.config import ROOT
+
+from .short_leaves import short_leaves
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.usefixtures("healthy")]
 
