@@ -62,7 +62,11 @@ class Cluster:
 class Jobs(dict[str, str]):
     def get_job(self, name: str) -> dict[str, Any]:
         groups = [[{"Name": name}], [{"Name": WORKER}]]
-        return {"TaskGroups": [{"Tasks": [{"Env": {"MESH": self[name]}, "Meta": None}], "Services": each} for each in groups]}
+        return {
+            "TaskGroups": [
+                {"Tasks": [{"Env": {"MESH": self[name]}, "Meta": None}], "Services": each} for each in groups
+            ]
+        }
 
 
 @pytest.fixture
