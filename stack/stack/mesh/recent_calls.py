@@ -6,7 +6,7 @@ A process sends its metrics every thirty seconds, so the newest calls are missin
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from stack import telemetry_viewer
@@ -27,7 +27,7 @@ def read(stack: Stack) -> Row | None:
     calls: defaultdict[tuple[str, ...], dict[str, int]] = defaultdict(lambda: {"allowed": 0, "denied": 0})
     for kind, found in (("allowed", allowed), ("denied", denied)):
         for each in found:
-            key = each.service, each.attributes["mesh.caller"], each.attributes["rpc.method"]
+            key = each.service, each.attributes["mesh.caller"], _method(each.attributes)
             calls[key][kind] += each.amount
     return {
         "minutes": MINUTES,
@@ -39,6 +39,11 @@ def read(stack: Stack) -> Row | None:
             {"service": each.service, "reason": each.attributes["error.type"], "count": each.amount} for each in failed
         ],
     }
+
+
+def _method(attributes: Mapping[str, str]) -> str:
+    """Returns the method of gRPC, or "GET requests" and so on: the paths of HTTP are not counted, a caller chooses them."""
+    return attributes.get("rpc.method") or f"{attributes['http.request.method']} requests"
 
 
 def lines(found: Row | None) -> Iterator[str]:

@@ -72,6 +72,12 @@ def test_a_file_that_the_agent_is_writing_and_a_folder_are_skipped(stack: Stack)
     assert set(forgotten(stack, consul(), {ONE})) == {ONE}
 
 
+def test_the_folder_for_the_proxies_of_services_is_skipped(stack: Stack) -> None:
+    registered(stack, ONE, "user-service", "gone")
+    (stack.state / "consul" / "data" / "services" / "configs").mkdir()
+    assert set(forgotten(stack, consul(), {ONE})) == {ONE}
+
+
 @pytest.mark.parametrize("service", ["_nomad-server-tl5dgauqxnxsq7pgcvloyq7d6gf75mj7", "", "by-hand"])
 def test_a_service_of_an_agent_belongs_to_no_allocation(service: str) -> None:
     assert allocation_of(service) == ""
