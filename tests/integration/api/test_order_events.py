@@ -19,6 +19,8 @@ from support.traffic.api_user import ApiUser
 from shop.order.v1.order_pb2 import WatchOrderRequest
 from shop.order.v1.order_pb2_grpc import OrderServiceStub
 from stack.machine import processes
+from stack.mesh import gateway_instance, operator_leaf
+from stack.mesh.dial import is_on
 
 Event = tuple[int, str]
 PLACED, CONFIRMED, CANCELLED = (1, "OrderPlaced"), (2, "OrderConfirmed"), (3, "OrderCancelled")
@@ -120,8 +122,10 @@ def test_a_gateway_that_ends_closes_its_streams_and_the_client_resumes_at_anothe
     running.wait_until_healthy()
     order_id = user.settled(user.place().json()["id"])["id"]
     address, pid = one_of(running, "gateway")
+    host, _, port = address.rpartition(":")
+    leaf = operator_leaf.issue(running.clients) if is_on(running.clients, "gateway") else None
     with (
-        httpx.Client(base_url=f"http://{address}", timeout=15) as there,
+        gateway_instance.client((host, int(port)), leaf) as there,
         watching(replace(user, http=there), order_id) as events,
     ):
         assert [next(events), next(events)] == [PLACED, CONFIRMED]

@@ -53,7 +53,7 @@ def _of_templates(stack: Stack, allocations: set[str]) -> Iterator[tuple[str, st
 def _json(file: Path) -> dict[str, Any]:
     """Returns the content of a file of the agent; empty if the agent has just removed or is writing it.
 
-    Also empty for the folder `configs`, which is there once a sidecar has been registered.
+    A folder is empty too: the agent keeps the config entries of the proxies of services in one.
     """
     try:
         found = json.loads(file.read_text())
