@@ -65,10 +65,9 @@ def test_an_allocation_that_does_not_run_is_not_replaced(stack: Stack) -> None:
     assert forgotten(stack, consul(), {TWO}) == {}
 
 
-def test_a_file_that_the_agent_is_writing_and_a_folder_are_skipped(stack: Stack) -> None:
+def test_a_file_that_the_agent_is_writing_is_skipped(stack: Stack) -> None:
     registered(stack, ONE, "user-service", "gone")
     (stack.state / "consul" / "data" / "services" / "half.tmp").write_text('{"Token": "x", "Serv')
-    (stack.state / "consul" / "data" / "services" / "configs").mkdir()
     assert set(forgotten(stack, consul(), {ONE})) == {ONE}
 
 
