@@ -42,7 +42,7 @@ def read(stack: Stack) -> Row | None:
 
 
 def _method(attributes: Mapping[str, str]) -> str:
-    """Returns the method of gRPC, or "GET requests" and so on: the paths of HTTP are not counted, a caller chooses them."""
+    """Returns the method of gRPC, or "GET requests" and so on: nothing counts by paths, which a caller chooses."""
     return attributes.get("rpc.method") or f"{attributes['http.request.method']} requests"
 
 

@@ -50,11 +50,13 @@ def test_calls_of_all_instances_in_the_last_minutes_are_added_and_earlier_ones_a
     young = [(200, 190, 4), (200, 10, 6)]
     series = counter(*old, *young, mesh_caller="gateway", rpc_method=PLACE)
     quiet = counter((9000, 310, 7), (9000, 10, 7), mesh_caller="operator", rpc_method=PLACE)
-    viewer.series["mesh.calls"] = [series, quiet]
+    requests = counter((200, 190, 1), (200, 10, 3), mesh_caller="edge", http_request_method="GET")
+    viewer.series["mesh.calls"] = [series, quiet, requests]
     found = recent_calls.read(STACK)
     assert found is not None
     assert found["calls"] == [
-        {"service": "order-service", "caller": "gateway", "method": PLACE, "allowed": 10 + 6, "denied": 0}
+        {"service": "order-service", "caller": "edge", "method": "GET requests", "allowed": 3, "denied": 0},
+        {"service": "order-service", "caller": "gateway", "method": PLACE, "allowed": 10 + 6, "denied": 0},
     ]
 
 
