@@ -20,6 +20,7 @@ from gateway.http.schemas import LAST_EVENT_ID, Credentials, OrderQuery, Placeme
 
 _ANY_OPERATION = (
     "MALFORMED",
+    "FORBIDDEN",
     "METHOD_NOT_ALLOWED",
     "REQUEST_TIMEOUT",
     "VERSION_MISMATCH",

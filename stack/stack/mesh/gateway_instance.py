@@ -7,6 +7,7 @@ import ssl
 from typing import Any
 
 import httpx
+from nomad.api.exceptions import URLNotFoundNomadException
 
 from chassis.mesh.names import server_name
 from stack.cluster.clients import Clients
@@ -38,13 +39,20 @@ def readiness(clients: Clients, service: dict[str, Any]) -> Any:
 
 
 def health_address(clients: Clients, instance: str) -> Address:
-    """Returns the address at which checks read the health of an instance in the mesh, given by its id in Consul."""
+    """Returns the address at which checks read the health of an instance in the mesh, given by its id in Consul.
+
+    Raises ValueError if it is no allocation of Nomad with a port for them.
+    """
     found = _ALLOCATION.search(instance)
-    if found is None:
-        raise ValueError(f"{instance} is no allocation of Nomad")
-    ports = clients.nomad.allocation.get_allocation(found[0])["AllocatedResources"]["Shared"]["Ports"]
-    (port,) = (port for port in ports if port["Label"] == "health")
-    return port["HostIP"], port["Value"]
+    try:
+        allocation = clients.nomad.allocation.get_allocation(found[0]) if found else {}
+    except URLNotFoundNomadException:
+        allocation = {}
+    ports = allocation["AllocatedResources"]["Shared"]["Ports"] if allocation else ()
+    for port in ports:
+        if port["Label"] == "health":
+            return port["HostIP"], port["Value"]
+    raise ValueError(f"{instance} is no allocation of Nomad with a port for checks")
 
 
 def _client(address: Address, context: ssl.SSLContext | None) -> httpx.Client:

@@ -40,9 +40,13 @@ def sent() -> list[str]:
     return []
 
 
+DOMAIN = "the-domain.consul"
+
+
 @pytest.fixture
-def server(sent: list[str]) -> nomad.Nomad:
+def server(sent: list[str], monkeypatch: pytest.MonkeyPatch) -> nomad.Nomad:
     """The code of the stack that fills the variables of a job, with a Nomad that accepts everything."""
+    monkeypatch.setattr(CertificateAuthority, "trust_domain", lambda _: DOMAIN)
 
     def request(_path: str, json: Any, **_: Any) -> Any:
         sent.append(json["Variables"])
@@ -149,8 +153,7 @@ def test_the_edge_has_https_and_a_certificate_in_the_mesh_only(read_by_nomad: Re
 def test_the_edge_is_in_the_mesh_if_the_gateway_is(
     server: nomad.Nomad, sent: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CertificateAuthority, "trust_domain", lambda _: "the-domain.consul")
-    for mesh, domain in ((True, "the-domain.consul"), (False, "")):
+    for mesh, domain in ((True, DOMAIN), (False, "")):
         monkeypatch.setattr(nomad, "is_in_mesh", lambda service, mesh=mesh: service == "gateway" and mesh)
         server.parse("edge")
         assert f'mesh = {str(mesh).lower()}\ntrust_domain = "{domain}"\n' in sent[-1]

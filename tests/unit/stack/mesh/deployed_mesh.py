@@ -49,16 +49,17 @@ class Cluster:
 
     def gateway(self, leaf: Leaf | None = None) -> int:
         """Starts a gateway with an OpenAPI document, in the mesh if it has a leaf; returns its port."""
-        self.gateway_ports.append(self._http(leaf, of_callers=True))
+        self.gateway_ports.append(self.serve(leaf, of_callers=True))
         return self.gateway_ports[-1]
 
     def edge(self) -> int:
         """Starts the edge, which shows its certificate to anybody; returns its port."""
         self.mesh["edge"] = "on"
-        self.https_port = self._http(self.authority.leaf("edge"), of_callers=False)
+        self.https_port = self.serve(self.authority.leaf("edge"), of_callers=False)
         return self.https_port
 
-    def _http(self, leaf: Leaf | None, of_callers: bool) -> int:
+    def serve(self, leaf: Leaf | None, of_callers: bool) -> int:
+        """Starts an HTTP server by TLS with a leaf, or in plaintext; returns its port."""
         server = ThreadingHTTPServer((HOST, 0), Documented)
         if leaf is not None:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=leaf.roots.decode())
@@ -123,13 +124,13 @@ class Cluster:
 
 
 class Documented(BaseHTTPRequestHandler):
-    """Answers with an OpenAPI document."""
+    """Answers with an OpenAPI document, or with the path of the request."""
 
     def do_GET(self) -> None:
         document: dict[str, Any] = {"paths": {"/v1/orders": {"post": {}, "get": {}}, "/livez": {"get": {}}}}
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps(document).encode() if self.path == "/openapi.json" else b"{}")
+        self.wfile.write(json.dumps(document if self.path == "/openapi.json" else {"path": self.path}).encode())
 
     def log_message(self, *_: Any) -> None:
         """Prints nothing."""
