@@ -138,7 +138,7 @@ class MethodHandler:
         if self._authorization is not None:
             caller = self._authorization.check(context, self._path)
             if self._streams:
-                self._authorization.follow(caller, self._path)
+                self._authorization.follow(context, caller, self._path)
             if call.span is not None:
                 call.span.set_attribute("mesh.caller", caller)
         if self._telemetry is not None:
