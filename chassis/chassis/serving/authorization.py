@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from http import HTTPMethod
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import grpc.aio
 import structlog
 from opentelemetry import trace
 
@@ -21,6 +24,7 @@ from chassis.errors import RpcError
 from chassis.mesh.identity import MeshIdentity
 from chassis.mesh.intentions import Intentions
 from chassis.mesh.names import caller_name
+from chassis.serving.call_errors import answer_error
 from chassis.settings import Live, MeshSettings
 from chassis.telemetry.metrics import Counts, CountSeries
 
@@ -57,6 +61,17 @@ def authorization_of(process: Process[Any], users: Users | None = None) -> Autho
     return Authorization(identity, intentions, settings, users)
 
 
+@dataclass(slots=True)
+class _Stream:
+    """A stream in progress; `denial` is the error that its caller gets once it may not call the method any more."""
+
+    context: Any
+    caller: str
+    path: str
+    denial: RpcError | None = None
+    is_answered: bool = False
+
+
 class Authorization:
     """Decides on each call of a server. Without `enforce`, a call that is not allowed is counted but goes on.
 
@@ -77,8 +92,8 @@ class Authorization:
         self._names: dict[bytes, str] = {}
         self._counts: dict[tuple[str, str], CountSeries] = {}
         self._logged: dict[tuple[str, str, str], float] = {}
-        self._streams: dict[asyncio.Task[Any], tuple[str, str]] = {}
-        self._ended: dict[asyncio.Task[Any], RpcError] = {}
+        self._streams: dict[asyncio.Task[Any], _Stream] = {}
+        self._answering: set[asyncio.Task[None]] = set()
         intentions.on_change(self._check_streams)
         settings.on_change(lambda _: self._check_streams())
 
@@ -124,20 +139,22 @@ class Authorization:
 
         return check
 
-    def follow(self, caller: str, path: str) -> None:
-        """Cancels this task, which serves a stream, once the caller may not call the method any more."""
+    def follow(self, context: Any, caller: str, path: str) -> None:
+        """Ends the stream that this task serves once the caller may not call the method any more."""
         task = asyncio.current_task()
         if task is not None:
-            self._streams[task] = caller, path
+            self._streams[task] = _Stream(context, caller, path)
             task.add_done_callback(self._forget)
 
     def denial(self, error: BaseException) -> BaseException:
-        """Returns the error for the caller if this task was cancelled by `follow`, any other error as it is."""
+        """Returns the error for the caller if `follow` has ended the stream of this task, any other error as it is."""
         task = asyncio.current_task()
-        if task is None or task not in self._ended or not isinstance(error, asyncio.CancelledError):
+        stream = self._streams.get(task) if task is not None else None
+        if task is None or stream is None or stream.denial is None or not isinstance(error, asyncio.CancelledError):
             return error
         task.uncancel()
-        return self._ended[task]
+        stream.is_answered = True
+        return stream.denial
 
     def _allows(self, caller: str, path: str) -> bool:
         return caller != _OTHER and self._intentions.allow(caller, path)
@@ -149,16 +166,24 @@ class Authorization:
         series.add(1)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
-        del self._streams[task]
-        self._ended.pop(task, None)
+        stream = self._streams.pop(task)
+        if stream.denial is not None and not stream.is_answered:
+            # It waited for a caller that does not read, in grpc.aio, which sends no status then.
+            answering = asyncio.create_task(self._answer(stream.denial, stream))
+            self._answering.add(answering)
+            answering.add_done_callback(self._answering.discard)
+
+    async def _answer(self, denial: RpcError, stream: _Stream) -> None:
+        with suppress(grpc.aio.AbortError, asyncio.CancelledError):
+            await answer_error(denial, stream.path, stream.context)
 
     def _check_streams(self) -> None:
-        for task, (caller, path) in self._streams.items():
-            if task not in self._ended and not self._allows(caller, path):
+        for task, stream in self._streams.items():
+            if stream.denial is None and not self._allows(stream.caller, stream.path):
                 try:
-                    self._deny_caller(caller, path, {"rpc.method": path})
+                    self._deny_caller(stream.caller, stream.path, {"rpc.method": stream.path})
                 except RpcError as error:
-                    self._ended[task] = error
+                    stream.denial = error
                     task.cancel()
 
     def _deny_caller(self, caller: str, what: str, labels: Mapping[str, str]) -> None:

@@ -152,7 +152,7 @@ class MethodHandler:
         if self._authorization is not None:
             call.caller = self._authorization.check(context, self._path)
             if self._streams:
-                self._authorization.follow(call.caller, self._path)
+                self._authorization.follow(context, call.caller, self._path)
             if call.span is not None:
                 call.span.set_attribute("mesh.caller", call.caller)
         if self._telemetry is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 from support.waiting import until
@@ -174,6 +175,22 @@ async def test_a_stream_ends_once_its_caller_may_not_call_the_method_any_more(me
     assert not streams[2].done()
     streams[2].cancel()
     await until("its caller has gone", lambda: len(ended) == 3)
+
+
+async def test_a_stream_whose_caller_does_not_read_ends_with_the_same_error(mesh: Mesh) -> None:
+    mesh.service.first_messages = 1_000_000  # more than is sent ahead
+    mesh.consul.intend("echo", {"SourceName": "gateway", "Precedence": 9, "Action": "allow"})
+    async with mesh.with_leaf(mesh.authority.leaf("gateway")) as channel:
+        stream = aiter(Stub(channel).Count(StringValue(value="0")))
+        assert (await anext(stream)).value == "0"
+        await asyncio.sleep(0.5)
+        mesh.consul.intend("echo")
+
+        async def read() -> None:
+            async for _ in stream:
+                pass
+
+        assert await asyncio.wait_for(code_of(read), 30) is DENIED
 
 
 async def test_an_instance_that_is_not_of_the_called_service_gets_no_call(mesh: Mesh) -> None:
