@@ -8,7 +8,9 @@ only degrades the gateway.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Mapping
+from pathlib import Path
 
 import httpx
 
@@ -65,14 +67,21 @@ class DependencyHealth:
     async def probe_agents(self) -> None:
         """Probes Consul and Vault repeatedly until it is cancelled."""
         environment = self._process.environment
-        urls = {
-            "consul": f"{environment.consul_http_addr}/v1/status/leader",
-            "vault": f"{environment.vault_addr}/v1/sys/health?standbyok=true",
-        }
-        async with httpx.AsyncClient(timeout=_PROBE_TIMEOUT_SECONDS, trust_env=False) as client:
+        async with (
+            _client(environment.consul_http_addr, environment.consul_cacert) as consul,
+            _client(environment.vault_addr, environment.vault_cacert) as vault,
+        ):
             while True:
-                self._agents = {name: await _probe(client, url) for name, url in urls.items()}
+                self._agents = {
+                    "consul": await _probe(consul, "/v1/status/leader"),
+                    "vault": await _probe(vault, "/v1/sys/health?standbyok=true"),
+                }
                 await asyncio.sleep(self._process.settings.value.dependency_probe_seconds)
+
+
+def _client(address: str, ca_file: Path | None) -> httpx.AsyncClient:
+    trust = ssl.create_default_context(cafile=ca_file)
+    return httpx.AsyncClient(base_url=address, timeout=_PROBE_TIMEOUT_SECONDS, trust_env=False, verify=trust)
 
 
 async def _probe(client: httpx.AsyncClient, url: str) -> str:

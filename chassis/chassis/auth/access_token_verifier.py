@@ -77,11 +77,6 @@ class AccessTokenVerifier(Generic[P]):
         self._reading = asyncio.Lock()
         self._verified: dict[str, P] = {}
 
-    @property
-    def has_keys(self) -> bool:
-        """True once a key was read; before that no token can be verified."""
-        return bool(self._keys)
-
     def readiness(self) -> str | None:
         """Readiness probe: returns the reason while no token can be verified."""
         return None if self._keys else "none was read yet"
@@ -158,8 +153,8 @@ class AccessTokenVerifier(Generic[P]):
     async def _read_keys(self) -> bool:
         try:
             found = await self._source.public_keys(self._format.key_name)
-        except RpcError as error:
-            log.warning("token keys could not be read, the known keys stay in use", error=str(error))
+        except Exception as error:  # Vault's own for a policy that denies it, for example
+            log.warning("token keys could not be read, the known keys stay in use", error=repr(error)[:200])
             return False
         keys = {str(version): Ed25519PublicKey.from_public_bytes(raw) for version, raw in found.items()}
         if keys != self._keys:

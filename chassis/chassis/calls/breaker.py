@@ -253,8 +253,9 @@ class AsyncBreaker:
         self._storage.opened_monotonic = float("-inf")
 
     def close(self) -> None:
-        """Stops following the settings, so that the breaker of a target that is gone leaves the metrics."""
+        """Stops following the settings, and leaves the metrics."""
         self._stop_following()
+        _breakers.remove(self)
 
     def _decide(self, seconds: float, *, failed: bool) -> None:
         storage, slow = self._storage, seconds > self._slow_seconds

@@ -156,7 +156,10 @@ class Channel:
                 raise OutOfTime
             routes = self._router.current
             if routes is None:
-                routes, _ = await self._first_routes(self._settings.value.deadline_seconds)
+                longest = self._settings.value.deadline_seconds
+                before = longest if seconds is None else min(longest, seconds)
+                routes, left = await self._first_routes(before)
+                seconds = None if seconds is None else seconds - (before - left)
             leg = routes.choose(method.path)
             if leg.seconds < (math.inf if seconds is None else seconds):
                 seconds = leg.seconds

@@ -1,12 +1,13 @@
 """Counts and logs the TLS handshakes of gRPC that fail, on the side of a server and on that of a client.
 
 gRPC for Python has no callback for them. Its core writes a line to the standard error of the process, so that is read
-here, and everything else in it is passed on. Python writes to the original. So only what a C library writes in the
-moment in which it ends the process may be lost.
+here, and everything else in it is passed on. Python writes to the original, also the traceback of a crash. Only the
+words of a library that ends the process with them may be lost.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from chassis.telemetry.metrics import Counts
 log = structlog.get_logger(__name__)
 
 _LOG_SECONDS = 10.0
+_LEVEL = "INFO"
 _CHUNK_BYTES = 65_536
 _FAILED = re.compile(r"Handshake failed with error .*OPENSSL_internal:(\w+): (.*)")  # fragile: grpc-handshake-line
 # Lines of the core below ERROR, which it would not write at its default level.
@@ -32,7 +34,7 @@ _failed = Counts("mesh.handshakes.failed", "{handshake}", "TLS handshakes of gRP
 
 def start() -> None:
     """Follows the handshakes of this process from now on; call it once, before the first server or channel."""
-    os.environ.setdefault("GRPC_VERBOSITY", "INFO")  # the level of these lines
+    is_quiet = os.environ.setdefault("GRPC_VERBOSITY", _LEVEL) == _LEVEL
     original = os.dup(2)
     reader, writer = os.pipe()
     # A write to a full pipe must fail: it would block a thread of the core, which may hold the interpreter's lock.
@@ -40,7 +42,8 @@ def start() -> None:
     os.dup2(writer, 2)
     os.close(writer)
     sys.stderr = os.fdopen(original, "w", buffering=1, errors="backslashreplace")
-    Thread(target=_follow, args=(reader, original), name="handshake failures", daemon=True).start()
+    faulthandler.enable(file=sys.stderr)
+    Thread(target=_follow, args=(reader, original, is_quiet), name="handshake failures", daemon=True).start()
 
 
 def reason(line: str) -> str | None:
@@ -51,7 +54,7 @@ def reason(line: str) -> str | None:
     return found[2].strip() if found[1] == _NOT_VERIFIED else found[1].lower().replace("_", " ")
 
 
-def _follow(reader: int, original: int) -> None:
+def _follow(reader: int, original: int, is_quiet: bool) -> None:
     logged: dict[str, float] = {}
     for line in _lines(reader):
         why = reason(line.decode(errors="replace"))
@@ -60,7 +63,7 @@ def _follow(reader: int, original: int) -> None:
             if time.monotonic() - logged.get(why, float("-inf")) >= _LOG_SECONDS:
                 logged[why] = time.monotonic()
                 log.warning("a TLS handshake failed", reason=why)
-        elif not _QUIET.match(line):
+        elif not (is_quiet and _QUIET.match(line)):
             with suppress(OSError):  # nobody reads it any more
                 os.write(original, line)
 

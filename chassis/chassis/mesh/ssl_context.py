@@ -40,7 +40,7 @@ def load_leaf(context: ssl.SSLContext, key: bytes, chain: bytes) -> None:
         context.load_cert_chain(path)
 
 
-def spiffe_id(certificate: Mapping[str, Any] | None) -> bytes:
+def peer_id(certificate: Mapping[str, Any] | None) -> bytes:
     """Returns the SPIFFE id in a certificate of `SSLObject.getpeercert`; empty unless it has exactly one URI."""
     names = (certificate or {}).get("subjectAltName", ())
     uris = [value for kind, value in names if kind == "URI"]

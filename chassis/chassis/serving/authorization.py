@@ -62,7 +62,7 @@ def authorization_of(process: Process[Any], users: Users | None = None) -> Autho
 
 
 @dataclass(slots=True)
-class _Stream:
+class Stream:
     """A stream in progress; `denial` is the error that its caller gets once it may not call the method any more."""
 
     context: Any
@@ -70,6 +70,12 @@ class _Stream:
     path: str
     denial: RpcError | None = None
     is_answered: bool = False
+
+    def require_allowed(self) -> None:
+        """Raises the denial, also if the code that serves the stream has lost the cancellation, as `wait_for` may."""
+        if self.denial is not None:
+            self.is_answered = True
+            raise self.denial
 
 
 class Authorization:
@@ -92,7 +98,7 @@ class Authorization:
         self._names: dict[bytes, str] = {}
         self._counts: dict[tuple[str, str], CountSeries] = {}
         self._logged: dict[tuple[str, str, str], float] = {}
-        self._streams: dict[asyncio.Task[Any], _Stream] = {}
+        self._streams: dict[asyncio.Task[Any], Stream] = {}
         self._answering: set[asyncio.Task[None]] = set()
         intentions.on_change(self._check_streams)
         settings.on_change(lambda _: self._check_streams())
@@ -133,18 +139,21 @@ class Authorization:
             try:
                 user = await require_user(verifier, context.invocation_metadata(), getattr(request, rule.field))
             except RpcError as error:
-                self._deny("no signed-in user is behind the call", caller, path, {"rpc.method": path}, error)
+                known = error.code is not grpc.StatusCode.UNAVAILABLE
+                event = "no signed-in user is behind the call" if known else "the token of a user cannot be verified"
+                self._deny(event, caller, path, {"rpc.method": path}, error)
                 return None
             return user.expires_at if self._settings.value.enforce else None
 
         return check
 
-    def follow(self, context: Any, caller: str, path: str) -> None:
+    def follow(self, context: Any, caller: str, path: str) -> Stream:
         """Ends the stream that this task serves once the caller may not call the method any more."""
-        task = asyncio.current_task()
+        task, stream = asyncio.current_task(), Stream(context, caller, path)
         if task is not None:
-            self._streams[task] = _Stream(context, caller, path)
+            self._streams[task] = stream
             task.add_done_callback(self._forget)
+        return stream
 
     def denial(self, error: BaseException) -> BaseException:
         """Returns the error for the caller if `follow` has ended the stream of this task, any other error as it is."""
@@ -173,11 +182,13 @@ class Authorization:
             self._answering.add(answering)
             answering.add_done_callback(self._answering.discard)
 
-    async def _answer(self, denial: RpcError, stream: _Stream) -> None:
+    async def _answer(self, denial: RpcError, stream: Stream) -> None:
         with suppress(grpc.aio.AbortError, asyncio.CancelledError):
             await answer_error(denial, stream.path, stream.context)
 
     def _check_streams(self) -> None:
+        if not self._settings.value.enforce:
+            return
         for task, stream in self._streams.items():
             if stream.denial is None and not self._allows(stream.caller, stream.path):
                 try:

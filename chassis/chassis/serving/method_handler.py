@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -19,7 +19,7 @@ from opentelemetry.trace import Span
 from chassis.auth.acting_user import token_expired
 from chassis.deadline import shorten
 from chassis.errors import RpcError
-from chassis.serving.authorization import Authorization, UserCheck
+from chassis.serving.authorization import Authorization, Stream, UserCheck
 from chassis.serving.call_errors import answer_error, with_deadline
 from chassis.serving.call_telemetry import MethodTelemetry
 from chassis.serving.limiter import Limiter, Outcome, Permit
@@ -48,15 +48,19 @@ class MethodLimit:
 
 
 class _Call:
-    """A call in progress: its span, its caller, its start by `time.perf_counter`, and its permit once it has one."""
+    """A call in progress: its span, its caller, its start by `time.perf_counter`, and its permit once it has one.
 
-    __slots__ = ("began", "caller", "permit", "span")
+    In a mesh `stream` says whether a stream may go on.
+    """
+
+    __slots__ = ("began", "caller", "permit", "span", "stream")
 
     def __init__(self) -> None:
         self.span: Span | None = None
         self.caller = ""
         self.began = time.perf_counter()
         self.permit: Permit | None = None
+        self.stream: Stream | None = None
 
 
 class MethodHandler:
@@ -96,6 +100,8 @@ class MethodHandler:
             return grpc.stream_unary_rpc_method_handler(self._unary)
         if inspect.isasyncgenfunction(self._inner):
             return grpc.stream_stream_rpc_method_handler(self._stream)
+        if self._check_user is not None:
+            raise TypeError(f"{self._path}: the end of a user's token ends a stream only if it is an async generator")
         # It sends its responses with `context.write`, which uses the serializer of the handler.
         return grpc.stream_stream_rpc_method_handler(self._writing, response_serializer=self._serializer)
 
@@ -122,9 +128,12 @@ class MethodHandler:
             request = await self._receive(messages, context)
             ends_at = await self._check_user(context, call.caller, request) if self._check_user is not None else None
             self._acquire(call)
+            responses = self._inner(request, context)
             # Closed explicitly: after a cancellation its resources must not wait for the garbage collector.
-            async with aclosing(self._inner(request, context)) as responses:
-                async for response in responses if ends_at is None else _while_valid(responses, ends_at):
+            async with aclosing(responses if ends_at is None else _while_valid(responses, ends_at)) as valid:
+                async for response in valid:
+                    if call.stream is not None:
+                        call.stream.require_allowed()
                     self._release(call)
                     yield self._encode(response)
             self._release(call)
@@ -137,8 +146,6 @@ class MethodHandler:
         try:
             self._begin(call, context)
             request = await self._receive(messages, context)
-            if self._check_user is not None:
-                await self._check_user(context, call.caller, request)
             self._acquire(call)
             await self._inner(request, context)
             self._release(call)
@@ -152,7 +159,7 @@ class MethodHandler:
         if self._authorization is not None:
             call.caller = self._authorization.check(context, self._path)
             if self._streams:
-                self._authorization.follow(context, call.caller, self._path)
+                call.stream = self._authorization.follow(context, call.caller, self._path)
             if call.span is not None:
                 call.span.set_attribute("mesh.caller", call.caller)
         if self._telemetry is not None:
@@ -176,6 +183,8 @@ class MethodHandler:
         """Releases the permit, records the error and answers with it; raises what ends the call in grpc.aio."""
         if self._authorization is not None:
             error = self._authorization.denial(error)
+        if call.span is not None and call.stream is not None and call.stream.denial is error:
+            call.span.set_attribute("mesh.denied", call.stream.denial.reason)
         if call.permit is not None and self._limit is not None:
             self._limit.limiter.release_failed(call.permit, error)
         if call.span is not None:
@@ -194,21 +203,24 @@ def unknown_method(authorization: Authorization | None) -> Any:
     return MethodHandler(handler, _OTHER, MethodTelemetry(_OTHER), authorization).of_bytes()
 
 
-async def _while_valid(responses: AsyncIterator[Any], ends_at: float) -> AsyncIterator[Any]:
+async def _while_valid(responses: AsyncGenerator[Any, None], ends_at: float) -> AsyncGenerator[Any, None]:
     """Yields the responses of a stream until the token of its user ends (Unix time); raises RpcError(TOKEN_EXPIRED)."""
     loop = asyncio.get_running_loop()
     due = loop.time() + ends_at + _TOKEN_GRACE_SECONDS - time.time()
-    while True:
-        try:
-            async with asyncio.timeout_at(due) as timeout:
-                response = await anext(responses, _END)
-        except TimeoutError:
-            if timeout.expired():
-                raise token_expired() from None
-            raise
-        if response is _END:
-            return
-        yield response
+    async with aclosing(responses):
+        while True:
+            try:
+                async with asyncio.timeout_at(due) as timeout:
+                    response = await anext(responses, _END)
+            except TimeoutError:
+                if timeout.expired():
+                    raise token_expired() from None
+                raise
+            if response is _END:
+                return
+            if loop.time() >= due:  # a stream that always has a message never waits
+                raise token_expired()
+            yield response
 
 
 def _code_of(error: BaseException, span: Span) -> str:

@@ -188,7 +188,7 @@ class LiveGauges(Generic[T]):
     """Gauges over all live objects of one kind: `add` each object when it is made, then declare gauges with `gauge`.
 
     Each object gives one series, whose `attribute` is `label(object)`. The objects are held weakly: one that is no
-    longer used leaves the metric.
+    longer used leaves the metric when it is collected, or at once with `remove`.
     """
 
     def __init__(self, attribute: str, label: Callable[[T], str]) -> None:
@@ -201,6 +201,11 @@ class LiveGauges(Generic[T]):
         """Includes an object in every gauge from now on."""
         with self._lock:
             self._objects.add(item)
+
+    def remove(self, item: T) -> None:
+        """Leaves an object out of every gauge from now on."""
+        with self._lock:
+            self._objects.discard(item)
 
     def gauge(self, name: str, read: Callable[[T], float], description: str) -> None:
         """Registers a gauge whose value for each object is `read(object)`."""

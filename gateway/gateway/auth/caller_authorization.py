@@ -8,7 +8,7 @@ from typing import Any
 from sanic import Request
 
 from chassis.errors import RpcError
-from chassis.mesh.ssl_context import spiffe_id
+from chassis.mesh.ssl_context import peer_id
 from chassis.serving.authorization import Authorization
 from gateway.http.problems import Problem
 from gateway.http.sanic_internals import end_connection
@@ -28,8 +28,10 @@ class CallerAuthorization:
         peer = _peer(request)
         if time.monotonic() > peer.expires_at:
             end_connection(request)
+        # As requests are routed: without slashes at the end, and HEAD as GET.
+        method, path = "GET" if request.method == "HEAD" else request.method, request.path.rstrip("/") or "/"
         try:
-            request.ctx.caller = self._authorization.check_request(peer.spiffe_id, request.method, request.path)
+            request.ctx.caller = self._authorization.check_request(peer.spiffe_id, method, path)
         except RpcError:
             return Problem("FORBIDDEN")
         return None
@@ -42,7 +44,7 @@ class _Peer:
 
     def __init__(self, request: Request) -> None:
         certificate = request.transport.get_extra_info("peercert")
-        self.spiffe_id = spiffe_id(certificate)
+        self.spiffe_id = peer_id(certificate)
         self.expires_at = time.monotonic() + _CONNECTION_SECONDS
 
 

@@ -44,6 +44,8 @@ class Echo:
     address: str = ""
     first_messages: int = 0
     """Messages of each stream besides those that were asked for."""
+    pause: Callable[[], Awaitable[None]] | None = None
+    """Awaited before each message of a stream."""
     server: grpc.aio.Server | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -75,6 +77,8 @@ class Echo:
         self.seen.append(request.value)
         asked = int(request.value) if request.value.isdigit() else 0
         for number in range(self.first_messages + asked):
+            if self.pause is not None:
+                await self.pause()
             yield StringValue(value=str(number))
         await self.behave(request.value, context)
 

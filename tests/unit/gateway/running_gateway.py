@@ -100,7 +100,7 @@ async def running(vault: FakeVault | None = None, consul: FakeConsul | None = No
     gateway_process: Process[Settings] = process("gateway", settings, consul)
     gateway_app = compose(gateway_process, vault)
     if not vault.error:
-        await until("the token keys are read", lambda: bool(gateway_app.ctx.access_tokens.has_keys))
+        await until("the token keys are read", lambda: gateway_app.ctx.access_tokens.readiness() is None)
     server: Any = await http_server.listen(gateway_app, "127.0.0.1:0")
     address = server.server.sockets[0].getsockname()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{address[1]}", timeout=5) as http:

@@ -68,6 +68,7 @@ class Target:
         """Ends the watch of the instances; their connections close when the last stream has ended."""
         self.endpoints.stop()
         self.breaker.close()
+        _targets.remove(self)
 
     async def close(self) -> None:
         """Ends the watch and closes the connections to all instances, with the calls under way."""

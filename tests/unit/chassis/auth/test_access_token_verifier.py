@@ -135,7 +135,7 @@ async def test_before_a_key_was_read_a_token_cannot_be_verified_and_the_process_
     assert verifier.readiness() == "none was read yet"
     keys.failure = None
     reading = asyncio.create_task(verifier.refresh_keys())
-    await until("the keys are read", lambda: verifier.has_keys)
+    await until("the keys are read", lambda: verifier.readiness() is None)
     reading.cancel()
     assert verifier.readiness() is None
 
@@ -152,7 +152,7 @@ async def test_known_keys_stay_while_vault_is_unavailable(keys: Keys) -> None:
 async def test_the_first_token_of_a_new_version_is_valid_right_after_a_refresh(keys: Keys) -> None:
     verifier = verifier_of(keys, token_keys_retry_seconds=60.0)
     reading = asyncio.create_task(verifier.refresh_keys())
-    await until("the keys are read", lambda: verifier.has_keys)
+    await until("the keys are read", lambda: verifier.readiness() is None)
     rotated = keys.rotate()
     found = await asyncio.gather(*(verifier.verify(token) for token in (rotated, rotated)))
     reading.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -177,6 +178,21 @@ async def test_a_stream_ends_once_its_caller_may_not_call_the_method_any_more(me
     await until("its caller has gone", lambda: len(ended) == 3)
 
 
+async def test_a_stream_that_loses_its_cancellation_ends_at_its_next_message(mesh: Mesh) -> None:
+    async def deaf() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.05)
+
+    mesh.service.first_messages, mesh.service.pause = 1_000_000, deaf
+    mesh.consul.intend("echo", {"SourceName": "gateway", "Precedence": 9, "Action": "allow"})
+    gateway = await mesh.calling("gateway")
+    stream = asyncio.create_task(error_of(gateway.count(0)))
+    await until("it runs", lambda: mesh.service.seen == ["0"])
+    mesh.consul.intend("echo")
+    error = await asyncio.wait_for(stream, 10)
+    assert (error.code, error.reason) == (DENIED, "CALLER_NOT_ALLOWED")
+
+
 async def test_a_stream_whose_caller_does_not_read_ends_with_the_same_error(mesh: Mesh) -> None:
     mesh.service.first_messages = 1_000_000  # more than is sent ahead
     mesh.consul.intend("echo", {"SourceName": "gateway", "Precedence": 9, "Action": "allow"})
@@ -210,8 +226,12 @@ async def test_the_health_is_open_without_a_certificate_and_nothing_else_is_ther
     named = [("grpc.ssl_target_name_override", server_name("echo"))]
     async with grpc.aio.secure_channel(mesh.health, credentials, options=named) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
-        found = await health.Check(health_pb2.HealthCheckRequest(), timeout=3)
-        assert found.status == health_pb2.HealthCheckResponse.SERVING
+
+        async def is_serving() -> bool:
+            found = await health.Check(health_pb2.HealthCheckRequest(), timeout=3)
+            return bool(found.status == health_pb2.HealthCheckResponse.SERVING)
+
+        await until("it serves", is_serving)
         assert await code_of(lambda: Stub(channel).read("x", timeout=3)) is grpc.StatusCode.UNIMPLEMENTED
     async with grpc.aio.insecure_channel(mesh.health) as channel:
         health = health_pb2_grpc.HealthStub(channel)

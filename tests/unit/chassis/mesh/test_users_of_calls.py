@@ -162,13 +162,27 @@ async def test_a_stream_ends_when_the_token_of_its_user_does() -> None:
     made.service.behave, made.service.first_messages = waits, 2
     async with made.running():
         await until("it is ready", lambda: _ready(made))
-        expires = int(time.time()) + 3
+        gateway = await made.calling("gateway")
+        await gateway.read(USER)  # connects
+        expires = int(time.time()) + 5
         token = made.key.token(USER, exp=expires)
-        messages = await stream(await made.calling("gateway"), USER, token)
+        messages = await stream(gateway, USER, token)
         assert [message.value for message in messages[:-1]] == ["0", "1"]
         assert (messages[-1].code, messages[-1].reason) == (UNAUTHENTICATED, "TOKEN_EXPIRED")
         assert time.time() >= expires
         await until("its work has ended", lambda: bool(ended))
+
+
+async def test_a_stream_that_always_has_a_message_ends_with_the_token_too() -> None:
+    made = Mesh({"Count": ActsFor("value")})
+    made.consul.intend("echo", {"SourceName": "*", "Precedence": 8, "Action": "allow"})
+    made.service.first_messages = 1_000_000_000
+    async with made.running():
+        await until("it is ready", lambda: _ready(made))
+        gateway = await made.calling("gateway")
+        await gateway.read(USER)  # connects
+        messages = await stream(gateway, USER, made.key.token(USER, exp=int(time.time()) + 5))
+    assert messages[-1].reason == "TOKEN_EXPIRED"
 
 
 async def stream(gateway: Stub, user: str, token: str) -> list[Any]:

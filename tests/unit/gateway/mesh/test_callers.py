@@ -108,6 +108,21 @@ async def test_permissions_hold_by_path_and_by_method(gateway: MeshGateway) -> N
     assert list(statuses.values()) == [UNAUTHENTICATED, UNAUTHENTICATED, FORBIDDEN, FORBIDDEN]
 
 
+@pytest.mark.parametrize("path", ["/livez", "/livez/", "/livez//"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_denied_route_is_denied_however_it_is_spelled(gateway: MeshGateway, method: str, path: str) -> None:
+    denied = {"Action": "deny", "HTTP": {"PathExact": "/livez", "Methods": ["GET"]}}
+    other = {"Action": "allow", "HTTP": {"PathPrefix": "/"}}
+    gateway.consul.intend("gateway", {"SourceName": "edge", "Precedence": 9, "Permissions": [denied, other]})
+    async with gateway.client(gateway.leaf()) as http:
+
+        async def is_denied() -> bool:
+            return (await http.request(method, path, extensions=SERVER)).status_code == FORBIDDEN
+
+        await until("the permissions are applied", is_denied)
+        assert (await http.get("/readyz", extensions=SERVER)).status_code != FORBIDDEN, "the control"
+
+
 async def test_an_invented_method_creates_no_series(gateway: MeshGateway) -> None:
     async with gateway.client(gateway.leaf("order-service")) as http:
         for method in ("BREW", "STEAM"):
