@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 ANYBODY = "*"
 _GRPC = "POST"  # the HTTP method of every gRPC call
-_KEPT = 1000  # decisions; a caller of an HTTP service may invent paths
+_KEPT = 1000  # decisions by permissions; a caller of an HTTP service may invent paths
 # A condition outside of these cannot be checked here: an "allow" with it allows nothing, a "deny" denies all the same.
 _PATHS = ("PathExact", "PathPrefix", "PathRegex")
 _KNOWN = {*_PATHS, "Methods"}
@@ -59,9 +59,7 @@ class Intention:
     permissions: Sequence[Permission]
 
     def allow(self, method: str, path: str) -> bool:
-        """Returns whether a request is allowed."""
-        if not self.permissions:
-            return self.allows
+        """Returns whether its permissions allow a request."""
         return next((each.allows for each in self.permissions if each.decides(method, path)), False)
 
 
@@ -84,9 +82,11 @@ class Intentions:
         if decided is None:
             deciding = (each for each in self._intentions if each.caller in {caller, ANYBODY})
             found = next(deciding, None)
+            if found is None or not found.permissions:
+                return found is not None and found.allows
             if len(self._decided) >= _KEPT:
                 self._decided.clear()
-            decided = self._decided[caller, method, path] = found is not None and found.allow(method, path)
+            decided = self._decided[caller, method, path] = found.allow(method, path)
         return decided
 
     def replace(self, found: Sequence[Mapping[str, Any]]) -> None:

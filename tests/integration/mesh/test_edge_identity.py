@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,9 +13,11 @@ import hvac
 import pytest
 from hvac.exceptions import Forbidden, InvalidRequest
 from support.mesh.bad_leaves import trust_domain
-from support.stack_under_test import RunningStack
+from support.stack_under_test import RunningStack, eventually
+from support.traffic.api_user import ApiUser
 
 from chassis.mesh.names import spiffe_id
+from stack.mesh.dial import instances
 
 ISSUE = "mesh/issue/edge"
 
@@ -69,6 +72,30 @@ def test_whoever_does_not_know_the_roots_does_not_accept_it(running: RunningStac
 def test_no_certificate_is_asked_of_a_caller_of_the_edge(running: RunningStack, roots: str) -> None:
     context = ssl.create_default_context(cadata=roots)
     assert httpx.get(running.url("gateway_https") + "/livez", verify=context).status_code == httpx.codes.OK
+
+
+def test_an_instance_without_the_name_of_a_gateway_gets_no_request(running: RunningStack, user: ApiUser) -> None:
+    """Whoever registers at Consul under this name still needs the certificate."""
+    (alloc,) = running.allocations("edge")
+    folder, (host, port) = running.folder(alloc, "edge"), instances(running.clients, "user-service")[0]
+    service = running.clients.consul.agent.service
+    before = refused(folder)
+    service.register("gateway", service_id="impostor", address=host, port=port)
+    try:
+        listed = folder / "local" / "instances" / "gateway.json"
+        eventually("the edge has it in its list", lambda: f'"port_value": {port}' in listed.read_text(), 10)
+        assert {user.get("/v1/users/me").status_code for _ in range(50)} == {httpx.codes.OK}
+        eventually("the edge has refused it", lambda: refused(folder) > before, 10)
+    finally:
+        service.deregister("impostor")
+
+
+def refused(folder: Path) -> int:
+    """The connections that Envoy has closed because of the name in the certificate."""
+    socket = httpx.HTTPTransport(uds=str(folder / "secrets" / "admin.sock"))
+    with httpx.Client(transport=socket, base_url="http://admin") as admin:
+        stats = admin.get("/stats?filter=^cluster.calls.ssl.fail_verify_san$").raise_for_status().text
+    return int(stats.partition(": ")[2])
 
 
 @pytest.fixture

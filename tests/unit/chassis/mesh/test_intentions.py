@@ -96,6 +96,29 @@ def test_a_caller_of_a_peer_of_the_same_name_is_another_caller() -> None:
     assert not allowed({**intention("gateway", Action="allow"), "SourceType": "external"})
 
 
+@pytest.mark.parametrize(("methods", "allows"), [([], True), (["GET"], True), (["HEAD", "POST"], False)])
+def test_a_permission_of_http_may_name_methods(methods: list[str], allows: bool) -> None:
+    intentions = Intentions("gateway")
+    intentions.replace([intention("edge", Permissions=[permission("allow", PathPrefix="/v1/", Methods=methods)])])
+    assert intentions.allow("edge", "/v1/orders", "GET") is allows
+    assert not intentions.allow("edge", "/docs", "GET")
+
+
+def test_however_many_paths_a_caller_invents_few_decisions_are_kept() -> None:
+    intentions = Intentions("gateway")
+    intentions.replace(
+        [
+            intention("edge", Permissions=[permission("allow", PathPrefix="/v1/")]),
+            intention("operator", Action="allow"),
+        ]
+    )
+    for number in range(3000):
+        assert intentions.allow("edge", f"/v1/{number}", "GET")
+        assert not intentions.allow("edge", f"/{number}", "GET")
+        assert intentions.allow("operator", f"/{number}", "GET")
+    assert len(intentions._decided) <= 1000
+
+
 def test_a_change_holds_for_the_next_call() -> None:
     intentions = Intentions("user-service")
     intentions.replace([intention("gateway", Action="allow")])
