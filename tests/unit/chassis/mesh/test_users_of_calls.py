@@ -159,11 +159,11 @@ async def test_a_stream_ends_when_the_token_of_its_user_does() -> None:
             ended.append(text)
         return text
 
-    made.service.behave, made.service.first_messages = waits, 2
     async with made.running():
         await until("it is ready", lambda: _ready(made))
         gateway = await made.calling("gateway")
         await gateway.read(USER)  # connects
+        made.service.behave, made.service.first_messages = waits, 2
         expires = int(time.time()) + 5
         token = made.key.token(USER, exp=expires)
         messages = await stream(gateway, USER, token)
