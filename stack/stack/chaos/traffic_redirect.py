@@ -62,7 +62,7 @@ class TrafficRedirect:
             address="127.0.0.1",
             port=port,
             tags=[*(instance["Tags"] or []), TAG],
-            meta={_INSTANCE: instance["ID"]},
+            meta={**(instance["Meta"] or {}), _INSTANCE: instance["ID"]},
             check={"TTL": _TTL, "Status": "passing"},
         )
 

@@ -69,7 +69,7 @@ def job_files(name: str) -> list[Path]:
 
 def is_in_mesh(service: str) -> bool:
     """Returns whether the file of a service puts it into the mesh."""
-    return re.search(r"^mesh *= *true$", job_files(service)[-1].read_text(), re.MULTILINE) is not None
+    return re.search(r"^mesh\s*=\s*true\b", job_files(service)[-1].read_text(), re.MULTILINE) is not None
 
 
 class Nomad:
@@ -112,10 +112,17 @@ class Nomad:
         self._registered[name] = self.api.job.register_job(name, {"Job": job})["JobModifyIndex"]
 
     def require_ports(self, name: str) -> None:
-        """Raises StackError if a port of a job that should not run yet is taken; Nomad itself would only wait."""
-        if not any(_should_run(alloc) for alloc in self.api.job.get_allocations(name)):
-            for port in PORTS.get(name, ()) + (MESH_PORTS.get(name, ()) if is_in_mesh("gateway") else ()):
+        """Raises StackError if a port that a job needs and does not hold yet is taken; Nomad itself would only wait."""
+        wanted = PORTS.get(name, ()) + (MESH_PORTS.get(name, ()) if is_in_mesh("gateway") else ())
+        held = set(self._held_ports(name)) if wanted else set()
+        for port in wanted:
+            if self.stack.port(port) not in held:
                 require_free(self.stack.port(port), port)
+
+    def _held_ports(self, name: str) -> Iterator[int]:
+        for listed in filter(_should_run, self.api.job.get_allocations(name)):
+            allocation = self.api.allocation.get_allocation(listed["ID"])
+            yield from (port["Value"] for port in allocation["AllocatedResources"]["Shared"]["Ports"] or ())
 
     def parse(self, name: str) -> dict[str, Any]:
         """Returns the job as Nomad reads it; raises StackError if its file is wrong or lacks a variable."""

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import httpx
+from nomad.api.exceptions import BaseNomadException
 
 from stack import telemetry_viewer
 from stack.build import tools
@@ -111,6 +112,9 @@ def _gateways(clients: Clients) -> Iterator[Row]:
             yield row | {name: ready[name] for name in ("status", "dependencies", "breakers") if name in ready}
         except (httpx.HTTPError, ValueError) as error:
             yield row | {"error": str(error)}
+        except BaseNomadException as error:
+            why = getattr(error.nomad_resp, "text", error)
+            yield row | {"error": f"Nomad does not say how to reach it: {why}"}
 
 
 def _worker_metrics(stack: Stack) -> Row:

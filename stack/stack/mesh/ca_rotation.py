@@ -94,6 +94,7 @@ class Rotation:
             (other,) = set(ROOT_MOUNTS) - {other}
         else:
             say("  the last rotation was interrupted; this run completes it")
+        apply_all(self._issuers.changes())  # none can use the new root while OpenBao signs below the old one
         self._wait_for_instances()
         self._delete_old(other)
 
@@ -120,6 +121,8 @@ class Rotation:
             now.result = f"all {self._instances.count()} instances"
 
     def _delete_old(self, mount: str) -> None:
+        if mount == self._authority.root_mount():  # somebody has changed Consul meanwhile
+            raise StackError("the mesh cannot be rotated", f"Consul uses the root in {mount} again", _AGAIN)
         with step("the old root and intermediate", "1 s") as now:
             self._issuers.remove_others()
             self._authority.delete_root(mount)

@@ -142,11 +142,23 @@ def test_only_a_read_is_sent_again_after_it_was_sent() -> None:
     assert 'regex: "GET|HEAD"' in read_route.partition("retry_on")[0]
 
 
-def test_full_heads_and_bodies_on_every_connection_fit_into_the_bound_of_the_heap_and_that_into_the_job() -> None:
-    connection = envoy("max_request_bytes") + envoy("max_request_headers_kb") * 1024
+def full_request() -> float:
+    """The bytes of the largest head and body."""
+    return envoy("max_request_bytes") + envoy("max_request_headers_kb") * 1024
+
+
+def test_a_full_request_on_every_connection_fits_into_the_bound_of_the_heap_and_that_into_the_job() -> None:
     (memory,) = re.findall(r"^\s*memory\s*=\s*(\d+)", EDGE, re.MULTILINE)
     heap = envoy("max_heap_size_bytes")
-    assert envoy("max_active_downstream_connections") * connection < heap < (int(memory) - 100) * MEBIBYTE
+    assert envoy("max_active_downstream_connections") * full_request() < heap < (int(memory) - 100) * MEBIBYTE
+
+
+def test_it_takes_hundreds_of_http2_connections_full_of_requests_until_no_request_is_accepted() -> None:
+    """All connections together could send more than the heap has: its threshold is the bound."""
+    (threshold,) = re.findall(r"stop_accepting_requests\n.*threshold: \{ value: ([\d.]+) \}", ENVOY)
+    connection = envoy("max_concurrent_streams") * full_request()
+    assert 300 * connection < float(threshold) * envoy("max_heap_size_bytes")
+    assert envoy("initial_stream_window_size") == envoy("initial_connection_window_size") == envoy("max_request_bytes")
 
 
 def test_an_edge_that_hangs_is_started_again() -> None:
@@ -258,4 +270,3 @@ def test_certificates_are_read_where_nomad_writes_them() -> None:
 def test_callers_may_speak_http2_by_https_alone() -> None:
     assert "alpn_protocols: [h2, http/1.1]" in ENVOY
     assert re.search(r'\{\{- if eq \$name "https" \}\}\n\s*codec_type: AUTO', ENVOY)
-    assert envoy("max_concurrent_streams") <= 100

@@ -169,3 +169,15 @@ def test_a_consul_that_is_started_again_half_way_goes_on_with_the_new_root(mesh:
     assert mesh.active_root()["ID"] == active
     assert all_roots(mesh) == {mesh.active_root()["RootCert"].strip()}
     assert mesh.planned() == []
+
+
+def test_a_rotation_goes_on_although_openbao_signs_below_the_old_root_again(mesh: Mesh) -> None:
+    (former,) = [each for each, found in Issuers(mesh.clients)._all().items() if found["is_default"]]
+    begin(mesh)
+    mesh.vault.write_data("mesh/config/issuers", data={"default": former})
+    assert signing_below(mesh) != mesh.active_root()["RootCert"].strip()
+    rotate(mesh)
+    assert signing_below(mesh) == mesh.active_root()["RootCert"].strip()
+    assert all_roots(mesh) == {mesh.active_root()["RootCert"].strip()}
+    assert len(mesh.vault.list("mesh/keys")["data"]["keys"]) == 1
+    assert mesh.planned() == []

@@ -67,9 +67,11 @@ class CertificateAuthority:
         return self._vault.read(f"{mount}/cert/ca")["data"]["certificate"].strip() if issuers else None
 
     def is_former(self, root: str) -> bool:
-        """Returns whether a root certificate (PEM) was the active one before; False if it is to be the next one."""
+        """Returns whether a root certificate (PEM) was the active one before; False if it is, or is to be the next."""
         roots = self._roots()["Roots"]
-        active = next(each["RootCert"] for each in roots if each["Active"])
+        active = next(each["RootCert"].strip() for each in roots if each["Active"])
+        if root == active:
+            return False
         # Consul lists a former one for some hours.
         return root in {each["RootCert"].strip() for each in roots} or _begins(root) < _begins(active)
 

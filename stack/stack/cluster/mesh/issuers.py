@@ -28,9 +28,10 @@ class Issuers:
 
     def changes(self) -> Iterator[Change]:
         """Yields a change if OpenBao signs with an issuer that Consul does not announce, and has one that it does."""
-        issuers, announced = self._all(), self._announced()
+        issuers = self._all()
         signing = next((each for each, found in issuers.items() if found["is_default"]), None)
-        usable = [each for each, found in issuers.items() if found["key_id"] and found["certificate"] in announced]
+        with_key = {found["certificate"]: each for each, found in issuers.items() if found["key_id"]}
+        usable = [with_key[pem] for pem in self._announced() if pem in with_key]
         if signing and usable and signing not in usable:
             use = partial(self._vault.write_data, f"{_MOUNT}/config/issuers", data={"default": usable[-1]})
             yield Change(f"vault {_MOUNT}/config/issuers", signing, usable[-1], use, (_NOTE,))
@@ -42,26 +43,31 @@ class Issuers:
         return [each for each in found if each.issuer == signer.subject != each.subject]
 
     def remove_others(self) -> None:
-        """Deletes every issuer, with its key, that does not belong to the active root of Consul."""
-        kept = self._announced()
+        """Deletes every issuer that does not belong to the active root of Consul, and every key without an issuer."""
+        kept, keys = self._announced(), self._listed("keys")  # a key that Consul makes meanwhile is not among them
         for each, found in self._all().items():
             if found["certificate"] not in kept and not found["is_default"]:
                 self._vault.delete(f"{_MOUNT}/issuer/{each}")
-                if found["key_id"]:
-                    self._vault.delete(f"{_MOUNT}/key/{found['key_id']}")
+        # OpenBao deletes no key that an issuer names. An interrupted run may have left one.
+        for key in keys.keys() - {found["key_id"] for found in self._listed("issuers").values()}:
+            self._vault.delete(f"{_MOUNT}/key/{key}")
 
     def _all(self) -> dict[str, dict[str, Any]]:
-        listed = self._vault.list(f"{_MOUNT}/issuers")
-        issuers: dict[str, dict[str, Any]] = listed["data"]["key_info"] if listed else {}
+        issuers = self._listed("issuers")
         return {each: found | {"certificate": self._certificate(each)} for each, found in issuers.items()}
+
+    def _listed(self, kind: str) -> dict[str, dict[str, Any]]:
+        listed = self._vault.list(f"{_MOUNT}/{kind}")
+        found: dict[str, dict[str, Any]] = listed["data"]["key_info"] if listed else {}
+        return found
 
     def _certificate(self, issuer: str) -> str:
         return str(self._vault.read(f"{_MOUNT}/issuer/{issuer}")["data"]["certificate"]).strip()
 
-    def _announced(self) -> set[str]:
-        """Returns the certificates (PEM) of Consul's active root and of the issuers below it."""
+    def _announced(self) -> list[str]:
+        """Returns the certificates (PEM) of Consul's active root and of the issuers below it, the newest at the end."""
         active = [root for root in self._certificates.list()["Roots"] if root["Active"]]
-        return {pem.strip() for root in active for pem in (root["RootCert"], *(root["IntermediateCerts"] or ()))}
+        return [pem.strip() for root in active for pem in (root["RootCert"], *(root["IntermediateCerts"] or ()))]
 
 
 _NOTE = "a rotation was interrupted before Consul announced the new issuer: ./justw rotate mesh-ca begins it again"

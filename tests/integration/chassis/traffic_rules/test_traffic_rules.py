@@ -6,6 +6,7 @@ import asyncio
 import statistics
 import time
 
+from support.mesh.kept_rules import kept
 from support.waiting import until
 
 from chassis.errors import RpcError
@@ -66,8 +67,9 @@ async def test_a_subset_whose_filter_consul_cannot_evaluate_keeps_the_last_rules
     await caller.serve("two", version="2")
     await caller.put(RESOLVER | {"DefaultSubset": "v1"})
     await caller.until_at("one")
+    before = kept(SERVICE, "no instances read")
     await caller.put(RESOLVER | {"DefaultSubset": "v2", "Subsets": VERSIONS | {"v2": {"Filter": "Service.No == 1"}}})
-    await asyncio.sleep(1.5)
+    await until("it is counted", lambda: kept(SERVICE, "no instances read") > before)
     assert await caller.many(100) == {"one": 100}
     await caller.put(RESOLVER | {"DefaultSubset": "v2"})
     await caller.until_at("two")
@@ -78,8 +80,9 @@ async def test_a_chain_to_another_datacenter_keeps_the_last_rules(caller: Caller
     await caller.serve("two", version="2")
     await caller.put(RESOLVER | {"DefaultSubset": "v1"})
     await caller.until_at("one")
+    before = kept(SERVICE, "invalid")
     await caller.put({"Kind": "service-resolver", "Name": SERVICE, "Redirect": {"Datacenter": "dc2"}})
-    await asyncio.sleep(0.5)
+    await until("it is counted", lambda: kept(SERVICE, "invalid") > before)
     assert await caller.many(100) == {"one": 100}
     await caller.put(RESOLVER | {"DefaultSubset": "v2"})
     await caller.until_at("two")
@@ -99,6 +102,7 @@ async def test_a_rule_for_a_service_that_the_caller_may_not_find_keeps_the_last_
     await caller.serve("hidden", service="ledger")
     await caller.until_at("one")
     await caller.put({"Kind": "service-defaults", "Name": "ledger", "Protocol": "grpc"})
+    before = kept(SERVICE, "no instances read")
     await caller.put({"Kind": "service-resolver", "Name": SERVICE, "Redirect": {"Service": "ledger"}})
-    await asyncio.sleep(0.5)
+    await until("it is counted", lambda: kept(SERVICE, "no instances read") > before)
     assert await caller.many(100) == {"one": 100}

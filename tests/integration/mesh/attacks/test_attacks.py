@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import cache
 
 import grpc
 import hvac
@@ -18,8 +19,9 @@ from support.traffic.api_user import ApiUser
 
 from chassis.mesh.certificate_request import build
 from chassis.mesh.names import server_name, spiffe_id
+from stack.cluster.clients import Clients
 from stack.mesh import recent_calls
-from stack.mesh.operator_leaf import issue
+from stack.mesh.operator_leaf import Leaf, issue
 
 from ..raw_calls import METHODS, REACHED, code_of
 
@@ -29,6 +31,12 @@ JOBS = ("gateway", "order-service", "user-service")
 
 def secure(running: RunningStack, service: str, credentials: grpc.ChannelCredentials) -> grpc.Channel:
     return grpc.secure_channel(first_address(running.clients, service), credentials, named(service))
+
+
+@cache
+def ended(clients: Clients) -> Leaf:
+    """Made once, because its end takes seconds."""
+    return ended_leaf(clients, "gateway")
 
 
 # How each attacker connects to a service, and the reason with which its handshake is counted and logged.
@@ -41,7 +49,7 @@ ATTACKS = {
         running, service, caller_credentials(foreign_leaf(running.clients, "gateway"))
     ),
     "a certificate that has ended": lambda running, service: secure(
-        running, service, caller_credentials(ended_leaf(running.clients, "gateway"))
+        running, service, caller_credentials(ended(running.clients))
     ),
 }
 

@@ -16,7 +16,7 @@ from stack.cluster.clients import Clients
 from stack.cluster.planned_changes import Change
 from stack.console import StackError
 from stack.mesh import ca_rotation
-from stack.mesh.ca_rotation import Instances
+from stack.mesh.ca_rotation import Instances, Rotation
 
 HOST = "127.0.0.1"
 WORKER = "order-service-worker"
@@ -110,3 +110,9 @@ def test_nothing_begins_while_a_file_differs() -> None:
     with pytest.raises(StackError, match="vault policy consul-ca is not as in its file"):
         ca_rotation._require_no_change(iter([change]))
     ca_rotation._require_no_change(iter([]))
+
+
+def test_the_root_that_consul_uses_is_never_deleted() -> None:
+    authority: Any = SimpleNamespace(root_mount=lambda: "mesh-root")  # anything else would be an AttributeError
+    with pytest.raises(StackError, match="Consul uses the root in mesh-root again"):
+        Rotation(authority, cast(Any, None), cast(Any, None))._delete_old("mesh-root")

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import grpc
 import pytest
 from structlog.testing import capture_logs
+from support.mesh.kept_rules import kept
 from support.waiting import until
 
 from chassis.calls.routing import router
-from chassis.telemetry.metrics import collect
 
 from ...echo_service import echo
 from .recorded_chains import CHAINS, SERVICE, V2
 from .routed_calls import RoutedCalls, gated, route, routes
 
 INVALID = CHAINS["other_datacenter"]
-
-
-def kept(reason: str) -> int:
-    """How often the last rules stayed in use for a reason."""
-    metric = next((metric for metric in collect(time.time_ns()) if metric.name == "traffic_rules.kept"), None)
-    points: list[Any] = list(metric.data.data_points) if metric else []
-    return sum(p.value for p in points if p.attributes == {"rpc.service": SERVICE, "reason": reason})
 
 
 async def test_a_change_applies_to_the_next_call_and_the_one_in_progress_ends_where_it_is(calls: RoutedCalls) -> None:
@@ -97,10 +89,10 @@ async def test_rules_apply_once_the_instances_of_their_targets_are_known(
     monkeypatch.setattr(router, "_LOAD_SECONDS", 0.01)
     await calls.serve(one=echo, two=echo)
     await calls.route("default_subset_and_timeout")
-    listed, before = calls.consul.hide(V2), kept("no instances read")
+    listed, before = calls.consul.hide(V2), kept(SERVICE, "no instances read")
     with capture_logs() as logs:
         calls.consul.route(SERVICE, CHAINS["split_to_one"])
-        await until("it is reported", lambda: kept("no instances read") == before + 1)
+        await until("it is reported", lambda: kept(SERVICE, "no instances read") == before + 1)
         await calls.stub.say("x")
     assert [each["missing"] for each in logs if "missing" in each] == [["v2.user-service"]]
     assert calls.seen() == {"one": 1, "two": 0}
@@ -124,10 +116,10 @@ async def test_rules_that_cannot_apply_are_replaced_by_the_next_ones(calls: Rout
 async def test_an_invalid_chain_is_reported_once_and_the_last_rules_stay(calls: RoutedCalls) -> None:
     await calls.serve(one=echo, two=echo)
     await calls.route("default_subset_and_timeout")
-    before = kept("invalid")
+    before = kept(SERVICE, "invalid")
     with capture_logs() as logs:
         calls.consul.route(SERVICE, INVALID)
-        await until("it is counted", lambda: kept("invalid") == before + 1)
+        await until("it is counted", lambda: kept(SERVICE, "invalid") == before + 1)
         calls.consul.put("another", "change")
         await asyncio.sleep(0.05)  # for a switch that must not begin
         for _ in range(10):
@@ -151,11 +143,11 @@ async def test_a_process_that_starts_with_an_invalid_chain_calls_any_instance(ca
 async def test_an_outage_of_consul_is_counted_and_the_last_rules_stay(calls: RoutedCalls) -> None:
     await calls.serve(one=echo, two=echo)
     await calls.route("split_to_one")
-    before = kept("unreachable")
+    before = kept(SERVICE, "unreachable")
     for report in calls.consul.outages:
         report()
     await calls.stub.say("x")
-    assert (kept("unreachable") - before, calls.seen()) == (1, {"one": 0, "two": 1})
+    assert (kept(SERVICE, "unreachable") - before, calls.seen()) == (1, {"one": 0, "two": 1})
 
 
 async def test_a_field_that_is_not_followed_is_logged_by_name(calls: RoutedCalls) -> None:

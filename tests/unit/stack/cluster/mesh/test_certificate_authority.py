@@ -194,3 +194,8 @@ def test_a_consul_that_keeps_its_root_is_an_error(cluster: Cluster, monkeypatch:
 
 def test_the_trust_domain_is_that_of_consul(cluster: Cluster) -> None:
     assert cluster.authority.trust_domain() == "1234.consul"
+
+
+def test_the_active_root_is_no_former_one(cluster: Cluster) -> None:
+    cluster.deployed()
+    assert [cluster.authority.is_former(root) for root in ("built in", "of OpenBao")] == [True, False]
