@@ -113,7 +113,7 @@ class MeshIdentity:
     async def _follow_roots(self) -> None:
         async for found in self._root_source.watch_roots():
             roots = _certificates(root["RootCert"] for root in found["Roots"])
-            issuers = _certificates(pem for root in found["Roots"] for pem in root["IntermediateCerts"] or ())
+            issuers = _certificates(pem for root in found["Roots"] for pem in root.get("IntermediateCerts") or ())
             before, self._trust = (
                 self._trust,
                 Trust(found["TrustDomain"], "".join(f"{root}\n" for root in roots).encode()),

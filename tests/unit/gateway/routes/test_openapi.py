@@ -44,8 +44,8 @@ def test_operations_have_unique_names_and_every_problem_is_documented() -> None:
     assert len(set(names)) == len(names)
     text = str(openapi.document()["paths"])
     undocumented = {kind.reason for kind in KINDS.values() if kind.type not in text}
-    # The gateway returns USER_UNKNOWN as UNAUTHENTICATED; FORBIDDEN is for services that do not come by the edge.
-    assert undocumented == {"USER_UNKNOWN", "FORBIDDEN"}
+    # The gateway returns it as UNAUTHENTICATED.
+    assert undocumented == {"USER_UNKNOWN"}
 
 
 def test_every_operation_that_needs_a_token_is_documented_so() -> None:
