@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 from support.postgres.private_postgres import Postgres, binaries, running
 
-from .chassis.servers import Server, openbao
+from stack.build import tools
+
+from .chassis.servers import Server, consul, openbao
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,14 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture(scope="module")
 def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with openbao(tmp_path_factory.mktemp("bao")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if tools.find("consul") is None:
+        pytest.skip("needs Consul (./justw deploy builds it)")
+    with consul(tmp_path_factory.mktemp("consul")) as server:
         yield server
 
 

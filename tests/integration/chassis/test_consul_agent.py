@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ from support.waiting import until
 from chassis.platform.consul import ConsulClient
 from chassis.platform.discovery import Discovery, Endpoints
 from chassis.settings import Live, ProcessSettings, load_settings, watch_settings
-from stack.build import tools
 
 from .identities import Issuer, trust_in_consul
-from .servers import Server, consul
+from .servers import Server
 
 KEY = "config/gateway"
 GOOD = {
@@ -37,14 +36,6 @@ key "config/gateway" { policy = "read" }
 service "user-service" { policy = "read" }
 node_prefix "" { policy = "read" }
 """
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if tools.find("consul") is None:
-        pytest.skip("needs Consul (./justw deploy builds it)")
-    with consul(tmp_path_factory.mktemp("consul")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

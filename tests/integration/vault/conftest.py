@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from stack.build import tools
-
-from ..chassis.servers import Server, consul
+from ..chassis.servers import Server
 from .private_mesh import Mesh
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if tools.find("consul") is None:
-        pytest.skip("needs Consul (./justw deploy builds it)")
-    with consul(tmp_path_factory.mktemp("consul")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

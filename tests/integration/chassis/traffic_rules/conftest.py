@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -13,25 +13,16 @@ from chassis.platform.consul import ConsulClient
 from chassis.process import Process
 from chassis.settings import Live, ProcessSettings
 from chassis.testing import environment, process_settings
-from stack.build import tools
 from stack.config import ROOT
 
 from ..identities import Issuer, trust_in_consul
-from ..servers import Server, consul
+from ..servers import Server
 from .routed_caller import DEFAULTS, SERVICE, Caller, forget_rules
 
 SETTINGS = ClientSettings(
     deadline_seconds=5.0, calls_at_once=1000, failure_ratio=0.5, reset_seconds=0.3, attempts=2, attempt_seconds=5.0,
     retry_budget_ratio=0.1, ejection_seconds=1.0,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if tools.find("consul") is None:
-        pytest.skip("needs Consul (./justw deploy builds it)")
-    with consul(tmp_path_factory.mktemp("consul")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
