@@ -52,7 +52,7 @@ def test_revoked_logins_are_replaced_within_ten_seconds(
 ) -> None:
     """As an operator does after a leak: `bao lease revoke -prefix database/creds/order-service`."""
     before = {role: _names(running, role) for role in ROLES}
-    with Load(running.url("gateway"), 30, placing) as load:
+    with Load(running.url("gateway"), 15, placing) as load:
         eventually("the load flows", lambda: len(load.answers) > 30, 30)
         taken = time.time()
         running.clients.vault.sys.revoke_prefix("database/creds/order-service")
