@@ -91,6 +91,13 @@ class Process(Generic[K]):
             self.add_readiness("mesh", self._mesh.readiness)
         return self._mesh
 
+    async def wait_for_mesh(self) -> bool:
+        """Waits for the first certificate where there is a mesh; returns False if SIGTERM comes first."""
+        identity = self.join_mesh()
+        if identity is not None:
+            await _unless_stopped(self.stopping, identity.ready())
+        return identity is None or not self.stopping.is_set()
+
     def add_readiness(self, name: str, probe: Probe) -> None:
         """Adds a readiness probe: it returns None if ready, else the reason. An exception counts as a reason."""
         self._probes[name] = probe
@@ -156,7 +163,7 @@ async def live(name: str, settings: type[K], compose: Callable[[Process[K]], Awa
     for number in IGNORED:
         loop.add_signal_handler(number, _ignore, number)
     try:
-        process = await unless_stopped(stopping, configure(name, settings, stopping))
+        process = await _unless_stopped(stopping, configure(name, settings, stopping))
         return await _serve(process, compose) if process is not None else 0
     except ConfigurationError as error:
         log.critical("invalid configuration, the process does not start", problem=str(error))
@@ -212,7 +219,7 @@ async def _serve(process: Process[K], compose: Callable[[Process[K]], Awaitable[
         log.info("stopped")
 
 
-async def unless_stopped(stopping: asyncio.Event, work: Awaitable[T]) -> T | None:
+async def _unless_stopped(stopping: asyncio.Event, work: Awaitable[T]) -> T | None:
     """Returns the result of `work`; cancels it and returns None if the process receives SIGTERM first."""
     started = asyncio.ensure_future(work)
     stopped = asyncio.ensure_future(stopping.wait())

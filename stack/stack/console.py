@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -24,6 +24,14 @@ class StackError(Exception):
 def say(text: str = "") -> None:
     """Prints a line without buffering, also into a pipe."""
     print(text, flush=True)
+
+
+def table(heading: Sequence[object], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+    """Yields the lines of a table, whose columns are as wide as their longest cell."""
+    texts = [[str(cell) for cell in row] for row in (heading, *rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    for row in texts:
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ fragile: viewer-json-rpc. The viewer's page uses this JSON-RPC itself; the viewe
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,22 +69,24 @@ class Increase:
     amount: int
 
 
-def increases(stack: Stack, name: str, seconds: float) -> list[Increase] | None:
-    """Returns how much each series of a counter has increased in the last `seconds`; None without a viewer."""
+def increases(stack: Stack, names: Sequence[str], seconds: float) -> dict[str, list[Increase]] | None:
+    """Returns how much each series of some counters has increased in the last `seconds`; None without a viewer."""
     now = time.time_ns()
     since = now - int(seconds * 10**9)
     period = [str(since - _FRESH_SECONDS * 10**9), str(now + 10**9)]
     try:
-        found = [row for row in _call(stack, "searchMetricSummaries", period) or [] if row["name"] == name]
-        metrics = [(row["serviceName"], _call(stack, "getMetric", [row["id"], *period]) or {}) for row in found]
+        found = [row for row in _call(stack, "searchMetricSummaries", period) or [] if row["name"] in names]
+        metrics = [(row, _call(stack, "getMetric", [row["id"], *period]) or {}) for row in found]
     except (httpx.HTTPError, ValueError):
         return None
-    return [
-        Increase(service, _by_key(series["attributes"]), amount)
-        for service, metric in metrics
-        for series in metric.get("timeseries", [])
-        if (amount := _increase(series["datapoints"], since))
-    ]
+    increased: dict[str, list[Increase]] = {name: [] for name in names}
+    for row, metric in metrics:
+        increased[row["name"]] += [
+            Increase(row["serviceName"], _by_key(series["attributes"]), amount)
+            for series in metric.get("timeseries", [])
+            if (amount := _increase(series["datapoints"], since))
+        ]
+    return increased
 
 
 def _increase(points: list[dict[str, Any]], since: int) -> int:

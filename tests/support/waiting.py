@@ -16,3 +16,14 @@ async def until(what: str, condition: Callable[[], bool | Awaitable[bool]], seco
             return
         assert time.monotonic() < ends_at, f"not within {seconds} s: {what}"
         await asyncio.sleep(0.01)
+
+
+async def accepts(address: str) -> bool:
+    """Return whether a connection to host:port is accepted."""
+    host, _, port = address.rpartition(":")
+    try:
+        _, writer = await asyncio.open_connection(host, int(port))
+    except OSError:
+        return False
+    writer.close()
+    return True

@@ -114,10 +114,8 @@ class MeshIdentity:
         async for found in self._root_source.watch_roots():
             roots = _certificates(root["RootCert"] for root in found["Roots"])
             issuers = _certificates(pem for root in found["Roots"] for pem in root.get("IntermediateCerts") or ())
-            before, self._trust = (
-                self._trust,
-                Trust(found["TrustDomain"], "".join(f"{root}\n" for root in roots).encode()),
-            )
+            before = self._trust
+            self._trust = Trust(found["TrustDomain"], "".join(f"{root}\n" for root in roots).encode())
             log.info("roots of the mesh", trust_domain=self._trust.domain, roots=len(roots))
             if before is not None and before != self._trust:
                 self._notify()

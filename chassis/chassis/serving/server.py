@@ -18,7 +18,6 @@ from grpc_reflection.v1alpha import reflection
 from chassis.auth.acting_user import Rules
 from chassis.mesh.identity import MeshIdentity
 from chassis.mesh.tls import server_credentials
-from chassis.process import unless_stopped
 from chassis.serving.authorization import Users, authorization_of
 from chassis.serving.health import HealthService
 from chassis.serving.interceptor import CallInterceptor
@@ -70,11 +69,9 @@ async def serve(
     SIGTERM comes before the first certificate.
     """
     limiter = Limiter(process.name, limiter_settings) if limiter_settings else None
+    if not await process.wait_for_mesh():
+        return
     identity = process.join_mesh()
-    if identity is not None:
-        await unless_stopped(process.stopping, identity.ready())
-        if process.stopping.is_set():
-            return
     interceptor = CallInterceptor(limiter, exempt, urgent, authorization_of(process, _checked(process, users)))
     options = _OPTIONS if identity is None else (*_OPTIONS, *_MESH_OPTIONS)
     server = grpc.aio.server(interceptors=(interceptor,), options=options)

@@ -16,7 +16,7 @@ import structlog
 from sanic.server.async_server import AsyncioServer
 
 from chassis.mesh.ssl_context import server_context
-from chassis.process import Process, unless_stopped
+from chassis.process import Process
 from gateway.http.gateway_app import GatewayApp
 from gateway.http.sanic_internals import (
     TlsProtocol,
@@ -58,13 +58,12 @@ async def serve(app: GatewayApp, create_health: Callable[[GatewayApp], GatewayAp
     In a mesh each caller needs a certificate. Then the app that `create_health` returns is at an address of its own,
     for checks, which have none. Returns at once if SIGTERM comes before the first certificate.
     """
+    if not await process.wait_for_mesh():
+        return
     identity, environment = process.join_mesh(), process.environment
     if identity is None:
         servers = [await listen(app, environment.bind_address)]
     else:
-        await unless_stopped(process.stopping, identity.ready())
-        if process.stopping.is_set():
-            return
         servers = [
             await listen(app, environment.bind_address, server_context(identity, of_callers=True)),
             await listen(create_health(app), environment.health_address, server_context(identity, of_callers=False)),

@@ -26,7 +26,7 @@ from stack.build.zipapps import SERVICES
 from stack.cluster import agents
 from stack.cluster.clients import Clients
 from stack.config import Stack
-from stack.console import StackError, say
+from stack.console import StackError, say, table
 from stack.mesh import dial, gateway_instance, operator_leaf, recent_calls
 from stack.mesh.dial import Address
 from stack.mesh.gateway_instance import GATEWAY
@@ -228,15 +228,13 @@ def lines(found: Row) -> Iterator[str]:
 
 
 def _service_lines(service: Row, in_mesh: bool) -> Iterator[str]:
-    paths = [method["path"].removeprefix("/") for method in service["methods"]]
-    title = f"{service['name']} may be called by"
-    width = max(map(len, [title, *paths]))
-    widths = {caller: max(len(caller), 3) for caller in service["callers"]}
-    columns = "  ".join(f"{_caller(caller):<{widths[caller]}}" for caller in widths)
-    yield f"{title:<{width}}  {columns or 'nobody'}".rstrip()
-    for path, method in zip(paths, service["methods"], strict=True):
-        marks = {caller: "yes" if caller in method["allowed"] else "-" for caller in widths}
-        yield f"{path:<{width}}  {'  '.join(f'{marks[caller]:<{widths[caller]}}' for caller in widths)}".rstrip()
+    callers: Sequence[str] = service["callers"]
+    columns = [_caller(each) for each in callers] or ["nobody"]
+    rows = [
+        (method["path"].removeprefix("/"), *(["yes" if each in method["allowed"] else "-" for each in callers] or [""]))
+        for method in service["methods"]
+    ]
+    yield from table((f"{service['name']} may be called by", *columns), rows)
     if service["problem"]:
         yield f"! only methods that intentions name are listed: {service['problem']}"
     if in_mesh and not service["enforced"]:

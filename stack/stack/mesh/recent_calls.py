@@ -6,27 +6,26 @@ A process sends its metrics every thirty seconds, so the newest calls are missin
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from stack import telemetry_viewer
 from stack.config import Stack
+from stack.console import table
 
 Row = dict[str, Any]
 MINUTES = 5
+_ALLOWED, _DENIED, _FAILED = "mesh.calls", "mesh.calls.denied", "mesh.handshakes.failed"
 
 
 def read(stack: Stack) -> Row | None:
     """Returns calls by service, caller and method, and refused handshakes by service and reason; None without them."""
-    allowed, denied, failed = (
-        telemetry_viewer.increases(stack, name, 60 * MINUTES)
-        for name in ("mesh.calls", "mesh.calls.denied", "mesh.handshakes.failed")
-    )
-    if allowed is None or denied is None or failed is None:
+    increased = telemetry_viewer.increases(stack, (_ALLOWED, _DENIED, _FAILED), 60 * MINUTES)
+    if increased is None:
         return None
     calls: defaultdict[tuple[str, ...], dict[str, int]] = defaultdict(lambda: {"allowed": 0, "denied": 0})
-    for kind, found in (("allowed", allowed), ("denied", denied)):
-        for each in found:
+    for kind, name in (("allowed", _ALLOWED), ("denied", _DENIED)):
+        for each in increased[name]:
             key = each.service, each.attributes["mesh.caller"], _method(each.attributes)
             calls[key][kind] += each.amount
     return {
@@ -36,7 +35,8 @@ def read(stack: Stack) -> Row | None:
             for (service, caller, method), counts in sorted(calls.items())
         ],
         "failed_handshakes": [
-            {"service": each.service, "reason": each.attributes["error.type"], "count": each.amount} for each in failed
+            {"service": each.service, "reason": each.attributes["error.type"], "count": each.amount}
+            for each in increased[_FAILED]
         ],
     }
 
@@ -51,18 +51,11 @@ def lines(found: Row | None) -> Iterator[str]:
     if found is None:
         yield "! who called whom is not known: the telemetry viewer does not answer"
         return
-    yield from _table(
+    yield from table(
         (f"called in the last {found['minutes']} minutes", "caller", "calls", "denied"),
         [(row["method"].removeprefix("/"), row["caller"], row["allowed"], row["denied"]) for row in found["calls"]],
     )
     if found["failed_handshakes"]:
         yield ""
         rows = [(row["service"], row["reason"], row["count"]) for row in found["failed_handshakes"]]
-        yield from _table(("TLS handshakes that failed", "reason", "count"), rows)
-
-
-def _table(heading: Sequence[object], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    texts = [[str(cell) for cell in row] for row in (heading, *rows)]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    for row in texts:
-        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        yield from table(("TLS handshakes that failed", "reason", "count"), rows)

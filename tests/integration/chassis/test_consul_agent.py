@@ -15,22 +15,13 @@ from support.waiting import until
 from chassis.platform.consul import ConsulClient
 from chassis.platform.discovery import Discovery, Endpoints
 from chassis.settings import Live, ProcessSettings, load_settings, watch_settings
+from chassis.testing import process_settings
 
 from .identities import Issuer, trust_in_consul
 from .servers import Server
 
 KEY = "config/gateway"
-GOOD = {
-    "log_level": "INFO",
-    "drain_seconds": 1.0,
-    "grace_seconds": 1.0,
-    "traces_per_second": 20.0,
-    "trace_share": 1.0,
-    "slow_seconds": 1.0,
-    "mesh": {"leaf_seconds": 3600.0, "enforce": True},
-    "token_keys_refresh_seconds": 60.0,
-    "token_keys_retry_seconds": 3.0,
-}
+GOOD = process_settings(drain_seconds=1.0).model_dump()
 POLICY = """
 key "config/gateway" { policy = "read" }
 service "user-service" { policy = "read" }

@@ -40,9 +40,12 @@ def settings(**changes: Any) -> ClientSettings:
 
 
 def channel_to(target: Target, settings: Live[ClientSettings]) -> Channel:
-    """Returns a channel whose calls all go to one target."""
-    router = Router(target.name, lambda _: target)
-    router.current = Routes(without_rules(target.name), {Subset(target.name): target})
+    """Returns a channel whose calls all go to one target, once its instances are known."""
+    router, rules = Router(target.name, lambda _: target), without_rules(target.name)
+    if target.endpoints.loaded:
+        router.current = Routes(rules, {Subset(target.name): target})
+    else:
+        router.apply(rules)
     return Channel(target.name, router, settings)
 
 

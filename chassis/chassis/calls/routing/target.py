@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -33,13 +33,15 @@ T = TypeVar("T")
 
 END_OF_STREAM: Any = object()
 """Returned in place of the first message of a stream that has none."""
-_DISCOVERY_SECONDS = 1.0
 _RETRYABLE_BY_CALLER = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
 _retries = meter().create_counter("rpc.client.retries", description="attempts after the first")
 
 
 class Target:
-    """Makes calls to the instances in `endpoints`; `subset` is the name of the subset that they are, if any."""
+    """Makes calls to the instances in `endpoints`; `subset` is the name of the subset that they are, if any.
+
+    A router sends calls here once the instances have been read from Consul.
+    """
 
     def __init__(
         self,
@@ -109,8 +111,6 @@ class Target:
             await responses.aclose()
 
     async def _attempts(self, retries: Retries, request: Any, ends_at: float, metadata: Metadata, span: Span) -> Any:
-        if not self.endpoints.loaded:
-            await self._wait_for_discovery(ends_at - time.monotonic())
         self.budget.deposit()
         while True:
             try:
@@ -158,8 +158,6 @@ class Target:
         longest = self._settings.value.deadline_seconds
         first_seconds = longest if seconds is None else min(longest, seconds)
         ends_at = asyncio.get_running_loop().time() + first_seconds
-        if not self.endpoints.loaded:
-            await self._wait_for_discovery(first_seconds)
         with self.balancer.pick(frozenset(), method, first_seconds) as attempt:
             span.set_attribute("server.address", attempt.instance.endpoint.address)
             stream = attempt.instance.connection.stream(method, request, seconds, metadata)
@@ -192,11 +190,6 @@ class Target:
         finally:
             span.set_attribute("breaker.state", self.breaker.state)
             self.bulkhead.release()
-
-    async def _wait_for_discovery(self, seconds: float) -> None:
-        """Waits briefly for the first list of instances; without one the call fails because there is no instance."""
-        with suppress(TimeoutError):
-            await self.endpoints.ready(min(seconds, _DISCOVERY_SECONDS))
 
 
 async def _first(responses: AsyncGenerator[Any, None], ends_at: float) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from typing import Any
 
+import pytest
 from support.mesh.kept_rules import kept
 from support.waiting import until
 
@@ -61,28 +63,28 @@ async def test_a_change_applies_within_a_second_and_no_call_fails(caller: Caller
     assert statistics.median(seconds) < 1
 
 
-async def test_a_subset_whose_filter_consul_cannot_evaluate_keeps_the_last_rules(caller: Caller) -> None:
-    """Consul accepts the entry, compiles the chain, and rejects the query for the instances."""
+NOT_EVALUATED = RESOLVER | {"DefaultSubset": "v2", "Subsets": VERSIONS | {"v2": {"Filter": "Service.No == 1"}}}
+ELSEWHERE = {"Kind": "service-resolver", "Name": SERVICE, "Redirect": {"Datacenter": "dc2"}}
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        # Consul accepts the entry, compiles the chain, and rejects the query for the instances.
+        pytest.param(NOT_EVALUATED, "no instances read", id="a filter that Consul cannot evaluate"),
+        pytest.param(ELSEWHERE, "invalid", id="another datacenter"),
+    ],
+)
+async def test_a_rule_that_cannot_be_followed_keeps_the_last_ones(
+    caller: Caller, rule: dict[str, Any], reason: str
+) -> None:
     await caller.serve("one", version="1")
     await caller.serve("two", version="2")
     await caller.put(RESOLVER | {"DefaultSubset": "v1"})
     await caller.until_at("one")
-    before = kept(SERVICE, "no instances read")
-    await caller.put(RESOLVER | {"DefaultSubset": "v2", "Subsets": VERSIONS | {"v2": {"Filter": "Service.No == 1"}}})
-    await until("it is counted", lambda: kept(SERVICE, "no instances read") > before)
-    assert await caller.many(100) == {"one": 100}
-    await caller.put(RESOLVER | {"DefaultSubset": "v2"})
-    await caller.until_at("two")
-
-
-async def test_a_chain_to_another_datacenter_keeps_the_last_rules(caller: Caller) -> None:
-    await caller.serve("one", version="1")
-    await caller.serve("two", version="2")
-    await caller.put(RESOLVER | {"DefaultSubset": "v1"})
-    await caller.until_at("one")
-    before = kept(SERVICE, "invalid")
-    await caller.put({"Kind": "service-resolver", "Name": SERVICE, "Redirect": {"Datacenter": "dc2"}})
-    await until("it is counted", lambda: kept(SERVICE, "invalid") > before)
+    before = kept(SERVICE, reason)
+    await caller.put(rule)
+    await until("it is counted", lambda: kept(SERVICE, reason) > before)
     assert await caller.many(100) == {"one": 100}
     await caller.put(RESOLVER | {"DefaultSubset": "v2"})
     await caller.until_at("two")

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from support.mesh.access_tokens import TokenKey
-from support.waiting import until
+from support.waiting import accepts, until
 
 from chassis.auth.acting_user import ActsFor, rules_of
 from chassis.calls import client
@@ -67,7 +67,7 @@ class Mesh:
     async def running(self) -> AsyncIterator[Mesh]:
         serving = asyncio.create_task(server.serve(self.process, self.service.register, [NAME], users=self.users))
         try:
-            await until("it serves", lambda: _accepts(self.address))
+            await until("it serves", lambda: accepts(self.address))
             self.consul.register("echo", self.address)
             yield self
         finally:
@@ -98,16 +98,6 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
-
-
-async def _accepts(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        _, writer = await asyncio.open_connection(host, int(port))
-    except OSError:
-        return False
-    writer.close()
-    return True
 
 
 async def code_of(call: Callable[[], Awaitable[Any]]) -> grpc.StatusCode:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-from support.waiting import until
+from support.waiting import accepts, until
 
 from chassis.mesh.names import server_name
 from chassis.mesh.ssl_context import load_leaf
@@ -59,7 +59,7 @@ class MeshGateway:
         app = compose(self.process, FakeVault(), CallerAuthorization(authorization))
         serving = asyncio.create_task(http_server.serve(app, composition.create_health, self.process))
         try:
-            await until("it serves", lambda: _accepts(self.health))
+            await until("it serves", lambda: accepts(self.health))
             yield self
         finally:
             self.process.stopping.set()
@@ -102,13 +102,3 @@ class MeshGateway:
         before = identity.current
         identity._reissue.set()
         await until("it has another leaf", lambda: self.authority.requests > issued and identity.current != before)
-
-
-async def _accepts(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        _, writer = await asyncio.open_connection(host, int(port))
-    except OSError:
-        return False
-    writer.close()
-    return True
